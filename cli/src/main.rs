@@ -1,0 +1,2 @@
+//! The `polylink` binary.
+fn main() {}
