@@ -1,1 +1,24 @@
-//! Under construction.
+//! Compute: the operations a transformer needs, behind one trait, with the same bits on every device.
+//!
+//! *Invariant*: this crate does not know what a request, a model file or a token price is. A model is a [`Program`]
+//! over prepared weights, a unit of work is a [`Step`], and what comes back is a pure function of them: it does not
+//! depend on the batch, on the number of threads, on the instruction set, or on how the model is split over devices
+//! (`docs/numerics.md`).
+
+pub mod backend;
+pub mod collective;
+pub mod program;
+pub mod step;
+
+pub use backend::{
+    Backend, BackendError, Dtype, KRanges, KvLayout, KvSpec, Limits, Part, Shard, TensorView, Ticket, WeightForm,
+    WeightId,
+};
+pub use collective::{Collective, CollectiveError, LocalCollective, Solo};
+pub use program::{
+    AttentionSpec, BufferId, BufferSpec, Epilogue, Op, Program, ProgramBuilder, RopeId, RopeSpec, RowKind,
+};
+pub use step::{
+    ForwardStep, SKETCH_VALUES, SampleParams, SampleRow, SampleStep, Sampled, SequenceRows, SlotStart, Span, Step,
+    StepOutput, TOP_LOGPROBS_MAX, TokenInput, TokenLogprob,
+};
