@@ -1,0 +1,234 @@
+//! The signed objects of the market: their digests, signatures and prices (see `docs/wire.md`).
+//!
+//! A user's spend key signs a [`Request`]; the worker's receipt key signs a [`Receipt`] that names the request's
+//! digest; the spend key then signs a cumulative [`Voucher`] over the chain of receipts that it pays. Each object has
+//! one canonical encoding and one digest.
+
+use crate::digest::{self, Digest, Hasher, tag};
+use crate::keys::{KeyError, ServiceKey, verify_ed25519};
+use crate::market_v1::{
+    ModelProfile, Receipt, Request, SignedReceipt, SignedRequest, SignedVoucher, TokenPrices, Voucher,
+};
+use crate::{Amount, amount::AmountError};
+
+/// Bytes of a salt (prompt, completion): too many to guess a short text from its digest.
+pub const SALT_BYTES: usize = 32;
+/// Bytes of a request's seed.
+pub const SEED_BYTES: usize = 32;
+/// Bytes of one token's activation sketch: eight f16.
+pub const SKETCH_BYTES: usize = 16;
+
+/// Why a signed object is refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ObjectError {
+    /// A required part is unset.
+    #[error("the {object} has no {field}")]
+    Missing {
+        /// Which object.
+        object: &'static str,
+        /// Which field.
+        field: &'static str,
+    },
+    /// A field's value is out of its domain.
+    #[error("the {object}'s {field} is wrong: {reason}")]
+    Field {
+        /// Which object.
+        object: &'static str,
+        /// Which field.
+        field: &'static str,
+        /// What is expected.
+        reason: String,
+    },
+    /// The signature is wrong.
+    #[error("the {object}'s signature: {source}")]
+    Signature {
+        /// Which object.
+        object: &'static str,
+        /// What is wrong with it.
+        source: KeyError,
+    },
+    /// An amount's text.
+    #[error(transparent)]
+    Amount(#[from] AmountError),
+}
+
+/// Digest of a model profile: what a worker claims to run and a price is set for.
+pub fn profile_digest(profile: &ModelProfile) -> Digest {
+    digest::of_message(tag::PROFILE, profile)
+}
+
+/// Refuses a profile with digests of another length or empty names.
+pub fn check_profile(profile: &ModelProfile) -> Result<(), ObjectError> {
+    let wrong = |field, reason: &str| ObjectError::Field { object: "profile", field, reason: reason.into() };
+    let (name, revision) = profile.id.split_once('@').unwrap_or((&profile.id, ""));
+    if name.split('/').count() != 2 || name.split('/').any(str::is_empty) || revision.is_empty() || profile.id.len() > 200 {
+        return Err(wrong("id", "`org/name@revision` of at most 200 bytes is expected"));
+    }
+    for (field, bytes) in [
+        ("config_digest", &profile.config_digest),
+        ("tokenizer_digest", &profile.tokenizer_digest),
+        ("chat_template_digest", &profile.chat_template_digest),
+        ("generation_config_digest", &profile.generation_config_digest),
+        ("weights_digest", &profile.weights_digest),
+    ] {
+        if bytes.len() != 32 {
+            return Err(wrong(field, "32 bytes are expected"));
+        }
+    }
+    for (field, text, known) in [
+        ("weight_quantization", &profile.weight_quantization, &["none", "q8_0", "q4_0"][..]),
+        ("compute_dtype", &profile.compute_dtype, &["f32", "int8", "bf16"][..]),
+        ("kv_dtype", &profile.kv_dtype, &["f32", "int8", "bf16"][..]),
+    ] {
+        if !known.contains(&text.as_str()) {
+            return Err(wrong(field, &format!("one of {known:?} is expected")));
+        }
+    }
+    if profile.numerics.is_empty() || profile.numerics.len() > 32 {
+        return Err(wrong("numerics", "the numerics version is expected, such as `exact-1`"));
+    }
+    Ok(())
+}
+
+/// Salted digest of prompt token ids: `salt ‖ n ‖ ids`.
+pub fn prompt_digest(salt: &[u8; SALT_BYTES], token_ids: &[u32]) -> Digest {
+    ids(Hasher::new(tag::PROMPT).fixed(salt), token_ids).finish()
+}
+
+/// Salted digest of the completion token ids of every choice: `salt ‖ choices ‖ (n ‖ ids)…`.
+pub fn completion_digest<'a>(salt: &[u8; SALT_BYTES], choices: impl ExactSizeIterator<Item = &'a [u32]>) -> Digest {
+    let hasher = Hasher::new(tag::COMPLETION).fixed(salt).u32(choices.len() as u32);
+    choices.fold(hasher, ids).finish()
+}
+
+/// Digest of the activation sketches of every choice: `choices ‖ (n ‖ n × 16 bytes)…`.
+pub fn sketch_digest<'a>(choices: impl ExactSizeIterator<Item = &'a [[u8; SKETCH_BYTES]]>) -> Digest {
+    let hasher = Hasher::new(tag::SKETCH).u32(choices.len() as u32);
+    choices
+        .fold(hasher, |h, sketches| sketches.iter().fold(h.u32(sketches.len() as u32), |h, sketch| h.fixed(sketch)))
+        .finish()
+}
+
+fn ids(hasher: Hasher, token_ids: &[u32]) -> Hasher {
+    token_ids.iter().fold(hasher.u32(token_ids.len() as u32), |h, id| h.u32(*id))
+}
+
+/// Digest of a request.
+pub fn request_digest(request: &Request) -> Digest {
+    digest::of_message(tag::REQUEST, request)
+}
+
+/// Digest of a receipt: what vouchers chain over and the Merkle tree holds.
+pub fn receipt_digest(receipt: &Receipt) -> Digest {
+    digest::of_message(tag::RECEIPT, receipt)
+}
+
+/// The chain hash before the first paid receipt.
+pub const RECEIPT_CHAIN_START: Digest = Digest([0; 32]);
+
+/// `H(previous ‖ receipt digest)`: the chain over paid receipts in index order.
+pub fn chain_receipt(previous: Digest, receipt: Digest) -> Digest {
+    Hasher::new(tag::RECEIPT_CHAIN).fixed(&previous.0).fixed(&receipt.0).finish()
+}
+
+/// What an answer costs: each count times its price per 1,000, summed, rounded up once.
+pub fn answer_amount(prices: &TokenPrices, prompt_tokens: u64, cached_tokens: u64, completion_tokens: u64) -> Amount {
+    let computed = u128::from(prompt_tokens.saturating_sub(cached_tokens));
+    // Three products of two u64 stay under 2^130; saturating keeps an absurd price from wrapping to a small one.
+    let milli = (computed.saturating_mul(u128::from(prices.prompt)))
+        .saturating_add(u128::from(cached_tokens).saturating_mul(u128::from(prices.cached_prompt)))
+        .saturating_add(u128::from(completion_tokens).saturating_mul(u128::from(prices.completion)));
+    Amount(milli.div_ceil(1_000))
+}
+
+/// The larger of two prices, field by field: what a user pays is max(epoch price, ask).
+pub fn max_prices(a: &TokenPrices, b: &TokenPrices) -> TokenPrices {
+    TokenPrices {
+        prompt: a.prompt.max(b.prompt),
+        cached_prompt: a.cached_prompt.max(b.cached_prompt),
+        completion: a.completion.max(b.completion),
+    }
+}
+
+/// True when no field of `price` exceeds `max`.
+pub fn within(price: &TokenPrices, max: &TokenPrices) -> bool {
+    price.prompt <= max.prompt && price.cached_prompt <= max.cached_prompt && price.completion <= max.completion
+}
+
+macro_rules! signed_object {
+    ($inner:ident, $signed:ident, $field:ident, $tag:expr, $name:literal, $sign:ident, $verify:ident) => {
+        #[doc = concat!("Signs a ", $name, ".")]
+        pub fn $sign($field: $inner, key: &ServiceKey) -> $signed {
+            let signature = key.sign(&digest::sign_bytes($tag, &$field));
+            $signed { $field: Some($field), signature }
+        }
+        #[doc = concat!("Checks a ", $name, "'s signature and returns it.")]
+        pub fn $verify<'a>(signed: &'a $signed, public_key: &[u8]) -> Result<&'a $inner, ObjectError> {
+            let object = signed.$field.as_ref().ok_or(ObjectError::Missing { object: $name, field: "body" })?;
+            verify_ed25519(public_key, &digest::sign_bytes($tag, object), &signed.signature)
+                .map_err(|source| ObjectError::Signature { object: $name, source })?;
+            Ok(object)
+        }
+    };
+}
+
+signed_object!(Request, SignedRequest, request, tag::REQUEST, "request", sign_request, verify_request);
+signed_object!(Receipt, SignedReceipt, receipt, tag::RECEIPT, "receipt", sign_receipt, verify_receipt);
+signed_object!(Voucher, SignedVoucher, voucher, tag::VOUCHER, "voucher", sign_voucher, verify_voucher);
+
+/// Refuses a request whose fields are out of their domains. Signature, session and prices are the caller's to check.
+pub fn check_request(request: &Request) -> Result<(), ObjectError> {
+    let wrong = |field, reason: &str| Err(ObjectError::Field { object: "request", field, reason: reason.into() });
+    let missing = |field| Err(ObjectError::Missing { object: "request", field });
+    if request.chain_id.is_empty() {
+        return missing("chain_id");
+    }
+    if request.profile_digest.len() != 32 {
+        return wrong("profile_digest", "32 bytes are expected");
+    }
+    if request.prompt_digest.len() != 32 {
+        return wrong("prompt_digest", "32 bytes are expected");
+    }
+    if request.seed.len() != SEED_BYTES {
+        return wrong("seed", "32 bytes are expected");
+    }
+    if request.max_price.is_none() {
+        return missing("max_price");
+    }
+    let Some(s) = &request.sampling else { return missing("sampling") };
+    let in_range = |x: f32, low: f32, high: f32| x.is_finite() && (low..=high).contains(&x);
+    if !in_range(s.temperature, 0.0, 2.0) {
+        return wrong("temperature", "0 to 2 is expected");
+    }
+    if !in_range(s.top_p, f32::MIN_POSITIVE, 1.0) {
+        return wrong("top_p", "above 0 and at most 1 is expected");
+    }
+    if !in_range(s.min_p, 0.0, 1.0) {
+        return wrong("min_p", "0 to 1 is expected");
+    }
+    if !in_range(s.repetition_penalty, 0.01, 10.0) {
+        return wrong("repetition_penalty", "0.01 to 10 is expected (1 is off)");
+    }
+    if !in_range(s.presence_penalty, -2.0, 2.0) || !in_range(s.frequency_penalty, -2.0, 2.0) {
+        return wrong("presence_penalty or frequency_penalty", "−2 to 2 is expected");
+    }
+    if s.logit_bias.len() > 1_024 || !s.logit_bias.windows(2).all(|w| w[0].token < w[1].token) {
+        return wrong("logit_bias", "at most 1,024 tokens, ascending, each once, are expected");
+    }
+    if s.logit_bias.iter().any(|b| !in_range(b.bias, -100.0, 100.0)) {
+        return wrong("logit_bias", "−100 to 100 is expected");
+    }
+    if s.max_tokens == 0 {
+        return wrong("max_tokens", "at least 1 is expected");
+    }
+    if s.n == 0 || s.n > 16 {
+        return wrong("n", "1 to 16 is expected");
+    }
+    if s.stop.len() > 16 || s.stop.iter().any(|t| t.is_empty() || t.len() > 256) || s.stop_token_ids.len() > 64 {
+        return wrong("stop", "at most 16 texts of 1 to 256 bytes and 64 token ids are expected");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,173 @@
+//! What crosses between services over HTTP: a gateway's call of a worker, the worker's stream, and the disclosure of a
+//! sampled transcript to a seated judge. JSON, with bytes in hexadecimal; signed parts keep their protobuf digests.
+//!
+//! | call | body | answer |
+//! | --- | --- | --- |
+//! | `POST /polylink/v1/generate` | [`GenerateCall`] | server-sent events, each a [`GenerateEvent`] |
+//! | `POST /polylink/v1/vouchers` | `SignedVoucher` | [`VoucherAck`] once it is durable |
+//! | `POST /polylink/v1/disclose` | [`DisclosureCall`] | [`Disclosure`] |
+//! | `GET /polylink/v1/info` | – | [`WorkerInfo`] |
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::{Digest, Hasher, tag};
+use crate::hex_bytes;
+use crate::market_v1::{ModelProfile, SignedReceipt, SignedRequest, SignedVoucher, SumNode, SumPath, TokenPrices};
+use crate::{Address, Amount};
+
+/// A signed request with what its digests stand for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GenerateCall {
+    /// Signed by the session's spend key.
+    pub request: SignedRequest,
+    /// Salt of the prompt digest, 32 bytes.
+    #[serde(with = "hex_bytes")]
+    pub prompt_salt: Vec<u8>,
+    /// The prompt's token ids.
+    pub prompt_token_ids: Vec<u32>,
+    /// The newest voucher, so that payment needs no call of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub voucher: Option<SignedVoucher>,
+    /// Top log-probabilities wanted per completion token, at most 20. They do not change the answer.
+    #[serde(default)]
+    pub logprobs: u32,
+}
+
+/// One server-sent event of the worker's stream.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum GenerateEvent {
+    /// Some completion tokens of one choice.
+    Tokens {
+        /// Which choice.
+        choice: u32,
+        /// Their ids, to be hashed by the caller.
+        token_ids: Vec<u32>,
+        /// The text that they complete; may lag behind the ids by an unfinished character or a possible stop text.
+        text: String,
+        /// Per token, when asked for.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        logprobs: Vec<TokenLogprobs>,
+    },
+    /// One choice has ended.
+    Finish {
+        /// Which choice.
+        choice: u32,
+        /// `stop` or `length`.
+        reason: String,
+        /// The last of its text.
+        text: String,
+    },
+    /// The end: what was served, signed.
+    Receipt {
+        /// Durable at the worker before this event is sent.
+        receipt: Box<SignedReceipt>,
+        /// Salt of the completion digest.
+        #[serde(with = "hex_bytes")]
+        completion_salt: Vec<u8>,
+    },
+    /// The answer failed; nothing is billed.
+    Error {
+        /// A short code, such as `peer_lost`.
+        code: String,
+        /// What happened and what to do.
+        message: String,
+    },
+}
+
+/// Log-probabilities of one completion token.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenLogprobs {
+    /// The token's own.
+    pub logprob: f32,
+    /// The most likely ones, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// What a worker says of a voucher that it has stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VoucherAck {
+    /// The session.
+    pub session: u64,
+    /// Paid so far.
+    pub amount: Amount,
+    /// Receipts paid so far.
+    pub count: u64,
+}
+
+/// What a worker offers, as it says itself; the chain's record is what counts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorkerInfo {
+    /// Operator's account.
+    pub operator: String,
+    /// Ed25519 key of its receipts.
+    #[serde(with = "hex_bytes")]
+    pub receipt_key: Vec<u8>,
+    /// What it serves.
+    pub profile: ModelProfile,
+    /// What it asks.
+    pub ask: TokenPrices,
+    /// Prompt and completion together.
+    pub context_length: u32,
+    /// Requests running now.
+    pub running: u64,
+    /// Requests waiting now.
+    pub waiting: u64,
+}
+
+/// A seated judge asks for one sampled leaf.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DisclosureCall {
+    /// The judge's account.
+    pub judge: String,
+    /// The audited epoch.
+    pub epoch: u64,
+    /// The profile.
+    #[serde(with = "hex_bytes")]
+    pub profile_digest: Vec<u8>,
+    /// The drawn amount in the pot's tree.
+    pub point: Amount,
+    /// By the judge's disclosure key over [`disclosure_digest`].
+    #[serde(with = "hex_bytes")]
+    pub signature: Vec<u8>,
+}
+
+/// What a judge's disclosure key signs.
+pub fn disclosure_digest(chain_id: &str, worker: &Address, judge: &str, epoch: u64, profile: &[u8], point: Amount) -> Digest {
+    Hasher::new(tag::DISCLOSURE)
+        .bytes(chain_id.as_bytes())
+        .fixed(&worker.0)
+        .bytes(judge.as_bytes())
+        .u64(epoch)
+        .bytes(profile)
+        .u128(point.0)
+        .finish()
+}
+
+/// One transcript: everything that the receipt's digests stand for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Disclosure {
+    /// As the spend key signed it.
+    pub request: SignedRequest,
+    /// As the worker signed it.
+    pub receipt: SignedReceipt,
+    /// From the leaf to the committed root.
+    pub path: SumPath,
+    /// The committed root.
+    pub root: SumNode,
+    /// Salt of the prompt digest.
+    #[serde(with = "hex_bytes")]
+    pub prompt_salt: Vec<u8>,
+    /// The prompt.
+    pub prompt_token_ids: Vec<u32>,
+    /// Salt of the completion digest.
+    #[serde(with = "hex_bytes")]
+    pub completion_salt: Vec<u8>,
+    /// Per choice, the completion.
+    pub completions: Vec<Vec<u32>>,
+    /// Per choice, 16 bytes per completion token (eight f16, little-endian).
+    #[serde(with = "hex_bytes::list")]
+    pub sketches: Vec<Vec<u8>>,
+}
