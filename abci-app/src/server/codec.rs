@@ -1,0 +1,108 @@
+//! The frames of the ABCI socket protocol: a protobuf varint of the length, then that many bytes of
+//! a `Request` or `Response`.
+//!
+//! Invariants: no frame longer than the limit is ever buffered, and memory grows with the bytes that
+//! have arrived, never with the length that a peer merely announces.
+
+use std::io::{self, Read};
+
+use bytes::{Bytes, BytesMut};
+use prost_014::Message;
+use tendermint_proto::v0_38::abci::Response;
+
+/// How much is asked of the socket at a time.
+const READ_BYTES: usize = 64 * 1024;
+
+/// The longest varint of a `u64`.
+const MAX_VARINT_BYTES: usize = 10;
+
+/// Why a frame cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The length is not a varint of 64 bits.
+    #[error("the frame's length is not a varint: the peer does not speak ABCI (socket transport)")]
+    Length,
+    /// The frame is longer than the server takes.
+    #[error("a frame of {bytes} bytes is over the limit of {limit}: lower the block size or raise the server's limit")]
+    TooLong {
+        /// The length announced.
+        bytes: u64,
+        /// The limit.
+        limit: usize,
+    },
+    /// The peer went away in the middle of a frame.
+    #[error("the connection ended within a frame, {have} bytes into it")]
+    Truncated {
+        /// Bytes of the frame, and of its length, that had arrived.
+        have: usize,
+    },
+    /// The socket failed.
+    #[error("the socket failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Takes frames off a byte stream.
+pub struct FrameReader<R> {
+    source: R,
+    buffer: BytesMut,
+    limit: usize,
+}
+
+impl<R: Read> FrameReader<R> {
+    /// Reads frames of at most `limit` bytes from `source`.
+    pub fn new(source: R, limit: usize) -> Self {
+        FrameReader { source, buffer: BytesMut::with_capacity(READ_BYTES), limit }
+    }
+
+    /// The next frame, or `None` where the stream ends between two frames.
+    pub fn next_frame(&mut self) -> Result<Option<Bytes>, FrameError> {
+        loop {
+            if let Some((header, length)) = self.announced()? {
+                let total = header + length;
+                if self.buffer.len() >= total {
+                    let mut frame = self.buffer.split_to(total);
+                    return Ok(Some(frame.split_off(header).freeze()));
+                }
+            }
+            let held = self.buffer.len();
+            self.buffer.resize(held + READ_BYTES, 0);
+            let read = loop {
+                match self.source.read(&mut self.buffer[held..]) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    other => break other,
+                }
+            };
+            self.buffer.truncate(held + *read.as_ref().unwrap_or(&0));
+            match read {
+                Ok(0) if held == 0 => return Ok(None),
+                Ok(0) => return Err(FrameError::Truncated { have: held }),
+                Ok(_) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The bytes of the length prefix and the length it announces, once it is complete.
+    fn announced(&self) -> Result<Option<(usize, usize)>, FrameError> {
+        let mut length = 0u64;
+        for (index, &byte) in self.buffer.iter().take(MAX_VARINT_BYTES).enumerate() {
+            if index == MAX_VARINT_BYTES - 1 && byte > 1 {
+                return Err(FrameError::Length);
+            }
+            length |= u64::from(byte & 0x7f) << (7 * index);
+            if byte & 0x80 == 0 {
+                return match usize::try_from(length) {
+                    Ok(bytes) if bytes <= self.limit => Ok(Some((index + 1, bytes))),
+                    _ => Err(FrameError::TooLong { bytes: length, limit: self.limit }),
+                };
+            }
+        }
+        if self.buffer.len() >= MAX_VARINT_BYTES { Err(FrameError::Length) } else { Ok(None) }
+    }
+}
+
+/// Appends `response` as one frame.
+pub fn put_frame(out: &mut Vec<u8>, response: &Response) {
+    out.reserve(response.encoded_len() + MAX_VARINT_BYTES);
+    response.encode_length_delimited(out).expect("a Vec grows as it is written to");
+}
