@@ -4,7 +4,9 @@
 //! | call | body | answer |
 //! | --- | --- | --- |
 //! | `POST /polylink/v1/generate` | [`GenerateCall`] | server-sent events, each a [`GenerateEvent`] |
-//! | `POST /polylink/v1/vouchers` | `SignedVoucher` | [`VoucherAck`] once it is durable |
+//! | `POST /polylink/v1/vouchers` | [`VoucherCall`] | [`VoucherAck`] once it is durable |
+//! | `GET /polylink/v1/receipts/{session}/{index}?request=digest` | – | [`ReceiptStatus`] |
+//! | `GET /polylink/v1/proof?session=&index=&receipt=digest` | – | [`ReceiptProof`] once the root is committed |
 //! | `POST /polylink/v1/disclose` | [`DisclosureCall`] | [`Disclosure`] |
 //! | `GET /polylink/v1/info` | – | [`WorkerInfo`] |
 
@@ -28,7 +30,7 @@ pub struct GenerateCall {
     pub prompt_token_ids: Vec<u32>,
     /// The newest voucher, so that payment needs no call of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub voucher: Option<SignedVoucher>,
+    pub voucher: Option<VoucherCall>,
     /// Top log-probabilities wanted per completion token, at most 20. They do not change the answer.
     #[serde(default)]
     pub logprobs: u32,
@@ -85,6 +87,66 @@ pub struct TokenLogprobs {
     pub top: Vec<(u32, f32)>,
 }
 
+/// A voucher and the receipts that it pays beyond the one before it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VoucherCall {
+    /// Signed by the session's spend key.
+    pub voucher: SignedVoucher,
+    /// Indexes of the receipts newly paid, ascending: the receipt chain goes on over them in this order.
+    pub indexes: Vec<u64>,
+}
+
+/// What became of a request, asked by its payer, who alone knows the request's digest (of a random seed).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum ReceiptStatus {
+    /// Still being answered.
+    Running,
+    /// Answered: its receipt, which is to be paid.
+    Served {
+        /// As the worker signed it.
+        receipt: Box<SignedReceipt>,
+    },
+    /// Not answered, and never will be under this index: nothing is owed.
+    Unserved,
+}
+
+/// Where a receipt lies in the worker's committed tree.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReceiptProof {
+    /// From the leaf to the root.
+    pub path: SumPath,
+    /// As committed on chain for (worker, profile, epoch).
+    pub root: SumNode,
+}
+
+/// Everything that a receipt's digests stand for: what `polylink verify` reads (`receipt.json`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnswerRecord {
+    /// As the spend key signed it.
+    pub request: SignedRequest,
+    /// As the worker signed it.
+    pub receipt: SignedReceipt,
+    /// Salt of the prompt digest.
+    #[serde(with = "hex_bytes")]
+    pub prompt_salt: Vec<u8>,
+    /// The prompt.
+    pub prompt_token_ids: Vec<u32>,
+    /// Salt of the completion digest.
+    #[serde(with = "hex_bytes")]
+    pub completion_salt: Vec<u8>,
+    /// Per choice, the completion.
+    pub completions: Vec<Vec<u32>>,
+    /// From the leaf to the root, once the epoch's receipts are committed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<SumPath>,
+    /// The committed root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<SumNode>,
+}
+
 /// What a worker says of a voucher that it has stored.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VoucherAck {
@@ -135,7 +197,14 @@ pub struct DisclosureCall {
 }
 
 /// What a judge's disclosure key signs.
-pub fn disclosure_digest(chain_id: &str, worker: &Address, judge: &str, epoch: u64, profile: &[u8], point: Amount) -> Digest {
+pub fn disclosure_digest(
+    chain_id: &str,
+    worker: &Address,
+    judge: &str,
+    epoch: u64,
+    profile: &[u8],
+    point: Amount,
+) -> Digest {
     Hasher::new(tag::DISCLOSURE)
         .bytes(chain_id.as_bytes())
         .fixed(&worker.0)
