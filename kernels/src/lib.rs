@@ -22,3 +22,33 @@ pub use step::{
     ForwardStep, SKETCH_VALUES, SampleParams, SampleRow, SampleStep, Sampled, SequenceRows, SlotStart, Span, Step,
     StepOutput, TOP_LOGPROBS_MAX, TokenInput, TokenLogprob,
 };
+
+mod executor;
+mod margin;
+mod operations;
+mod plan;
+mod quantise;
+mod reference;
+mod sampler;
+mod step_check;
+mod weights;
+
+pub use executor::Executor;
+pub use margin::{Margin, replay_margin};
+pub use sampler::{DrawInputs, SampleScratch, log_sum_exp, sample_token};
+
+/// The definition: plain scalar loops, one thread. Slow; allocates within a step.
+pub type ReferenceBackend = Executor<reference::ReferenceOperations>;
+
+impl ReferenceBackend {
+    /// An empty backend.
+    pub fn new() -> Self {
+        Executor::over(reference::ReferenceOperations::default())
+    }
+}
+
+impl Default for ReferenceBackend {
+    fn default() -> Self {
+        Self::new()
+    }
+}

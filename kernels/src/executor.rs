@@ -1,0 +1,430 @@
+//! Walks a program on the CPU: the part of a [`Backend`] that is the same for plain and for packed operations.
+//!
+//! It owns the weights, the arena, the KV cache and the slots. Everything is allocated in `build`; a step only indexes.
+//! Steps are checked in full before anything is computed, so that a refused step leaves no trace.
+
+use crate::backend::{Backend, BackendError, KRanges, KvLayout, KvSpec, Limits, Part, Ticket, WeightForm, WeightId};
+use crate::collective::Collective;
+use crate::operations::{Batch, Operations, Poisoned, Reserve, RopeTable, SketchRow, finish};
+use crate::plan::{self, Layout, Place, WeightKind};
+use crate::program::{BufferId, Epilogue, Op, Program, RowKind};
+use crate::sampler::{NO_TOKEN, SampleContext, SampleJob, SampleScratch, SlotHistory};
+use crate::step::{ForwardStep, SKETCH_VALUES, SampleStep, Sampled, Step, StepOutput};
+use crate::{step_check, weights};
+use polylink_protocol::exact_math::rope_turn;
+use polylink_protocol::noise::NoiseKey;
+
+enum Weight<M> {
+    Vector(Vec<f32>),
+    Matrix(M),
+}
+
+/// A CPU backend over some implementation of the operations.
+#[allow(private_bounds)] // sealed: which operations there are is this crate's own business
+pub struct Executor<O: Operations> {
+    operations: O,
+    weights: Vec<Weight<O::Matrix>>,
+    built: Option<Built>,
+    /// Set by a lost peer or a panic: all further steps are refused.
+    broken: bool,
+}
+
+/// What a submitted step left to be collected by `wait`.
+#[derive(Clone, Copy, Default)]
+enum Pending {
+    #[default]
+    Nothing,
+    Forward {
+        logits_out: bool,
+    },
+    Sample,
+}
+
+struct Built {
+    program: Program,
+    limits: Limits,
+    layout: Layout,
+    collective: Box<dyn Collective>,
+    /// Activations, then the exchange's scratch, then the KV cache.
+    arena: Vec<f32>,
+    exchange: Vec<f32>,
+    cache: Vec<f32>,
+    ropes: Vec<RopeTable>,
+    lengths: Vec<usize>,
+    rows: RowState,
+    slots: SlotState,
+    sketches: Vec<[u16; SKETCH_VALUES]>,
+    samples: Vec<Sampled>,
+    next_ticket: u64,
+    pending: Pending,
+}
+
+/// Per row of the current step.
+#[derive(Default)]
+pub(crate) struct RowState {
+    pub tokens: Vec<u32>,
+    pub sequence_of: Vec<u32>,
+    pub positions: Vec<u32>,
+    /// Input row of each wanted row, and its sketch.
+    pub wanted: Vec<u32>,
+    pub sketch_rows: Vec<SketchRow>,
+}
+
+impl RowState {
+    /// No rows: what a refused step leaves, so that nothing can be sampled from it.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.sequence_of.clear();
+        self.positions.clear();
+        self.wanted.clear();
+        self.sketch_rows.clear();
+    }
+}
+
+/// Per slot, and the sampler's memory.
+pub(crate) struct SlotState {
+    pub last_sample: Vec<Option<u32>>,
+    pub histories: Vec<SlotHistory>,
+    pub jobs: Vec<SampleJob>,
+    pub scratch: Vec<SampleScratch>,
+}
+
+#[allow(private_bounds)]
+impl<O: Operations> Executor<O> {
+    pub(crate) fn over(operations: O) -> Self {
+        Self { operations, weights: Vec::new(), built: None, broken: false }
+    }
+
+    fn kind(&self, id: WeightId) -> Option<WeightKind> {
+        self.weights.get(id.0 as usize).map(|weight| match weight {
+            Weight::Vector(values) => WeightKind::Vector(values.len()),
+            Weight::Matrix(matrix) => {
+                WeightKind::Matrix { shape: self.operations.shape(matrix), integer: self.operations.is_integer(matrix) }
+            }
+        })
+    }
+
+    fn forward(&mut self, step: &ForwardStep<'_>) -> Result<(), BackendError> {
+        let Some(built) = &mut self.built else { return Err(not_built()) };
+        let block_tokens = self.operations.block_tokens();
+        let (limits, vocabulary) = (built.limits, built.program.vocabulary);
+        let last_sample = &built.slots.last_sample;
+        if let Err(refused) = step_check::forward(step, &limits, block_tokens, vocabulary, last_sample, &mut built.rows)
+        {
+            built.rows.clear();
+            return Err(refused);
+        }
+        built.samples.clear();
+        for index in 0..built.program.ops.len() {
+            run_op(&mut self.operations, &self.weights, built, index, step)?;
+        }
+        built.pending = Pending::Forward { logits_out: step.logits_out };
+        Ok(())
+    }
+
+    fn sample(&mut self, step: &SampleStep<'_>) -> Result<(), BackendError> {
+        let Some(built) = &mut self.built else { return Err(not_built()) };
+        let Built { rows, slots, program, limits, layout, arena, samples, .. } = built;
+        let vocabulary = program.vocabulary;
+        step_check::sample(step, limits, vocabulary, rows, slots)?;
+        let logits = &arena[place(layout, program.logits, rows)];
+        if let Some(job) = slots.jobs.iter().find(|job| {
+            let logits = &logits[job.row.row as usize * vocabulary..][..vocabulary];
+            !logits.iter().all(|logit| logit.is_finite())
+        }) {
+            return Err(BackendError::NotFinite { row: job.row.row as usize });
+        }
+        samples.clear();
+        samples.resize(slots.jobs.len(), Sampled::default());
+        let context = SampleContext {
+            vocabulary,
+            logit_bias: step.logit_bias,
+            suppressed: step.suppressed,
+            masks: step.masks,
+            histories: &slots.histories,
+        };
+        self.operations.sample(&slots.jobs, logits, &context, &mut slots.scratch, samples)?;
+        if let Some(index) = samples.iter().position(|sampled| sampled.token.token == NO_TOKEN) {
+            let reason = format!("every token of sample row {index} is masked: the grammar has no way on");
+            return Err(BackendError::Step(reason));
+        }
+        for (job, sampled) in slots.jobs.iter().zip(samples.iter()) {
+            let slot = job.row.slot as usize;
+            slots.last_sample[slot] = Some(sampled.token.token);
+            let history = &mut slots.histories[slot];
+            if history.tokens.len() < history.tokens.capacity() {
+                history.tokens.push(sampled.token.token);
+            } else {
+                history.known = false;
+            }
+        }
+        built.pending = Pending::Sample;
+        Ok(())
+    }
+}
+
+fn not_built() -> BackendError {
+    BackendError::Step("no program was built on this backend".into())
+}
+
+/// A buffer's rows of this step.
+fn place(layout: &Layout, buffer: BufferId, rows: &RowState) -> std::ops::Range<usize> {
+    let Place { offset, width, rows: kind } = layout.places[buffer.0 as usize];
+    let count = if kind == RowKind::Step { rows.tokens.len() } else { rows.wanted.len() };
+    offset..offset + count * width
+}
+
+/// Two different buffers, one to read and one to write.
+fn pair<'a>(
+    arena: &'a mut [f32],
+    input: std::ops::Range<usize>,
+    output: std::ops::Range<usize>,
+) -> (&'a [f32], &'a mut [f32]) {
+    if input.start < output.start {
+        let (low, high) = arena.split_at_mut(output.start);
+        (&low[input], &mut high[..output.end - output.start])
+    } else {
+        let (low, high) = arena.split_at_mut(input.start);
+        (&high[..input.end - input.start], &mut low[output])
+    }
+}
+
+fn vector<M>(weights: &[Weight<M>], id: WeightId) -> &[f32] {
+    match &weights[id.0 as usize] {
+        Weight::Vector(values) => values,
+        Weight::Matrix(_) => unreachable!("the program was checked: a vector stands here"),
+    }
+}
+
+fn matrix<M>(weights: &[Weight<M>], id: WeightId) -> &M {
+    match &weights[id.0 as usize] {
+        Weight::Matrix(matrix) => matrix,
+        Weight::Vector(_) => unreachable!("the program was checked: a matrix stands here"),
+    }
+}
+
+fn run_op<O: Operations>(
+    operations: &mut O,
+    weights: &[Weight<O::Matrix>],
+    built: &mut Built,
+    index: usize,
+    step: &ForwardStep<'_>,
+) -> Result<(), BackendError> {
+    let Built { program, layout, arena, exchange, cache, ropes, lengths, rows, collective, sketches, .. } = built;
+    let at = |buffer: BufferId| place(layout, buffer, rows);
+    let (positions, sequence_of) = (&rows.positions[..], &rows.sequence_of[..]);
+    let batch = Batch { sequences: step.sequences, block_tables: step.block_tables, sequence_of, positions };
+    match &program.ops[index] {
+        Op::Embed { table, output } => {
+            operations.embed(matrix(weights, *table), &rows.tokens, &mut arena[at(*output)])?;
+        }
+        Op::RmsNorm { input, weight, eps, output } => {
+            let (input, output) = pair(arena, at(*input), at(*output));
+            operations.rms_norm(input, vector(weights, *weight), *eps, output)?;
+        }
+        Op::Gemm { weight, input, output, epilogue } => {
+            bring_residual(arena, epilogue, *output, &at);
+            let bias = epilogue.bias.map(|bias| vector(weights, bias));
+            let (input, output) = pair(arena, at(*input), at(*output));
+            operations.gemm(matrix(weights, *weight), input, output, bias, epilogue.residual.is_some())?;
+        }
+        Op::RopeAppend { layer, qkv, attention, rope } => {
+            let (rope, qkv) = (&ropes[rope.0 as usize], &mut arena[at(*qkv)]);
+            operations.rope_append(attention, rope, &batch, &program.kv, *layer, cache, qkv)?;
+        }
+        Op::Attention { layer, qkv, output, attention } => {
+            let (qkv, output) = pair(arena, at(*qkv), at(*output));
+            operations.attention(attention, &batch, &program.kv, *layer, cache, qkv, output)?;
+        }
+        Op::SiluMul { input, output } => {
+            let width = layout.places[output.0 as usize].width;
+            let (input, output) = pair(arena, at(*input), at(*output));
+            operations.silu_mul(input, output, width)?;
+        }
+        Op::GatherRows { input, output } => {
+            let width = layout.places[output.0 as usize].width;
+            let (input, output) = pair(arena, at(*input), at(*output));
+            for (output, &row) in output.chunks_exact_mut(width.max(1)).zip(&rows.wanted) {
+                output.copy_from_slice(&input[row as usize * width..][..width]);
+            }
+        }
+        Op::Sketch { input } => {
+            let width = layout.places[input.0 as usize].width;
+            sketches.resize(rows.wanted.len(), [0; SKETCH_VALUES]);
+            operations.sketch(&arena[at(*input)], width, &rows.sketch_rows, sketches)?;
+        }
+        Op::AllReduce { input, planes, epilogue, output } => {
+            let width = layout.places[output.0 as usize].width;
+            let (own, out) = (at(*input), at(*output));
+            let (sum, scratch) = exchange.split_at_mut(out.len());
+            collective.all_reduce_ranges(&arena[own], planes, out.len() / width, width, lengths, scratch, sum)?;
+            bring_residual(arena, epilogue, *output, &at);
+            let bias = epilogue.bias.map(|bias| vector(weights, bias));
+            for (i, (output, sum)) in arena[out].iter_mut().zip(sum).enumerate() {
+                *output = finish(*sum, bias.map(|bias| bias[i % width]), epilogue.residual.map(|_| *output));
+            }
+        }
+        Op::AllGather { input, widths, output } => {
+            let count = at(*output).len() / layout.places[output.0 as usize].width;
+            lengths.iter_mut().zip(widths).for_each(|(length, width)| *length = width * count);
+            let gathered = &mut exchange[..at(*output).len()];
+            collective.all_gather(&arena[at(*input)], lengths, gathered)?;
+            let total: usize = widths.iter().sum();
+            let (mut from, mut column) = (0, 0);
+            for &width in widths {
+                for row in arena[at(*output)].chunks_exact_mut(total) {
+                    row[column..column + width].copy_from_slice(&gathered[from..from + width]);
+                    from += width;
+                }
+                column += width;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Operations add onto what their output holds: copies a residual that lies elsewhere there first.
+fn bring_residual(
+    arena: &mut [f32],
+    epilogue: &Epilogue,
+    output: BufferId,
+    at: &dyn Fn(BufferId) -> std::ops::Range<usize>,
+) {
+    if let Some(residual) = epilogue.residual.filter(|&residual| residual != output) {
+        let from = at(residual);
+        arena.copy_within(from, at(output).start);
+    }
+}
+
+impl From<Poisoned> for BackendError {
+    fn from(Poisoned: Poisoned) -> Self {
+        BackendError::Poisoned
+    }
+}
+
+/// Zeroed memory, or an error instead of an abort.
+fn zeroed(count: usize) -> Result<Vec<f32>, BackendError> {
+    let needed_bytes = count.saturating_mul(4);
+    let mut values = Vec::new();
+    values.try_reserve_exact(count).map_err(|_| BackendError::Memory { needed_bytes })?;
+    values.resize(count, 0.0);
+    Ok(values)
+}
+
+impl<O: Operations> Backend for Executor<O> {
+    fn name(&self) -> &str {
+        self.operations.name()
+    }
+
+    fn prepare(&mut self, parts: &[Part<'_>], ranges: KRanges, form: WeightForm) -> Result<WeightId, BackendError> {
+        let weight = match form {
+            WeightForm::Vector => Weight::Vector(weights::vector(parts)?),
+            _ => Weight::Matrix(self.operations.pack(weights::matrix(parts, ranges, form)?)),
+        };
+        self.weights.push(weight);
+        Ok(WeightId(self.weights.len() as u32 - 1))
+    }
+
+    fn kv_layout(&self, spec: &KvSpec) -> KvLayout {
+        let bytes_per_block = 4 * self.operations.block_floats(spec);
+        KvLayout { block_tokens: self.operations.block_tokens(), bytes_per_block }
+    }
+
+    fn build(&mut self, program: Program, limits: Limits, collective: Box<dyn Collective>) -> Result<(), BackendError> {
+        let (rank, world) = (collective.rank(), collective.world());
+        let layout = plan::check(&program, &|id| self.kind(id), &limits, rank, world)?;
+        let arena = zeroed(layout.arena_floats)?;
+        let exchange = zeroed(layout.exchange_floats)?;
+        let cache = zeroed(limits.kv_blocks.saturating_mul(self.operations.block_floats(&program.kv)))?;
+        let ropes = program.ropes.iter().map(|spec| {
+            let positions =
+                (0..limits.positions as u32).flat_map(|p| spec.frequencies.iter().map(move |&f| rope_turn(p, f)));
+            let scaled = positions.map(|(sine, cosine)| (sine * spec.scale, cosine * spec.scale));
+            let (sine, cosine) = scaled.unzip();
+            RopeTable { sine, cosine }
+        });
+        let ropes = ropes.collect();
+        let vocabulary = program.vocabulary;
+        let (integer_inputs, head_dim) = (layout.integer_inputs, layout.head_dim);
+        self.operations.reserve(Reserve { limits, vocabulary, integer_inputs, head_dim });
+        let blank = SketchRow { noise_key: NoiseKey(0), position: 0 };
+        let rows = RowState {
+            tokens: Vec::with_capacity(limits.rows),
+            sequence_of: Vec::with_capacity(limits.rows),
+            positions: Vec::with_capacity(limits.rows),
+            wanted: Vec::with_capacity(limits.wanted_rows),
+            sketch_rows: {
+                let mut rows = vec![blank; limits.wanted_rows];
+                rows.clear();
+                rows
+            },
+        };
+        let history = || SlotHistory { tokens: Vec::with_capacity(limits.positions), ..SlotHistory::default() };
+        let slots = SlotState {
+            last_sample: vec![None; limits.slots],
+            histories: (0..limits.slots).map(|_| history()).collect(),
+            jobs: Vec::with_capacity(limits.wanted_rows),
+            scratch: (0..self.operations.workers()).map(|_| SampleScratch::new(vocabulary)).collect(),
+        };
+        self.built = Some(Built {
+            layout,
+            collective,
+            arena,
+            exchange,
+            cache,
+            ropes,
+            lengths: vec![0; world],
+            rows,
+            slots,
+            sketches: Vec::with_capacity(limits.wanted_rows),
+            samples: Vec::with_capacity(limits.wanted_rows),
+            next_ticket: 0,
+            pending: Pending::Nothing,
+            program,
+            limits,
+        });
+        Ok(())
+    }
+
+    fn submit(&mut self, step: &Step<'_>) -> Result<Ticket, BackendError> {
+        if self.broken {
+            return Err(BackendError::Poisoned);
+        }
+        if self.built.as_ref().is_some_and(|built| !matches!(built.pending, Pending::Nothing)) {
+            return Err(BackendError::Step("the step before was not waited for".into()));
+        }
+        let result = match step {
+            Step::Forward(step) => self.forward(step),
+            Step::Sample(step) => self.sample(step),
+        };
+        self.broken |= matches!(result, Err(BackendError::Lost(_) | BackendError::Poisoned));
+        result?;
+        let Some(built) = &mut self.built else { return Err(not_built()) };
+        built.next_ticket += 1;
+        Ok(Ticket(built.next_ticket))
+    }
+
+    fn wait(&mut self, ticket: Ticket, output: &mut StepOutput) -> Result<(), BackendError> {
+        let Some(built) = &mut self.built else { return Err(not_built()) };
+        if ticket.0 != built.next_ticket {
+            return Err(BackendError::Step(format!("ticket {} is not the oldest one under way", ticket.0)));
+        }
+        match std::mem::take(&mut built.pending) {
+            Pending::Nothing => return Err(BackendError::Step("this step was waited for already".into())),
+            Pending::Forward { logits_out } => {
+                output.sketches.clear();
+                output.sketches.extend_from_slice(&built.sketches);
+                output.logits.clear();
+                if logits_out {
+                    let logits = place(&built.layout, built.program.logits, &built.rows);
+                    output.logits.extend_from_slice(&built.arena[logits]);
+                }
+            }
+            Pending::Sample => {
+                output.samples.clear();
+                output.samples.extend_from_slice(&built.samples);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! The operations that a CPU implementation provides; [`crate::executor`] walks a program and calls them.
+//!
+//! Two implementations: [`crate::reference`] (plain loops, the definition) and [`crate::cpu`] (packed, vectorised,
+//! threaded). Shapes are checked by the caller; slices have exactly the stated lengths.
+
+use polylink_protocol::noise::NoiseKey;
+
+use crate::backend::{KvSpec, Limits};
+use crate::program::AttentionSpec;
+use crate::sampler::{SampleJob, SampleScratch};
+use crate::step::{SKETCH_VALUES, Sampled, SequenceRows};
+use crate::weights::{MatrixShape, PlainMatrix};
+
+/// A worker thread panicked within an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Poisoned;
+
+/// The rows of a forward step, checked against the limits.
+#[derive(Clone, Copy)]
+pub(crate) struct Batch<'a> {
+    pub sequences: &'a [SequenceRows],
+    pub block_tables: &'a [u32],
+    /// Per row: index of its sequence.
+    pub sequence_of: &'a [u32],
+    /// Per row: position within its sequence.
+    pub positions: &'a [u32],
+}
+
+impl<'a> Batch<'a> {
+    /// Block table of a row's sequence.
+    #[inline(always)]
+    pub fn blocks(&self, row: usize) -> &'a [u32] {
+        let span = self.sequences[self.sequence_of[row] as usize].blocks;
+        &self.block_tables[span.start as usize..][..span.length as usize]
+    }
+}
+
+/// Sizes an implementation needs to reserve its scratch memory at build.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reserve {
+    pub limits: Limits,
+    pub vocabulary: usize,
+    /// Largest number of inputs of an integer matrix; 0 if there is none.
+    pub integer_inputs: usize,
+    /// Largest head dimension.
+    pub head_dim: usize,
+}
+
+/// Sines and cosines, `[positions][head_dim / 2]` each.
+pub(crate) struct RopeTable {
+    pub sine: Vec<f32>,
+    pub cosine: Vec<f32>,
+}
+
+/// One wanted row's sketch: its sequence's key and the position of the token to be sampled.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SketchRow {
+    pub noise_key: NoiseKey,
+    pub position: u32,
+}
+
+pub(crate) trait Operations: Send {
+    /// A packed matrix.
+    type Matrix: Send;
+
+    fn name(&self) -> &str;
+    fn pack(&mut self, matrix: PlainMatrix) -> Self::Matrix;
+    fn shape(&self, matrix: &Self::Matrix) -> MatrixShape;
+    fn is_integer(&self, matrix: &Self::Matrix) -> bool;
+    /// Positions per KV block.
+    fn block_tokens(&self) -> usize;
+    fn reserve(&mut self, reserve: Reserve);
+
+    /// f32 values of a KV block; the block's inner layout is the implementation's own.
+    fn block_floats(&self, kv: &KvSpec) -> usize {
+        2 * kv.layers * kv.heads * kv.head_dim * self.block_tokens()
+    }
+
+    /// `output: [tokens][inputs]`.
+    fn embed(&mut self, table: &Self::Matrix, tokens: &[u32], output: &mut [f32]) -> Result<(), Poisoned>;
+
+    /// `input, output: [rows][weight.len()]`.
+    fn rms_norm(&mut self, input: &[f32], weight: &[f32], eps: f32, output: &mut [f32]) -> Result<(), Poisoned>;
+
+    /// `input: [rows][inputs]`, `output: [rows][planes × outputs]`; then `output = residual + (sum + bias)` where
+    /// `residual` means what the output holds before.
+    fn gemm(
+        &mut self,
+        matrix: &Self::Matrix,
+        input: &[f32],
+        output: &mut [f32],
+        bias: Option<&[f32]>,
+        residual: bool,
+    ) -> Result<(), Poisoned>;
+
+    /// `qkv: [rows][(query_heads + 2 kv_heads) × head_dim]`.
+    #[allow(clippy::too_many_arguments)]
+    fn rope_append(
+        &mut self,
+        spec: &AttentionSpec,
+        rope: &RopeTable,
+        batch: &Batch<'_>,
+        kv: &KvSpec,
+        layer: usize,
+        cache: &mut [f32],
+        qkv: &mut [f32],
+    ) -> Result<(), Poisoned>;
+
+    /// `output: [rows][query_heads × head_dim]`.
+    #[allow(clippy::too_many_arguments)]
+    fn attention(
+        &mut self,
+        spec: &AttentionSpec,
+        batch: &Batch<'_>,
+        kv: &KvSpec,
+        layer: usize,
+        cache: &[f32],
+        qkv: &[f32],
+        output: &mut [f32],
+    ) -> Result<(), Poisoned>;
+
+    /// `input: [rows][2 width]`, `output: [rows][width]`.
+    fn silu_mul(&mut self, input: &[f32], output: &mut [f32], width: usize) -> Result<(), Poisoned>;
+
+    /// `input: [rows.len()][width]`.
+    fn sketch(
+        &mut self,
+        input: &[f32],
+        width: usize,
+        rows: &[SketchRow],
+        output: &mut [[u16; SKETCH_VALUES]],
+    ) -> Result<(), Poisoned>;
+
+    /// Draws one token per job. `scratch` has at least one entry per worker.
+    fn sample(
+        &mut self,
+        jobs: &[SampleJob],
+        logits: &[f32],
+        context: &crate::sampler::SampleContext<'_>,
+        scratch: &mut [SampleScratch],
+        output: &mut [Sampled],
+    ) -> Result<(), Poisoned>;
+
+    /// Worker threads, the engine's included.
+    fn workers(&self) -> usize;
+}
+
+/// `residual + (sum + bias)`, in place over what `output` holds before (the residual), for rows of `width`.
+#[inline(always)]
+pub(crate) fn finish(sum: f32, bias: Option<f32>, residual: Option<f32>) -> f32 {
+    let sum = match bias {
+        Some(bias) => sum + bias,
+        None => sum,
+    };
+    match residual {
+        Some(residual) => residual + sum,
+        None => sum,
+    }
+}

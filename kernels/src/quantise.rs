@@ -1,0 +1,109 @@
+//! Integers for weights and activations: blocks of 32 along K, one scale each (numerics rule 3).
+//!
+//! * `Q8_0`: scale d = f16(largest magnitude / 127), q = round(x / d), ties to even, within ±127. (ggml divides by the
+//!   unrounded scale; ours is nearer to the weight.)
+//! * `Q4_0`: d = f16(x* / −8) for the value x* of largest magnitude (the first of them), q = ⌊x / d + 8.5⌋ within 0..15,
+//!   value (q − 8)·d; as ggml's. Kept here as q − 8.
+//! * activations: s = largest magnitude / 127 in f32, q = round(x / s), ties to even; s subnormal or 0: s = q = 0.
+//!
+//! f16 scales are rounded to nearest even, saturating. A scale of 0 makes its block 0.
+
+use polylink_protocol::exact_math::{f16_to_f32, f32_to_f16_saturating};
+
+/// Values per scale, on both sides of a product.
+pub const BLOCK: usize = 32;
+
+fn largest_magnitude(values: &[f32]) -> f32 {
+    values.iter().fold(0f32, |largest, x| largest.max(x.abs()))
+}
+
+/// Quantises one block to Q8_0; returns the scale.
+pub fn q8_0(values: &[f32; BLOCK], quants: &mut [i8]) -> f32 {
+    let scale = f16_to_f32(f32_to_f16_saturating(largest_magnitude(values) / 127.0));
+    for (quant, value) in quants.iter_mut().zip(values) {
+        *quant = if scale == 0.0 { 0 } else { (value / scale).clamp(-127.0, 127.0).round_ties_even() as i8 };
+    }
+    scale
+}
+
+/// Quantises one block to Q4_0; returns the scale (which may be negative).
+pub fn q4_0(values: &[f32; BLOCK], quants: &mut [i8]) -> f32 {
+    let extreme = values.iter().fold(0f32, |extreme, &x| if x.abs() > extreme.abs() { x } else { extreme });
+    let scale = f16_to_f32(f32_to_f16_saturating(extreme / -8.0));
+    for (quant, value) in quants.iter_mut().zip(values) {
+        *quant = if scale == 0.0 { 0 } else { (value / scale + 8.5).clamp(0.0, 15.0).floor() as i8 - 8 };
+    }
+    scale
+}
+
+/// Quantises one block of activations; returns the scale. Inputs are finite.
+#[inline(always)]
+pub fn activations(values: &[f32; BLOCK], quants: &mut [i16]) -> f32 {
+    let mut lanes = [0f32; 16];
+    for half in values.chunks_exact(16) {
+        for (lane, value) in lanes.iter_mut().zip(half) {
+            let magnitude = value.abs();
+            *lane = if magnitude > *lane { magnitude } else { *lane };
+        }
+    }
+    let largest = lanes.iter().fold(0f32, |largest, &lane| if lane > largest { lane } else { largest });
+    let scale = largest / 127.0;
+    if scale < f32::MIN_POSITIVE {
+        quants.iter_mut().for_each(|quant| *quant = 0);
+        return 0.0;
+    }
+    for (quant, value) in quants.iter_mut().zip(values) {
+        *quant = round_to_integer(value / scale) as i16;
+    }
+    scale
+}
+
+/// Nearest integer, ties to even, of |x| < 2²²: the addition does the rounding, whatever the instruction set.
+#[inline(always)]
+fn round_to_integer(x: f32) -> i32 {
+    const SHIFT: f32 = 12_582_912.0;
+    ((x + SHIFT).to_bits() as i32).wrapping_sub(SHIFT.to_bits() as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(f: impl Fn(usize) -> f32) -> [f32; BLOCK] {
+        std::array::from_fn(f)
+    }
+
+    #[test]
+    fn q8_0_is_within_half_a_step_and_exact_on_its_own_grid() {
+        let values = block(|i| (i as f32 - 13.3) * 0.37);
+        let mut quants = [0i8; BLOCK];
+        let scale = q8_0(&values, &mut quants);
+        for (value, quant) in values.iter().zip(quants) {
+            assert!((value - quant as f32 * scale).abs() <= scale * 0.5005);
+        }
+        let grid = block(|i| (i as f32 - 16.0) * 0.5 * if i == 0 { 127.0 / 16.0 } else { 1.0 });
+        let scale = q8_0(&grid, &mut quants);
+        assert_eq!(scale, 0.5);
+        assert!(grid.iter().zip(quants).all(|(value, quant)| *value == quant as f32 * scale));
+    }
+
+    #[test]
+    fn q4_0_keeps_the_extreme_value_and_zero_blocks() {
+        let values = block(|i| if i == 5 { -8.0 } else { i as f32 / 8.0 });
+        let mut quants = [0i8; BLOCK];
+        let scale = q4_0(&values, &mut quants);
+        assert_eq!(quants[5] as f32 * scale, -8.0);
+        assert!(quants.iter().all(|quant| (-8..=7).contains(quant)));
+        assert_eq!(q4_0(&[0.0; BLOCK], &mut quants), 0.0);
+        assert_eq!(quants, [0; BLOCK]);
+    }
+
+    #[test]
+    fn activations_round_ties_to_even_and_drop_subnormal_scales() {
+        let mut quants = [0i16; BLOCK];
+        let scale = activations(&block(|i| [127.0, -127.0, 0.5, 1.5, 2.5, -0.5][i % 6]), &mut quants);
+        assert_eq!((scale, &quants[..6]), (1.0, &[127, -127, 0, 2, 2, 0][..]));
+        assert_eq!(activations(&block(|_| 1e-37), &mut quants), 0.0);
+        assert_eq!(quants, [0; BLOCK]);
+    }
+}

@@ -1,0 +1,293 @@
+//! The definition: every operation as plain loops over plain values, one thread, nothing packed.
+//!
+//! It is slow and obvious on purpose. The rules it follows are numbered as in `docs/numerics.md`; every other
+//! implementation must give the same bits. Fused multiply-adds are `f32::mul_add` (on machines without the instruction
+//! the C library computes it, correctly rounded).
+
+use polylink_protocol::exact_math::{bf16_to_f32, exp, f32_to_f16_saturating, silu};
+
+use crate::backend::KvSpec;
+use crate::operations::{Batch, Operations, Poisoned, Reserve, RopeTable, SketchRow, finish};
+use crate::program::AttentionSpec;
+use crate::quantise::{self, BLOCK};
+use crate::sampler::{self, SampleContext, SampleJob, SampleScratch, fold_lanes};
+use crate::step::{SKETCH_VALUES, Sampled};
+use crate::weights::{MatrixShape, PlainMatrix, PlainValues};
+
+/// Absolute positions per attention tile (rule 5).
+pub(crate) const ATTENTION_TILE: usize = 256;
+
+/// Positions per KV block here; another one than the packed implementation's, so that tests see that it does not matter.
+const BLOCK_TOKENS: usize = 8;
+
+/// Plain loops.
+#[derive(Debug, Default)]
+pub struct ReferenceOperations(());
+
+impl PlainMatrix {
+    /// Element (n, k) as f32 (quantised values expanded).
+    fn value(&self, n: usize, k: usize) -> f32 {
+        let index = n * self.shape.inputs + k;
+        match &self.values {
+            PlainValues::F32(values) => values[index],
+            PlainValues::Bf16(values) => bf16_to_f32(values[index]),
+            PlainValues::Int8 { quants, scales } => quants[index] as f32 * scales[index / BLOCK],
+        }
+    }
+
+    /// Rule 2: one chain per range, k ascending from 0.
+    fn range_sum_f32(&self, n: usize, x: &[f32], range: (usize, usize)) -> f32 {
+        (range.0..range.1).fold(0.0, |sum, k| x[k].mul_add(self.value(n, k), sum))
+    }
+}
+
+/// Rule 3: integer dots per block, folded into one chain per range.
+fn range_sum_int8(
+    quants: &[i8],
+    scales: &[f32],
+    activations: &[i16],
+    activation_scales: &[f32],
+    range: (usize, usize),
+) -> f32 {
+    (range.0 / BLOCK..range.1 / BLOCK).fold(0.0, |sum, block| {
+        let dot: i32 = (block * BLOCK..(block + 1) * BLOCK).map(|k| activations[k] as i32 * quants[k] as i32).sum();
+        (dot as f32).mul_add(activation_scales[block] * scales[block], sum)
+    })
+}
+
+/// Where a KV value lies: `[block][layer][key, value][head][token][dim]`.
+fn cache_index(kv: &KvSpec, blocks: &[u32], layer: usize, part: usize, head: usize, position: usize) -> usize {
+    let (block, token) = (blocks[position / BLOCK_TOKENS] as usize, position % BLOCK_TOKENS);
+    ((((block * kv.layers + layer) * 2 + part) * kv.heads + head) * BLOCK_TOKENS + token) * kv.head_dim
+}
+
+impl Operations for ReferenceOperations {
+    type Matrix = PlainMatrix;
+
+    fn name(&self) -> &str {
+        "reference"
+    }
+
+    fn pack(&mut self, matrix: PlainMatrix) -> PlainMatrix {
+        matrix
+    }
+
+    fn shape(&self, matrix: &PlainMatrix) -> MatrixShape {
+        matrix.shape
+    }
+
+    fn is_integer(&self, matrix: &PlainMatrix) -> bool {
+        matches!(matrix.values, PlainValues::Int8 { .. })
+    }
+
+    fn block_tokens(&self) -> usize {
+        BLOCK_TOKENS
+    }
+
+    fn reserve(&mut self, _: Reserve) {}
+
+    fn workers(&self) -> usize {
+        1
+    }
+
+    fn embed(&mut self, table: &PlainMatrix, tokens: &[u32], output: &mut [f32]) -> Result<(), Poisoned> {
+        for (row, &token) in output.chunks_exact_mut(table.shape.inputs).zip(tokens) {
+            row.iter_mut().enumerate().for_each(|(k, value)| *value = table.value(token as usize, k));
+        }
+        Ok(())
+    }
+
+    fn rms_norm(&mut self, input: &[f32], weight: &[f32], eps: f32, output: &mut [f32]) -> Result<(), Poisoned> {
+        let width = weight.len();
+        for (input, output) in input.chunks_exact(width).zip(output.chunks_exact_mut(width)) {
+            let mut lanes = [0f32; 64];
+            for (i, &x) in input.iter().enumerate() {
+                lanes[i % 64] = x.mul_add(x, lanes[i % 64]);
+            }
+            let mean = fold_lanes(&mut lanes) / width as f32;
+            let scale = 1.0 / (mean + eps).sqrt();
+            for i in 0..width {
+                output[i] = (input[i] * scale) * weight[i];
+            }
+        }
+        Ok(())
+    }
+
+    fn gemm(
+        &mut self,
+        matrix: &PlainMatrix,
+        input: &[f32],
+        output: &mut [f32],
+        bias: Option<&[f32]>,
+        residual: bool,
+    ) -> Result<(), Poisoned> {
+        let MatrixShape { outputs, inputs, planes, .. } = matrix.shape;
+        let (mut quants, mut scales) = (vec![0i16; inputs], vec![0f32; inputs / BLOCK]);
+        for (x, out) in input.chunks_exact(inputs).zip(output.chunks_exact_mut(planes * outputs)) {
+            if self.is_integer(matrix) {
+                let blocks = x.as_chunks::<BLOCK>().0.iter().zip(quants.chunks_exact_mut(BLOCK));
+                for ((values, quants), scale) in blocks.zip(&mut scales) {
+                    *scale = quantise::activations(values, quants);
+                }
+            }
+            for n in 0..outputs {
+                let mut total = 0.0;
+                for (index, range) in matrix.shape.ranges().enumerate() {
+                    let sum = match &matrix.values {
+                        PlainValues::Int8 { quants: w, scales: s } => range_sum_int8(
+                            &w[n * inputs..][..inputs],
+                            &s[n * (inputs / BLOCK)..][..inputs / BLOCK],
+                            &quants,
+                            &scales,
+                            range,
+                        ),
+                        _ => matrix.range_sum_f32(n, x, range),
+                    };
+                    if planes > 1 {
+                        out[index * outputs + n] = sum;
+                    }
+                    total = if index == 0 { sum } else { total + sum };
+                }
+                if planes == 1 {
+                    out[n] = finish(total, bias.map(|bias| bias[n]), residual.then_some(out[n]));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn rope_append(
+        &mut self,
+        spec: &AttentionSpec,
+        rope: &RopeTable,
+        batch: &Batch<'_>,
+        kv: &KvSpec,
+        layer: usize,
+        cache: &mut [f32],
+        qkv: &mut [f32],
+    ) -> Result<(), Poisoned> {
+        let (dim, half) = (spec.head_dim, spec.head_dim / 2);
+        let width = (spec.query_heads + 2 * spec.kv_heads) * dim;
+        for (row, qkv) in qkv.chunks_exact_mut(width).enumerate() {
+            let position = batch.positions[row] as usize;
+            for head in qkv.chunks_exact_mut(dim).take(spec.query_heads + spec.kv_heads) {
+                for i in 0..half {
+                    let (sine, cosine) = (rope.sine[position * half + i], rope.cosine[position * half + i]);
+                    let (low, high) = (head[i], head[i + half]);
+                    head[i] = low * cosine - high * sine;
+                    head[i + half] = high * cosine + low * sine;
+                }
+            }
+            for part in 0..2 {
+                for head in 0..spec.kv_heads {
+                    let from = (spec.query_heads + part * spec.kv_heads + head) * dim;
+                    let to = cache_index(kv, batch.blocks(row), layer, part, head, position);
+                    cache[to..to + dim].copy_from_slice(&qkv[from..from + dim]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        spec: &AttentionSpec,
+        batch: &Batch<'_>,
+        kv: &KvSpec,
+        layer: usize,
+        cache: &[f32],
+        qkv: &[f32],
+        output: &mut [f32],
+    ) -> Result<(), Poisoned> {
+        let dim = spec.head_dim;
+        let width = (spec.query_heads + 2 * spec.kv_heads) * dim;
+        for (row, output) in output.chunks_exact_mut(spec.query_heads * dim).enumerate() {
+            let end = batch.positions[row] as usize + 1;
+            let first = spec.window.map_or(0, |window| end.saturating_sub(window));
+            let blocks = batch.blocks(row);
+            for (head, output) in output.chunks_exact_mut(dim).enumerate() {
+                let query = &qkv[row * width + head * dim..][..dim];
+                let kv_head = head / (spec.query_heads / spec.kv_heads);
+                let at = |part, position| &cache[cache_index(kv, blocks, layer, part, kv_head, position)..][..dim];
+                let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
+                for tile in (0..end).step_by(ATTENTION_TILE) {
+                    let (from, to) = (tile.max(first), end.min(tile + ATTENTION_TILE));
+                    if from >= to {
+                        continue;
+                    }
+                    let score = |position| {
+                        let key: &[f32] = at(0, position);
+                        (0..dim).fold(0f32, |sum, d| query[d].mul_add(key[d], sum)) * spec.scale
+                    };
+                    let scores: Vec<f32> = (from..to).map(score).collect();
+                    let tile_max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    let mut lanes = [0f32; 64];
+                    let mut values = vec![0f32; dim];
+                    for (position, score) in (from..to).zip(scores) {
+                        let p = exp(score - tile_max);
+                        lanes[position % 64] += p;
+                        let value = at(1, position);
+                        (0..dim).for_each(|d| values[d] = p.mul_add(value[d], values[d]));
+                    }
+                    let tile_sum = fold_lanes(&mut lanes);
+                    if max == f32::NEG_INFINITY {
+                        (max, sum) = (tile_max, tile_sum);
+                        output.copy_from_slice(&values);
+                        continue;
+                    }
+                    let new_max = max.max(tile_max);
+                    let (a, b) = (exp(max - new_max), exp(tile_max - new_max));
+                    sum = sum.mul_add(a, tile_sum * b);
+                    (0..dim).for_each(|d| output[d] = output[d].mul_add(a, values[d] * b));
+                    max = new_max;
+                }
+                output.iter_mut().for_each(|value| *value /= sum);
+            }
+        }
+        Ok(())
+    }
+
+    fn silu_mul(&mut self, input: &[f32], output: &mut [f32], width: usize) -> Result<(), Poisoned> {
+        for (input, output) in input.chunks_exact(2 * width).zip(output.chunks_exact_mut(width)) {
+            for i in 0..width {
+                output[i] = silu(input[i]) * input[width + i];
+            }
+        }
+        Ok(())
+    }
+
+    fn sketch(
+        &mut self,
+        input: &[f32],
+        width: usize,
+        rows: &[SketchRow],
+        output: &mut [[u16; SKETCH_VALUES]],
+    ) -> Result<(), Poisoned> {
+        for ((input, row), output) in input.chunks_exact(width).zip(rows).zip(output) {
+            let key = row.noise_key.sketch_key();
+            for (projection, output) in output.iter_mut().enumerate() {
+                let mut lanes = [0f32; 64];
+                for (i, &x) in input.iter().enumerate() {
+                    let minus = key.signs(row.position, i as u32 / 16)[i % 16] >> projection & 1 == 1;
+                    lanes[i % 64] += if minus { -x } else { x };
+                }
+                *output = f32_to_f16_saturating(fold_lanes(&mut lanes));
+            }
+        }
+        Ok(())
+    }
+
+    fn sample(
+        &mut self,
+        jobs: &[SampleJob],
+        logits: &[f32],
+        context: &SampleContext<'_>,
+        scratch: &mut [SampleScratch],
+        output: &mut [Sampled],
+    ) -> Result<(), Poisoned> {
+        for (job, output) in jobs.iter().zip(output) {
+            sampler::run(job, logits, context, &mut scratch[0], output);
+        }
+        Ok(())
+    }
+}
