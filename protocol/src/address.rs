@@ -135,7 +135,9 @@ mod tests {
         let mut typo = a.account();
         typo.pop();
         typo.push('q');
-        assert!(typo.parse::<Address>() == Ok(a) || matches!(typo.parse::<Address>(), Err(AddressError::Malformed { .. })));
+        assert!(
+            typo.parse::<Address>() == Ok(a) || matches!(typo.parse::<Address>(), Err(AddressError::Malformed { .. }))
+        );
     }
 
     #[test]

@@ -67,9 +67,8 @@ impl AccountKey {
 /// Verifies `r ‖ s` over SHA-256 of the bytes; high S is refused.
 pub fn verify_secp256k1(public_key: &[u8], bytes: &[u8], signature: &[u8]) -> Result<(), KeyError> {
     let public = PublicKey::from_slice(public_key).map_err(|_| KeyError::Key("secp256k1"))?;
-    let compact: &[u8; 64] = signature
-        .try_into()
-        .map_err(|_| KeyError::SignatureLength { kind: "secp256k1", found: signature.len() })?;
+    let compact: &[u8; 64] =
+        signature.try_into().map_err(|_| KeyError::SignatureLength { kind: "secp256k1", found: signature.len() })?;
     let signature = ecdsa::Signature::from_compact(compact).map_err(|_| KeyError::Signature("secp256k1"))?;
     let mut low = signature;
     low.normalize_s();
@@ -129,10 +128,7 @@ mod tests {
         let key = AccountKey::from_bytes(&[7; 32]).unwrap();
         let signature = key.sign(b"hello");
         assert_eq!(verify_secp256k1(&key.public_key(), b"hello", &signature), Ok(()));
-        assert_eq!(
-            verify_secp256k1(&key.public_key(), b"hullo", &signature),
-            Err(KeyError::Signature("secp256k1"))
-        );
+        assert_eq!(verify_secp256k1(&key.public_key(), b"hullo", &signature), Err(KeyError::Signature("secp256k1")));
         // s' = n − s verifies mathematically, and is refused.
         const ORDER: &str = "fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141";
         let order = bnum::types::U256::from_str_radix(ORDER, 16).unwrap();

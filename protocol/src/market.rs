@@ -61,7 +61,11 @@ pub fn profile_digest(profile: &ModelProfile) -> Digest {
 pub fn check_profile(profile: &ModelProfile) -> Result<(), ObjectError> {
     let wrong = |field, reason: &str| ObjectError::Field { object: "profile", field, reason: reason.into() };
     let (name, revision) = profile.id.split_once('@').unwrap_or((&profile.id, ""));
-    if name.split('/').count() != 2 || name.split('/').any(str::is_empty) || revision.is_empty() || profile.id.len() > 200 {
+    if name.split('/').count() != 2
+        || name.split('/').any(str::is_empty)
+        || revision.is_empty()
+        || profile.id.len() > 200
+    {
         return Err(wrong("id", "`org/name@revision` of at most 200 bytes is expected"));
     }
     for (field, bytes) in [

@@ -123,12 +123,7 @@ impl Sum {
     }
     /// As the wire has it.
     pub fn to_proto(&self) -> SumNode {
-        SumNode {
-            hash: self.hash.to_vec(),
-            count: self.count,
-            tokens: self.tokens,
-            amount: self.amount.to_string(),
-        }
+        SumNode { hash: self.hash.to_vec(), count: self.count, tokens: self.tokens, amount: self.amount.to_string() }
     }
     /// From the wire.
     pub fn from_proto(node: &SumNode) -> Result<Self, SumError> {

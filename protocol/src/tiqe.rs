@@ -114,9 +114,7 @@ pub struct Candidate {
 pub fn draw_seats(candidates: &[Candidate], n: u32) -> BTreeMap<Address, u32> {
     let mut tickets: Vec<(Digest, Address)> = candidates
         .iter()
-        .flat_map(|c| {
-            (0..c.tickets).map(|t| (Hasher::new(tag::SEAT).fixed(&c.beta).u32(t).finish(), c.judge))
-        })
+        .flat_map(|c| (0..c.tickets).map(|t| (Hasher::new(tag::SEAT).fixed(&c.beta).u32(t).finish(), c.judge)))
         .collect();
     tickets.sort_unstable();
     tickets.iter().take(n as usize).fold(BTreeMap::new(), |mut seats, (_, judge)| {
@@ -131,8 +129,7 @@ pub fn sample_point(beacon: &Digest, worker: &Address, profile: &Digest, number:
     if total.is_zero() {
         return None;
     }
-    let hash =
-        Hasher::new(tag::SAMPLE).fixed(&beacon.0).fixed(&worker.0).fixed(&profile.0).u32(number).finish();
+    let hash = Hasher::new(tag::SAMPLE).fixed(&beacon.0).fixed(&worker.0).fixed(&profile.0).u32(number).finish();
     let wide = hash.0.iter().fold(bnum::types::U256::ZERO, |v, b| (v << 8) | bnum::types::U256::from(*b));
     let point = u128::try_from(wide % bnum::types::U256::from(total.0));
     Some(Amount(point.expect("a remainder is below its 128-bit divisor")))
