@@ -4,6 +4,25 @@
 //! application executes them against the committed state ([`store`]) and answers with the hash of
 //! the next one. Inside execution nothing touches the network, a float, the wall clock or the
 //! order of a hash map: two nodes fed the same blocks have the same application hash.
+//!
+//! A transaction is decoded and authorised in [`tx`], its messages are handled by the modules
+//! ([`auth`], [`bank`], [`staking`], [`market`], [`tiqe`]) whose tables are listed in [`modules`].
 
+pub mod auth;
+pub mod bank;
+pub mod context;
+pub mod error;
+pub mod gas;
+pub mod genesis;
+pub mod market;
+pub mod modules;
+pub mod paging;
 pub mod server;
+pub mod staking;
 pub mod store;
+pub mod tiqe;
+pub mod tx;
+
+pub use context::Context;
+pub use error::{GenesisError, QueryError, TxError};
+pub use genesis::Genesis;

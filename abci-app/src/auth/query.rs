@@ -1,0 +1,70 @@
+//! The accounts' queries: an `Any` of `BaseAccount`, or of `ModuleAccount` for a pool.
+
+use polylink_protocol::cosmos::Any;
+use polylink_protocol::cosmos::cosmos::auth::v1beta1::{
+    BaseAccount, ModuleAccount, Params, QueryAccountRequest, QueryAccountResponse, QueryAccountsRequest,
+    QueryAccountsResponse, QueryParamsRequest, QueryParamsResponse,
+};
+use polylink_protocol::cosmos::cosmos::crypto::secp256k1::PubKey;
+use polylink_protocol::{Address, tx::any};
+
+use super::{ACCOUNT, Account, account, decode};
+use crate::bank::Pool;
+use crate::error::QueryError;
+use crate::gas::COSTS;
+use crate::modules::{Answer, QueryContext};
+use crate::store::StateRead;
+use crate::{paging, tx};
+
+fn to_any(address: &Address, account: &Account) -> Any {
+    let base = BaseAccount {
+        address: address.account(),
+        pub_key: account.public_key.map(|key| any(&PubKey { key: key.to_vec() })),
+        account_number: account.number,
+        sequence: account.sequence,
+    };
+    match Pool::of_address(address) {
+        None => any(&base),
+        Some(pool) => {
+            any(&ModuleAccount { base_account: Some(base), name: pool.name().into(), permissions: Vec::new() })
+        }
+    }
+}
+
+impl Answer for QueryAccountRequest {
+    type Response = QueryAccountResponse;
+
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<QueryAccountResponse, QueryError> {
+        let address: Address = self.address.parse()?;
+        let account = account(state, &address)
+            .ok_or_else(|| QueryError::NotFound(format!("account {address} not found")))?;
+        Ok(QueryAccountResponse { account: Some(to_any(&address, &account)) })
+    }
+}
+
+impl Answer for QueryAccountsRequest {
+    type Response = QueryAccountsResponse;
+
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<QueryAccountsResponse, QueryError> {
+        let (accounts, page) = paging::cosmos(state, &[ACCOUNT], self.pagination.clone(), |tail, value| {
+            Some(to_any(&Address(tail.try_into().ok()?), &decode(value)))
+        })?;
+        Ok(QueryAccountsResponse { accounts, pagination: Some(page) })
+    }
+}
+
+impl Answer for QueryParamsRequest {
+    type Response = QueryParamsResponse;
+
+    fn answer(&self, _: &QueryContext, _: &dyn StateRead) -> Result<QueryParamsResponse, QueryError> {
+        Ok(QueryParamsResponse {
+            params: Some(Params {
+                max_memo_characters: tx::MEMO_CHARACTERS_MAX as u64,
+                tx_sig_limit: tx::SIGNATURES_MAX as u64,
+                tx_size_cost_per_byte: COSTS.tx_byte,
+                sig_verify_cost_ed25519: COSTS.proof,
+                sig_verify_cost_secp256k1: COSTS.signature,
+            }),
+        })
+    }
+}

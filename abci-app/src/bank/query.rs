@@ -1,0 +1,120 @@
+//! The bank's queries.
+
+use polylink_protocol::cosmos::cosmos::bank::v1beta1::{
+    DenomUnit, Metadata, Params, QueryAllBalancesRequest, QueryAllBalancesResponse, QueryBalanceRequest,
+    QueryBalanceResponse, QueryDenomMetadataRequest, QueryDenomMetadataResponse, QueryParamsRequest,
+    QueryParamsResponse, QuerySpendableBalancesRequest, QuerySpendableBalancesResponse, QuerySupplyOfRequest,
+    QuerySupplyOfResponse, QueryTotalSupplyRequest, QueryTotalSupplyResponse,
+};
+use polylink_protocol::cosmos::cosmos::base::{
+    query::v1beta1::{PageRequest, PageResponse},
+    v1beta1::Coin,
+};
+use polylink_protocol::{Address, DENOM};
+
+use super::{BALANCE, SUPPLY, amount_of, balance_of, is_denom, supply};
+use crate::error::QueryError;
+use crate::modules::{Answer, QueryContext};
+use crate::paging;
+use crate::store::{KeyBuilder, StateRead};
+
+fn check_denom(denom: &str) -> Result<(), QueryError> {
+    if is_denom(denom) {
+        return Ok(());
+    }
+    Err(QueryError::InvalidArgument(format!("`{}` is not a denomination", denom.escape_debug())))
+}
+
+fn coin(key_tail: &[u8], value: &[u8]) -> Coin {
+    Coin { denom: String::from_utf8_lossy(key_tail).into_owned(), amount: amount_of(value).to_string() }
+}
+
+fn balances(
+    state: &dyn StateRead,
+    address: &str,
+    page: Option<PageRequest>,
+) -> Result<(Vec<Coin>, Option<PageResponse>), QueryError> {
+    let address: Address = address.parse()?;
+    let prefix = KeyBuilder::new(BALANCE).bytes(&address.0).finish();
+    let (coins, page) = paging::cosmos(state, &prefix, page, |tail, value| Some(coin(tail, value)))?;
+    Ok((coins, Some(page)))
+}
+
+impl Answer for QueryBalanceRequest {
+    type Response = QueryBalanceResponse;
+
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<QueryBalanceResponse, QueryError> {
+        check_denom(&self.denom)?;
+        let amount = balance_of(state, &self.address.parse()?, &self.denom).to_string();
+        Ok(QueryBalanceResponse { balance: Some(Coin { denom: self.denom.clone(), amount }) })
+    }
+}
+
+impl Answer for QueryAllBalancesRequest {
+    type Response = QueryAllBalancesResponse;
+
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<QueryAllBalancesResponse, QueryError> {
+        let (balances, pagination) = balances(state, &self.address, self.pagination.clone())?;
+        Ok(QueryAllBalancesResponse { balances, pagination })
+    }
+}
+
+impl Answer for QuerySpendableBalancesRequest {
+    type Response = QuerySpendableBalancesResponse;
+
+    /// No balance is locked: what is bonded, in escrow or vesting sits in pools.
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<QuerySpendableBalancesResponse, QueryError> {
+        let (balances, pagination) = balances(state, &self.address, self.pagination.clone())?;
+        Ok(QuerySpendableBalancesResponse { balances, pagination })
+    }
+}
+
+impl Answer for QueryTotalSupplyRequest {
+    type Response = QueryTotalSupplyResponse;
+
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<QueryTotalSupplyResponse, QueryError> {
+        let (supply, page) =
+            paging::cosmos(state, &[SUPPLY], self.pagination.clone(), |tail, value| Some(coin(tail, value)))?;
+        Ok(QueryTotalSupplyResponse { supply, pagination: Some(page) })
+    }
+}
+
+impl Answer for QuerySupplyOfRequest {
+    type Response = QuerySupplyOfResponse;
+
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<QuerySupplyOfResponse, QueryError> {
+        check_denom(&self.denom)?;
+        let amount = supply(state, &self.denom).to_string();
+        Ok(QuerySupplyOfResponse { amount: Some(Coin { denom: self.denom.clone(), amount }) })
+    }
+}
+
+impl Answer for QueryDenomMetadataRequest {
+    type Response = QueryDenomMetadataResponse;
+
+    fn answer(&self, _: &QueryContext, _: &dyn StateRead) -> Result<QueryDenomMetadataResponse, QueryError> {
+        if self.denom != DENOM {
+            return Err(QueryError::NotFound(format!("client metadata for denom {}", self.denom.escape_debug())));
+        }
+        let unit = |denom: &str, exponent| DenomUnit { denom: denom.into(), exponent, aliases: vec![] };
+        Ok(QueryDenomMetadataResponse {
+            metadata: Some(Metadata {
+                description: "The coin of PolyLink".into(),
+                denom_units: vec![unit(DENOM, 0), unit("plk", 6)],
+                base: DENOM.into(),
+                display: "plk".into(),
+                name: "PolyLink".into(),
+                symbol: "PLK".into(),
+                ..Default::default()
+            }),
+        })
+    }
+}
+
+impl Answer for QueryParamsRequest {
+    type Response = QueryParamsResponse;
+
+    fn answer(&self, _: &QueryContext, _: &dyn StateRead) -> Result<QueryParamsResponse, QueryError> {
+        Ok(QueryParamsResponse { params: Some(Params { default_send_enabled: true, ..Default::default() }) })
+    }
+}
