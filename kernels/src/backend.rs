@@ -261,6 +261,9 @@ pub enum BackendError {
         /// Bytes asked for.
         needed_bytes: usize,
     },
+    /// What was asked for does not exist on this machine.
+    #[error("{0}: choose another backend or instruction set, or let it be detected")]
+    Unavailable(String),
     /// The step is inconsistent or beyond the limits; nothing was computed.
     #[error("step refused: {0}")]
     Step(String),

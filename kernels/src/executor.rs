@@ -345,8 +345,7 @@ impl<O: Operations> Backend for Executor<O> {
         });
         let ropes = ropes.collect();
         let vocabulary = program.vocabulary;
-        let (integer_inputs, head_dim) = (layout.integer_inputs, layout.head_dim);
-        self.operations.reserve(Reserve { limits, vocabulary, integer_inputs, head_dim });
+        self.operations.reserve(Reserve { limits, integer_inputs: layout.integer_inputs });
         let blank = SketchRow { noise_key: NoiseKey(0), position: 0 };
         let rows = RowState {
             tokens: Vec::with_capacity(limits.rows),

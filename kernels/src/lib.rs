@@ -23,6 +23,7 @@ pub use step::{
     StepOutput, TOP_LOGPROBS_MAX, TokenInput, TokenLogprob,
 };
 
+mod cpu;
 mod executor;
 mod margin;
 mod operations;
@@ -33,6 +34,8 @@ mod sampler;
 mod step_check;
 mod weights;
 
+pub use cpu::isa::InstructionSet;
+pub use cpu::{CpuBackend, CpuOptions};
 pub use executor::Executor;
 pub use margin::{Margin, replay_margin};
 pub use sampler::{DrawInputs, SampleScratch, log_sum_exp, sample_token};

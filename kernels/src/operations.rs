@@ -39,11 +39,8 @@ impl<'a> Batch<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reserve {
     pub limits: Limits,
-    pub vocabulary: usize,
     /// Largest number of inputs of an integer matrix; 0 if there is none.
     pub integer_inputs: usize,
-    /// Largest head dimension.
-    pub head_dim: usize,
 }
 
 /// Sines and cosines, `[positions][head_dim / 2]` each.

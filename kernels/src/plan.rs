@@ -6,6 +6,9 @@ use crate::backend::{BackendError, Limits, WeightId};
 use crate::program::{AttentionSpec, BufferId, Epilogue, Op, Program, RowKind};
 use crate::weights::MatrixShape;
 
+/// Largest head dimension: an attention head's sums live on the stack.
+pub(crate) const HEAD_DIM_MAX: usize = 512;
+
 /// What the plan needs to know of a weight.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum WeightKind {
@@ -29,7 +32,6 @@ pub(crate) struct Layout {
     /// Gathered partial planes and logits of all ranks.
     pub exchange_floats: usize,
     pub integer_inputs: usize,
-    pub head_dim: usize,
 }
 
 struct Checker<'a> {
@@ -104,7 +106,9 @@ impl Checker<'_> {
         self.ensure(kv_heads == kv.heads && head_dim == kv.head_dim, || "heads differ from the KV cache's".into())?;
         let grouped = kv_heads > 0 && query_heads > 0 && query_heads % kv_heads == 0;
         self.ensure(grouped, || format!("{query_heads} query heads cannot share {kv_heads} KV heads"))?;
-        self.ensure(head_dim % 2 == 0 && head_dim > 0, || format!("head dimension {head_dim} is not even"))?;
+        self.ensure(head_dim % 16 == 0 && (16..=HEAD_DIM_MAX).contains(&head_dim), || {
+            format!("head dimension {head_dim} is not a multiple of 16 up to {HEAD_DIM_MAX}")
+        })?;
         self.ensure(spec.window != Some(0), || "a sliding window of 0 positions sees nothing".into())?;
         let (_, rows) = self.buffer(qkv)?;
         self.ensure(rows == RowKind::Step, || "attention needs the rows of the step".into())?;
@@ -148,7 +152,6 @@ impl Checker<'_> {
                 self.attention(attention, *layer, *qkv)
             }
             Op::Attention { layer, qkv, output, attention } => {
-                layout.head_dim = layout.head_dim.max(attention.head_dim);
                 self.attention(attention, *layer, *qkv)?;
                 self.output(*qkv, *output, attention.query_heads * attention.head_dim)
             }

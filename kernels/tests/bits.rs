@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::num::NonZeroUsize;
+
 use common::*;
 use polylink_kernels::*;
 
@@ -9,7 +11,16 @@ const KV: KvSpec = KvSpec { layers: TINY.layers, heads: TINY.kv_heads, head_dim:
 
 /// Every backend that this machine can run; prints what it cannot.
 fn backends() -> Vec<Box<dyn Backend>> {
-    vec![Box::new(ReferenceBackend::new())]
+    let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(ReferenceBackend::new())];
+    for set in InstructionSet::ALL {
+        for threads in [1, 3] {
+            match CpuBackend::new(CpuOptions { threads: NonZeroUsize::new(threads), instructions: Some(set) }) {
+                Ok(backend) => backends.push(Box::new(backend)),
+                Err(reason) => println!("skipped {set}: {reason}"),
+            }
+        }
+    }
+    backends
 }
 
 fn built(mut backend: Box<dyn Backend>, dtype: Dtype, form: WeightForm) -> Box<dyn Backend> {
@@ -23,6 +34,27 @@ const FORMS: [(Dtype, WeightForm); 4] = [
     (Dtype::Bf16, WeightForm::Q8_0),
     (Dtype::Bf16, WeightForm::Q4_0),
 ];
+
+#[test]
+fn every_instruction_set_and_thread_count_gives_the_reference_bits() {
+    for (dtype, form) in FORMS {
+        let mut expected: Option<Forward> = None;
+        for backend in backends() {
+            let mut backend = built(backend, dtype, form);
+            let chunk =
+                |slot, length| Chunk { slot, first: 0, tokens: tokens(slot, length, TINY.vocabulary), wanted: 7 };
+            let found = forward(&mut *backend, &KV, &[chunk(0, 301), chunk(1, 7), chunk(2, 17)]).unwrap();
+            if let Some(expected) = &expected {
+                let name = format!("{} {form:?} {dtype:?}", backend.name());
+                let different = expected.logits.iter().zip(&found.logits).filter(|(a, b)| a != b).count();
+                assert_eq!((different, found.logits.len()), (0, expected.logits.len()), "logits, {name}");
+                assert_eq!(expected.sketches, found.sketches, "sketches, {name}");
+            } else {
+                expected = Some(found);
+            }
+        }
+    }
+}
 
 #[test]
 fn rows_do_not_depend_on_batch_chunks_or_cache() {

@@ -95,7 +95,7 @@ pub fn build(
         stream += 1;
         stream
     };
-    let mut vector = |backend: &mut dyn Backend, tensor: &Tensor| {
+    let vector = |backend: &mut dyn Backend, tensor: &Tensor| {
         let part = Part { tensor: tensor.view(), shard: Shard::whole(&tensor.shape) };
         backend.prepare(&[part], KRanges::whole(1), WeightForm::Vector)
     };

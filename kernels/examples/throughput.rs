@@ -1,0 +1,66 @@
+//! Tokens per second of a nano-shaped random model on this machine, per weight form and number of threads.
+//!
+//! `cargo run -p polylink-kernels --example throughput [-- threads…]`
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+use common::*;
+use polylink_kernels::*;
+
+const NANO: Sizes = Sizes {
+    layers: 5,
+    hidden: 288,
+    query_heads: 9,
+    kv_heads: 3,
+    head_dim: 32,
+    mlp: 768,
+    vocabulary: 2048,
+    window: None,
+};
+
+/// Median seconds of one call.
+fn median(runs: usize, mut call: impl FnMut(usize)) -> f64 {
+    let mut times: Vec<f64> = (0..runs)
+        .map(|run| {
+            let start = Instant::now();
+            call(run);
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[runs / 2]
+}
+
+fn main() -> Result<(), BackendError> {
+    let threads: Vec<usize> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
+    let threads = if threads.is_empty() { vec![1, 2] } else { threads };
+    let kv = KvSpec { layers: NANO.layers, heads: NANO.kv_heads, head_dim: NANO.head_dim };
+    for threads in threads {
+        for form in [WeightForm::Float, WeightForm::Q8_0, WeightForm::Q4_0] {
+            let options = CpuOptions { threads: NonZeroUsize::new(threads), instructions: None };
+            let mut backend = CpuBackend::new(options)?;
+            build(&mut backend, &NANO, Dtype::Bf16, form, &Split::whole(&NANO), limits(), Box::new(Solo))?;
+            let chunk = |slot, first, length, wanted| Chunk { slot, first, tokens: tokens(1, length, 2048), wanted };
+            let mut run = |chunks: &[Chunk]| match forward(&mut backend, &kv, chunks) {
+                Ok(_) => (),
+                Err(reason) => panic!("{reason}"),
+            };
+            let prefill = median(9, |_| run(&[chunk(0, 0, 512, 1)]));
+            let decode = median(101, |step| run(&[chunk(0, 512 + step, 1, 1)]));
+            let batch: Vec<Chunk> = (0..4).map(|slot| chunk(slot, 600, 1, 1)).collect();
+            let batched = median(51, |_| run(&batch));
+            println!(
+                "{} {form:?} threads {threads}: prefill {:.0} tok/s, decode {:.0} tok/s, decode of 4 {:.0} tok/s",
+                backend.name(),
+                512.0 / prefill,
+                1.0 / decode,
+                4.0 / batched
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! The operations between the products: normalisation, gating, quantisation of activations, sketches.
+//!
+//! Plain loops over fixed arrays that the compiler vectorises; compiled once per instruction set. Sums over a row use 64
+//! lanes (numerics rule 4), so the order does not depend on the vector width.
+#![allow(unsafe_code)] // functions compiled for an instruction set
+
+use polylink_protocol::exact_math::{f32_to_f16_saturating, silu};
+
+use super::isa::multiversioned;
+use super::lanes::Lanes;
+use crate::operations::SketchRow;
+use crate::quantise::{self, BLOCK};
+use crate::sampler::fold_lanes;
+use crate::step::SKETCH_VALUES;
+
+#[inline(always)]
+unsafe fn rms_norm_body<L: Lanes>(input: &[f32], weight: &[f32], eps: f32, output: &mut [f32]) {
+    let mut lanes = [0f32; 64];
+    let (chunks, rest) = input.as_chunks::<64>();
+    for chunk in chunks {
+        for i in 0..64 {
+            lanes[i] = chunk[i].mul_add(chunk[i], lanes[i]);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane = x.mul_add(x, *lane);
+    }
+    let mean = fold_lanes(&mut lanes) / input.len() as f32;
+    let scale = 1.0 / (mean + eps).sqrt();
+    for ((output, x), weight) in output.iter_mut().zip(input).zip(weight) {
+        *output = (x * scale) * weight;
+    }
+}
+
+multiversioned! {
+    /// One row of `RmsNorm`.
+    ///
+    /// # Safety
+    /// The machine has `set`.
+    pub(crate) unsafe fn rms_norm(input: &[f32], weight: &[f32], eps: f32, output: &mut [f32]) = rms_norm_body
+}
+
+#[inline(always)]
+unsafe fn silu_mul_body<L: Lanes>(gate: &[f32], up: &[f32], output: &mut [f32]) {
+    for ((output, &gate), &up) in output.iter_mut().zip(gate).zip(up) {
+        *output = silu(gate) * up;
+    }
+}
+
+multiversioned! {
+    /// A stretch of `SiluMul`.
+    ///
+    /// # Safety
+    /// The machine has `set`.
+    pub(crate) unsafe fn silu_mul(gate: &[f32], up: &[f32], output: &mut [f32]) = silu_mul_body
+}
+
+#[inline(always)]
+unsafe fn quantise_body<L: Lanes>(input: &[f32], quants: &mut [i16], scales: &mut [f32]) {
+    let blocks = input.as_chunks::<BLOCK>().0.iter().zip(quants.as_chunks_mut::<BLOCK>().0);
+    for ((values, quants), scale) in blocks.zip(scales) {
+        *scale = quantise::activations(values, quants);
+    }
+}
+
+multiversioned! {
+    /// Quantises one row of activations in blocks of 32 (numerics rule 3).
+    ///
+    /// # Safety
+    /// The machine has `set`.
+    pub(crate) unsafe fn quantise(input: &[f32], quants: &mut [i16], scales: &mut [f32]) = quantise_body
+}
+
+#[inline(always)]
+unsafe fn sketch_body<L: Lanes>(input: &[f32], row: &SketchRow, output: &mut [u16; SKETCH_VALUES]) {
+    let key = row.noise_key.sketch_key();
+    let mut lanes = [[0f32; 64]; SKETCH_VALUES];
+    for (block, values) in input.chunks(16).enumerate() {
+        let signs = key.signs(row.position, block as u32);
+        let first = block % 4 * 16;
+        for (projection, lanes) in lanes.iter_mut().enumerate() {
+            for ((lane, value), sign) in lanes[first..first + 16].iter_mut().zip(values).zip(signs) {
+                let minus = (sign as u32 >> projection & 1) << 31;
+                *lane += f32::from_bits(value.to_bits() ^ minus);
+            }
+        }
+    }
+    for (output, lanes) in output.iter_mut().zip(&mut lanes) {
+        *output = f32_to_f16_saturating(fold_lanes(lanes));
+    }
+}
+
+multiversioned! {
+    /// One row's activation sketch.
+    ///
+    /// # Safety
+    /// The machine has `set`.
+    pub(crate) unsafe fn sketch(input: &[f32], row: &SketchRow, output: &mut [u16; SKETCH_VALUES]) = sketch_body
+}

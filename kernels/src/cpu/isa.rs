@@ -1,0 +1,96 @@
+//! Which instruction set the loops run in: chosen when the backend is made, or forced (tests hold them all to the same
+//! golden bits).
+
+use std::fmt;
+
+/// An instruction set that the CPU operations were compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstructionSet {
+    /// AVX-512 F, BW, DQ, VL with FMA.
+    Avx512,
+    /// AVX2 with FMA.
+    Avx2,
+    /// What the compiler's target has: NEON on aarch64, SSE2 on x86-64 (there fused multiply-adds are library calls:
+    /// right, and slow).
+    Baseline,
+}
+
+impl InstructionSet {
+    /// All there are, best first.
+    pub const ALL: [InstructionSet; 3] = [InstructionSet::Avx512, InstructionSet::Avx2, InstructionSet::Baseline];
+
+    /// Whether this machine has it.
+    pub fn available(self) -> bool {
+        match self {
+            InstructionSet::Baseline => true,
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("fma")
+            }
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// The best one that this machine has.
+    pub fn detect() -> Self {
+        Self::ALL.into_iter().find(|set| set.available()).unwrap_or(InstructionSet::Baseline)
+    }
+
+    /// Name of a backend that uses it.
+    pub(crate) fn backend_name(self) -> &'static str {
+        match self {
+            InstructionSet::Avx512 => "cpu-avx512",
+            InstructionSet::Avx2 => "cpu-avx2",
+            InstructionSet::Baseline if cfg!(target_arch = "aarch64") => "cpu-neon",
+            InstructionSet::Baseline => "cpu-baseline",
+        }
+    }
+}
+
+impl fmt::Display for InstructionSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.backend_name().trim_start_matches("cpu-"))
+    }
+}
+
+/// Defines a function `name(set, arguments…)` whose body, generic over `L: Lanes`, is compiled once per instruction set.
+/// `body` must be `#[inline(always)]`; the caller must have checked that the machine has `set`.
+macro_rules! multiversioned {
+    ($(#[$meta:meta])* $vis:vis unsafe fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
+        $(#[$meta])*
+        $vis unsafe fn $name(set: $crate::cpu::isa::InstructionSet, $($arg: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn avx512($($arg: $type),*) {
+                // SAFETY: as the caller's; this function has the instructions.
+                unsafe { $body::<$crate::cpu::lanes::Avx512>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn avx2($($arg: $type),*) {
+                // SAFETY: as the caller's; this function has the instructions.
+                unsafe { $body::<$crate::cpu::lanes::Avx2>($($arg),*) }
+            }
+            // SAFETY: the backend checked at its making that the machine has `set`; the rest is the caller's promise.
+            unsafe {
+                match set {
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::cpu::isa::InstructionSet::Avx512 => avx512($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::cpu::isa::InstructionSet::Avx2 => avx2($($arg),*),
+                    _ => $body::<$crate::cpu::lanes::Plain>($($arg),*),
+                }
+            }
+        }
+    };
+}
+pub(crate) use multiversioned;

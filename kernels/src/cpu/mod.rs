@@ -1,0 +1,292 @@
+//! The CPU backend: packed weights, vectorised loops for several instruction sets, own threads.
+//!
+//! It gives the bits of [`crate::reference`] on every instruction set and any number of threads. An operation is cut into
+//! tiles that [`pool::Pool`] hands to its workers; small operations stay on the engine's thread. After `reserve` nothing
+//! is allocated.
+#![allow(unsafe_code)] // tiles write disjoint parts of shared outputs; functions compiled for an instruction set
+
+pub(crate) mod attention;
+pub(crate) mod elementwise;
+pub(crate) mod gemm;
+pub(crate) mod isa;
+pub(crate) mod lanes;
+pub(crate) mod pool;
+
+use std::num::NonZeroUsize;
+
+use self::attention::{BLOCK_TOKENS, Head, block_start};
+use self::gemm::{Packed, PackedValues, Product, TILE_STRIPS};
+use self::isa::InstructionSet;
+use self::pool::{Pool, SharedSlice};
+use crate::backend::{BackendError, KvSpec};
+use crate::executor::Executor;
+use crate::operations::{Batch, Operations, Poisoned, Reserve, RopeTable, SketchRow};
+use crate::program::AttentionSpec;
+use crate::quantise::BLOCK;
+use crate::sampler::{self, SampleContext, SampleJob, SampleScratch};
+use crate::step::{SKETCH_VALUES, Sampled};
+use crate::weights::{MatrixShape, PlainMatrix};
+
+/// How a [`CpuBackend`] runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuOptions {
+    /// Threads, the engine's included; `None`: one per available core.
+    pub threads: Option<NonZeroUsize>,
+    /// Forces an instruction set; `None`: the best one there is.
+    pub instructions: Option<InstructionSet>,
+}
+
+/// The fast CPU backend.
+pub type CpuBackend = Executor<CpuOperations>;
+
+impl CpuBackend {
+    /// Starts the worker threads.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] if an instruction set is forced that this machine lacks.
+    pub fn new(options: CpuOptions) -> Result<Self, BackendError> {
+        let set = options.instructions.unwrap_or_else(InstructionSet::detect);
+        if !set.available() {
+            return Err(BackendError::Unavailable(format!("this machine has no {set} instructions")));
+        }
+        let threads =
+            options.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
+        Ok(Executor::over(CpuOperations { set, pool: Pool::new(threads), quants: Vec::new(), scales: Vec::new() }))
+    }
+}
+
+/// Packed, vectorised, threaded operations.
+pub struct CpuOperations {
+    set: InstructionSet,
+    pool: Pool,
+    /// Activations of the current integer product.
+    quants: Vec<i16>,
+    scales: Vec<f32>,
+}
+
+/// Rows per tile of a product; a run of rows reuses the weights from cache.
+const TILE_ROWS: usize = 48;
+
+/// Values below which an operation between products is not worth waking the helpers.
+const SMALL: usize = 8192;
+
+impl CpuOperations {
+    /// Runs `job(item)` for every item, on all workers if the whole is large enough.
+    fn each(&mut self, items: usize, values: usize, job: &(dyn Fn(usize) + Sync)) -> Result<(), Poisoned> {
+        if values < SMALL {
+            return self.pool.run(1, &|_, _| (0..items).for_each(job));
+        }
+        self.pool.run(items, &|item, _| job(item))
+    }
+}
+
+impl Operations for CpuOperations {
+    type Matrix = Packed;
+
+    fn name(&self) -> &str {
+        self.set.backend_name()
+    }
+
+    fn pack(&mut self, matrix: PlainMatrix) -> Packed {
+        Packed::new(matrix)
+    }
+
+    fn shape(&self, matrix: &Packed) -> MatrixShape {
+        matrix.shape
+    }
+
+    fn is_integer(&self, matrix: &Packed) -> bool {
+        matches!(matrix.values, PackedValues::Int8 { .. })
+    }
+
+    fn block_tokens(&self) -> usize {
+        BLOCK_TOKENS
+    }
+
+    fn reserve(&mut self, reserve: Reserve) {
+        let values = reserve.limits.rows * reserve.integer_inputs;
+        self.quants = vec![0; values];
+        self.scales = vec![0.0; values / BLOCK];
+    }
+
+    fn workers(&self) -> usize {
+        self.pool.workers()
+    }
+
+    fn embed(&mut self, table: &Packed, tokens: &[u32], output: &mut [f32]) -> Result<(), Poisoned> {
+        let (width, values) = (table.shape.inputs, output.len());
+        let output = SharedSlice::new(output);
+        self.each(tokens.len(), values, &|row| {
+            // SAFETY: each item has its own row.
+            table.row(tokens[row] as usize, unsafe { output.part(row * width, width) });
+        })
+    }
+
+    fn rms_norm(&mut self, input: &[f32], weight: &[f32], eps: f32, output: &mut [f32]) -> Result<(), Poisoned> {
+        let (set, width) = (self.set, weight.len());
+        let output = SharedSlice::new(output);
+        self.each(input.len() / width, input.len(), &|row| {
+            // SAFETY: each item has its own row; the machine has `set`.
+            unsafe {
+                elementwise::rms_norm(
+                    set,
+                    &input[row * width..][..width],
+                    weight,
+                    eps,
+                    output.part(row * width, width),
+                );
+            }
+        })
+    }
+
+    fn gemm(
+        &mut self,
+        matrix: &Packed,
+        input: &[f32],
+        output: &mut [f32],
+        bias: Option<&[f32]>,
+        residual: bool,
+    ) -> Result<(), Poisoned> {
+        let (set, inputs) = (self.set, matrix.shape.inputs);
+        let (rows, blocks) = (input.len() / inputs, inputs / BLOCK);
+        if self.is_integer(matrix) {
+            let (mut quants, mut scales) = (std::mem::take(&mut self.quants), std::mem::take(&mut self.scales));
+            let (shared_quants, shared_scales) = (SharedSlice::new(&mut quants), SharedSlice::new(&mut scales));
+            let done = self.each(rows, input.len(), &|row| {
+                // SAFETY: each item has its own row; the machine has `set`.
+                unsafe {
+                    let (quants, scales) =
+                        (shared_quants.part(row * inputs, inputs), shared_scales.part(row * blocks, blocks));
+                    elementwise::quantise(set, &input[row * inputs..][..inputs], quants, scales);
+                }
+            });
+            (self.quants, self.scales) = (quants, scales);
+            done?;
+        }
+        let output = SharedSlice::new(output);
+        let product = Product { matrix, input, quants: &self.quants, scales: &self.scales, output, bias, residual };
+        let (columns, runs) = (matrix.strips().div_ceil(TILE_STRIPS), rows.div_ceil(TILE_ROWS));
+        let small = rows * inputs * matrix.shape.outputs < 4 * SMALL;
+        let tile = |index: usize, _: usize| {
+            let (column, run) = (index % columns, index / columns);
+            let rows = (run * TILE_ROWS, rows.min((run + 1) * TILE_ROWS));
+            // SAFETY: each tile has its own rows and strips; the machine has `set`.
+            unsafe { gemm::tile(set, &product, rows, column * TILE_STRIPS) };
+        };
+        if small {
+            return self.pool.run(1, &|_, worker| (0..columns * runs).for_each(|index| tile(index, worker)));
+        }
+        self.pool.run(columns * runs, &tile)
+    }
+
+    fn rope_append(
+        &mut self,
+        spec: &AttentionSpec,
+        rope: &RopeTable,
+        batch: &Batch<'_>,
+        kv: &KvSpec,
+        layer: usize,
+        cache: &mut [f32],
+        qkv: &mut [f32],
+    ) -> Result<(), Poisoned> {
+        // On one thread: two rows of a wrong step may name the same cache line, and the work is small.
+        let (dim, half) = (spec.head_dim, spec.head_dim / 2);
+        let width = (spec.query_heads + 2 * spec.kv_heads) * dim;
+        for (row, qkv) in qkv.chunks_exact_mut(width).enumerate() {
+            let position = batch.positions[row] as usize;
+            let (sine, cosine) = (&rope.sine[position * half..][..half], &rope.cosine[position * half..][..half]);
+            for head in qkv.chunks_exact_mut(dim).take(spec.query_heads + spec.kv_heads) {
+                let (low, high) = head.split_at_mut(half);
+                for i in 0..half {
+                    let (x, y) = (low[i], high[i]);
+                    low[i] = x * cosine[i] - y * sine[i];
+                    high[i] = y * cosine[i] + x * sine[i];
+                }
+            }
+            let (block, token) = (batch.blocks(row)[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
+            let (_, appended) = qkv.split_at(spec.query_heads * dim);
+            let (keys, values) = appended.split_at(spec.kv_heads * dim);
+            for head in 0..spec.kv_heads {
+                let to = &mut cache[block_start(kv, block, layer, 0, head)..][..BLOCK_TOKENS * dim];
+                for (slot, key) in to.chunks_exact_mut(BLOCK_TOKENS).zip(&keys[head * dim..][..dim]) {
+                    slot[token] = *key;
+                }
+                let to = block_start(kv, block, layer, 1, head) + token * dim;
+                cache[to..to + dim].copy_from_slice(&values[head * dim..][..dim]);
+            }
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        spec: &AttentionSpec,
+        batch: &Batch<'_>,
+        kv: &KvSpec,
+        layer: usize,
+        cache: &[f32],
+        qkv: &[f32],
+        output: &mut [f32],
+    ) -> Result<(), Poisoned> {
+        let (set, dim, group) = (self.set, spec.head_dim, spec.query_heads / spec.kv_heads);
+        let width = (spec.query_heads + 2 * spec.kv_heads) * dim;
+        let seen: usize = batch.positions.iter().map(|&position| position as usize + 1).sum();
+        let items = batch.positions.len() * spec.kv_heads;
+        let output = SharedSlice::new(output);
+        self.each(items, seen * dim * spec.query_heads, &|item| {
+            let (row, kv_head) = (item / spec.kv_heads, item % spec.kv_heads);
+            let to = batch.positions[row] as usize + 1;
+            let from = spec.window.map_or(0, |window| to.saturating_sub(window));
+            for query_head in kv_head * group..(kv_head + 1) * group {
+                let query = &qkv[row * width + query_head * dim..][..dim];
+                let (blocks, scale) = (batch.blocks(row), spec.scale);
+                let head = Head { cache, kv, layer, kv_head, blocks, from, to, scale, query };
+                // SAFETY: each item has its own row and heads; the machine has `set`.
+                unsafe { attention::attend(set, &head, output.part((row * spec.query_heads + query_head) * dim, dim)) };
+            }
+        })
+    }
+
+    fn silu_mul(&mut self, input: &[f32], output: &mut [f32], width: usize) -> Result<(), Poisoned> {
+        let (set, values) = (self.set, 8 * output.len());
+        let output = SharedSlice::new(output);
+        self.each(input.len() / (2 * width), values, &|row| {
+            let (gate, up) = input[row * 2 * width..][..2 * width].split_at(width);
+            // SAFETY: each item has its own row; the machine has `set`.
+            unsafe { elementwise::silu_mul(set, gate, up, output.part(row * width, width)) };
+        })
+    }
+
+    fn sketch(
+        &mut self,
+        input: &[f32],
+        width: usize,
+        rows: &[SketchRow],
+        output: &mut [[u16; SKETCH_VALUES]],
+    ) -> Result<(), Poisoned> {
+        let set = self.set;
+        let output = SharedSlice::new(output);
+        self.each(rows.len(), 8 * input.len(), &|row| {
+            // SAFETY: each item has its own row; the machine has `set`.
+            unsafe {
+                elementwise::sketch(set, &input[row * width..][..width], &rows[row], &mut output.part(row, 1)[0])
+            };
+        })
+    }
+
+    fn sample(
+        &mut self,
+        jobs: &[SampleJob],
+        logits: &[f32],
+        context: &SampleContext<'_>,
+        scratch: &mut [SampleScratch],
+        output: &mut [Sampled],
+    ) -> Result<(), Poisoned> {
+        let (scratch, output) = (SharedSlice::new(scratch), SharedSlice::new(output));
+        self.pool.run(jobs.len(), &|item, worker| {
+            // SAFETY: each worker has its own scratch, each item its own output.
+            let (scratch, output) = unsafe { (&mut scratch.part(worker, 1)[0], &mut output.part(item, 1)[0]) };
+            sampler::run(&jobs[item], logits, context, scratch, output);
+        })
+    }
+}
