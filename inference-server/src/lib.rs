@@ -1,1 +1,9 @@
-//! Under construction.
+//! Serving: the engine (scheduler, paged KV cache, sampler), model definitions, execution across devices, and the HTTP
+//! services around them.
+//!
+//! *Invariant*: no async handler ever waits for compute, and the engine's thread never waits for a socket. What crosses
+//! between the two are a bounded command queue and one bounded event queue per request.
+
+pub mod engine;
+pub mod model;
+pub mod tensor_split;

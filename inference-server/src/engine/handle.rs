@@ -1,0 +1,287 @@
+//! The engine as everybody else sees it: submit, watch, drain.
+//!
+//! Everything that can be refused is refused here, on the caller's thread, and everything that a request will ever need
+//! (token and block lists, its event queue) is reserved here too, so that the engine's thread allocates nothing for it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use polylink_kernels::{SampleParams, TOP_LOGPROBS_MAX};
+use tokio::sync::watch;
+
+use super::api::{AdmissionError, CHOICES_MAX, GenerateRequest, end_tokens, sample_params};
+use super::config::EngineInfo;
+use super::metrics::{EngineMetrics, add};
+use super::outbox::{Outbox, RequestStream, outbox};
+
+/// Whether the engine takes requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineStatus {
+    /// Yes.
+    Ready,
+    /// No: it cannot compute now; the text says why. It tries again by itself.
+    Unavailable(String),
+    /// No: it finishes what it has and then stops.
+    Draining,
+    /// No: its thread has ended.
+    Stopped,
+}
+
+/// An admitted request on its way to the engine's thread.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) prompt: Vec<u32>,
+    /// Tokens of one choice at most, prompt included.
+    pub(crate) tokens_max: usize,
+    pub(crate) min_tokens: usize,
+    pub(crate) params: Vec<SampleParams>,
+    pub(crate) end_tokens: Vec<u32>,
+    pub(crate) logit_bias: Vec<(u32, f32)>,
+    pub(crate) logprobs: u32,
+    pub(crate) tenant: [u8; 32],
+    pub(crate) priority: i32,
+    pub(crate) submitted: Instant,
+    pub(crate) outbox: Outbox,
+    /// Gives the choices' places back when the job is dropped.
+    _places: Places,
+}
+
+/// Places of a request's choices among those that run or wait.
+#[derive(Debug)]
+struct Places {
+    shared: Arc<Shared>,
+    choices: usize,
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        self.shared.live.fetch_sub(self.choices, Ordering::AcqRel);
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) info: EngineInfo,
+    pub(crate) metrics: EngineMetrics,
+    model_end_tokens: Vec<u32>,
+    vocabulary: usize,
+    /// Choices that run or wait.
+    live: AtomicUsize,
+    /// The engine's thread tells its state here.
+    pub(crate) status: watch::Sender<EngineStatus>,
+}
+
+impl Shared {
+    pub(crate) fn new(info: EngineInfo, model_end_tokens: Vec<u32>, vocabulary: usize) -> Self {
+        let status = watch::Sender::new(EngineStatus::Ready);
+        let metrics = EngineMetrics::default();
+        Self { info, metrics, model_end_tokens, vocabulary, live: AtomicUsize::new(0), status }
+    }
+}
+
+/// What the engine's thread is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Run(Box<Job>),
+    /// Finish what there is, then stop.
+    Drain,
+    /// Stop after this step; what is unfinished fails.
+    Stop,
+}
+
+/// A running engine. Clones are handles to the same one; it stops when the last one is dropped.
+#[derive(Clone, Debug)]
+pub struct EngineHandle {
+    owner: Arc<Owner>,
+}
+
+#[derive(Debug)]
+struct Owner {
+    shared: Arc<Shared>,
+    commands: SyncSender<Command>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.stop_and_join();
+    }
+}
+
+impl Owner {
+    fn stop_and_join(&self) {
+        // The engine's thread may have ended already; then there is nobody to tell.
+        let _ = self.commands.send(Command::Stop);
+        let thread = self.thread.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the engine's thread panicked");
+        }
+    }
+}
+
+impl EngineHandle {
+    pub(crate) fn new(shared: Arc<Shared>, commands: SyncSender<Command>, thread: JoinHandle<()>) -> Self {
+        Self { owner: Arc::new(Owner { shared, commands, thread: Mutex::new(Some(thread)) }) }
+    }
+
+    /// Takes a request. Never waits; the events come on the stream, and dropping the stream cancels the request.
+    ///
+    /// # Errors
+    /// Why the request is refused; see [`AdmissionError::http_status`].
+    pub fn submit(&self, request: GenerateRequest) -> Result<RequestStream, AdmissionError> {
+        let shared = &self.owner.shared;
+        let result = self.admit(request);
+        let counter = if result.is_ok() { &shared.metrics.requests_accepted } else { &shared.metrics.requests_refused };
+        add(counter, 1);
+        result
+    }
+
+    fn admit(&self, request: GenerateRequest) -> Result<RequestStream, AdmissionError> {
+        let shared = &self.owner.shared;
+        match &*shared.status.borrow() {
+            EngineStatus::Ready => {}
+            EngineStatus::Unavailable(reason) => return Err(AdmissionError::Unavailable { reason: reason.clone() }),
+            EngineStatus::Draining => return Err(AdmissionError::Draining),
+            EngineStatus::Stopped => return Err(stopped()),
+        }
+        check_parameters(&request, shared.vocabulary)?;
+        let tokens_max = check_length(&request, &shared.info)?;
+        let sampling = &request.sampling;
+        let limit = shared.info.max_running + shared.info.max_waiting;
+        let choices = sampling.n.max(1);
+        let before = shared.live.fetch_add(choices as usize, Ordering::AcqRel);
+        let places = Places { shared: Arc::clone(shared), choices: choices as usize };
+        if before + choices as usize > limit {
+            let waiting = before.saturating_sub(shared.info.max_running);
+            return Err(AdmissionError::QueueFull { waiting, limit: shared.info.max_waiting });
+        }
+        let (outbox, stream) = outbox(choices, tokens_max - request.prompt_ids.len(), request.logprobs);
+        let job = Job {
+            tokens_max,
+            min_tokens: sampling.min_tokens as usize,
+            params: (0..choices).map(|choice| sample_params(sampling, &request.seed, choice)).collect(),
+            end_tokens: end_tokens(sampling, &shared.model_end_tokens),
+            logit_bias: sampling.logit_bias.iter().map(|bias| (bias.token, bias.bias)).collect(),
+            logprobs: request.logprobs,
+            tenant: request.tenant,
+            priority: request.priority,
+            submitted: Instant::now(),
+            outbox,
+            prompt: request.prompt_ids,
+            _places: places,
+        };
+        match self.owner.commands.try_send(Command::Run(Box::new(job))) {
+            Ok(()) => Ok(stream),
+            Err(TrySendError::Full(_)) => {
+                Err(AdmissionError::QueueFull { waiting: before, limit: shared.info.max_waiting })
+            }
+            Err(TrySendError::Disconnected(_)) => Err(stopped()),
+        }
+    }
+
+    /// Sizes and limits.
+    pub fn info(&self) -> &EngineInfo {
+        &self.owner.shared.info
+    }
+
+    /// Live figures.
+    pub fn metrics(&self) -> &EngineMetrics {
+        &self.owner.shared.metrics
+    }
+
+    /// Whether it takes requests now.
+    pub fn status(&self) -> EngineStatus {
+        self.owner.shared.status.borrow().clone()
+    }
+
+    /// Takes no new requests, finishes those there are, and returns when the engine has stopped.
+    pub async fn drain(&self) {
+        let mut status = self.owner.shared.status.subscribe();
+        // Told without waiting; a full queue empties at the next step.
+        while let Err(TrySendError::Full(_)) = self.owner.commands.try_send(Command::Drain) {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        // The sender lives in this handle, so the only way to end is the state that is waited for.
+        let _ = status.wait_for(|status| *status == EngineStatus::Stopped).await;
+    }
+
+    /// Stops after the step under way and waits for the thread; unfinished requests fail with `engine_stopped`.
+    pub fn shutdown(&self) {
+        self.owner.stop_and_join();
+    }
+}
+
+fn stopped() -> AdmissionError {
+    AdmissionError::Unavailable { reason: "it has stopped: start it again".into() }
+}
+
+fn check_parameters(request: &GenerateRequest, vocabulary: usize) -> Result<(), AdmissionError> {
+    let wrong = |field, reason: String| Err(AdmissionError::Parameter { field, reason });
+    let sampling = &request.sampling;
+    if request.prompt_ids.is_empty() {
+        return Err(AdmissionError::EmptyPrompt);
+    }
+    let known = |token: u32| (token as usize) < vocabulary;
+    if let Some(token) = request.prompt_ids.iter().find(|token| !known(**token)) {
+        return wrong("prompt_ids", format!("token {token} is not in the vocabulary of {vocabulary}"));
+    }
+    if let Some(bias) = sampling.logit_bias.iter().find(|bias| !known(bias.token)) {
+        return wrong("logit_bias", format!("token {} is not in the vocabulary of {vocabulary}", bias.token));
+    }
+    if sampling.logit_bias.iter().any(|bias| !bias.bias.is_finite()) {
+        return wrong("logit_bias", "finite values are expected".into());
+    }
+    if sampling.n > CHOICES_MAX {
+        return wrong("n", format!("1 to {CHOICES_MAX} is expected"));
+    }
+    if sampling.max_tokens == 0 {
+        return wrong("max_tokens", "at least 1 is expected".into());
+    }
+    if request.logprobs as usize > TOP_LOGPROBS_MAX {
+        return wrong("logprobs", format!("0 to {TOP_LOGPROBS_MAX} is expected"));
+    }
+    let in_range = |x: f32, low: f32, high: f32| x.is_finite() && (low..=high).contains(&x);
+    for (field, value, low, high) in [
+        ("temperature", sampling.temperature, 0.0, 2.0),
+        ("top_p", sampling.top_p, f32::MIN_POSITIVE, 1.0),
+        ("min_p", sampling.min_p, 0.0, 1.0),
+        ("repetition_penalty", sampling.repetition_penalty, 0.01, 10.0),
+        ("presence_penalty", sampling.presence_penalty, -2.0, 2.0),
+        ("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0),
+    ] {
+        if !in_range(value, low, high) {
+            return wrong(field, format!("{low} to {high} is expected, {value} was given"));
+        }
+    }
+    if !sampling.grammar_digest.is_empty() {
+        return wrong("grammar_digest", "grammars are not built: leave it empty".into());
+    }
+    Ok(())
+}
+
+/// Tokens that one choice may have at most, prompt included.
+fn check_length(request: &GenerateRequest, info: &EngineInfo) -> Result<usize, AdmissionError> {
+    let prompt_tokens = request.prompt_ids.len();
+    let context_length = info.context_length;
+    if prompt_tokens >= context_length {
+        return Err(AdmissionError::PromptTooLong { prompt_tokens, context_length });
+    }
+    let tokens_max = prompt_tokens.saturating_add(request.sampling.max_tokens as usize).min(context_length);
+    // The last token is given out and never computed.
+    let needed_blocks = (tokens_max - 1).div_ceil(info.block_tokens);
+    if needed_blocks > info.kv_blocks {
+        return Err(AdmissionError::NeverFits {
+            prompt_tokens,
+            max_tokens: tokens_max - prompt_tokens,
+            needed_blocks,
+            block_tokens: info.block_tokens,
+            kv_blocks: info.kv_blocks,
+        });
+    }
+    Ok(tokens_max)
+}

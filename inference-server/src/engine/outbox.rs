@@ -1,0 +1,205 @@
+//! The queue of events of one request, from the engine's thread to whoever asked.
+//!
+//! Its room is reserved when the request is admitted, and is proved by adding up: a choice gives at most `max_tokens`
+//! tokens and one end, a request one last event. So pushing never blocks, never fails and never allocates, whether or
+//! not anybody reads; a slow reader costs memory that was counted beforehand.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+use polylink_kernels::{SKETCH_VALUES, Sampled, TokenLogprob};
+use tokio::sync::Notify;
+
+use super::api::{Event, FailureCode, FinishReason, TokenEvent, Usage, sketch_bytes};
+
+/// An event before its lists are boxed for the reader.
+#[derive(Debug)]
+enum Queued {
+    Token { choice: u32, token: TokenLogprob, top_count: u32, sketch: [u16; SKETCH_VALUES] },
+    Finished { choice: u32, reason: FinishReason },
+    Done { usage: Usage },
+    Failed { code: FailureCode, message: String },
+}
+
+#[derive(Debug)]
+struct Queue {
+    events: VecDeque<Queued>,
+    /// Likeliest tokens of the queued tokens, in their order.
+    top: VecDeque<TokenLogprob>,
+    /// The last event was pushed.
+    closed: bool,
+}
+
+/// Both ends' shared part.
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    ready: Notify,
+    ready_blocking: Condvar,
+    /// The reader wants no more of anything.
+    cancelled: AtomicBool,
+    /// Bit `c`: the reader wants no more of choice `c` (a stop text was seen).
+    stopped_choices: AtomicU32,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        // No code that holds the lock can panic half-way through a change: each is one push or pop.
+        self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// The engine's end.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    shared: Arc<Shared>,
+}
+
+/// Creates a queue with room for all events that `choices × tokens_max` tokens can cause.
+pub(crate) fn outbox(choices: u32, tokens_max: usize, logprobs: u32) -> (Outbox, RequestStream) {
+    let tokens = choices as usize * tokens_max;
+    let queue = Queue {
+        events: VecDeque::with_capacity(tokens + choices as usize + 1),
+        top: VecDeque::with_capacity(tokens * logprobs as usize),
+        closed: false,
+    };
+    let shared = Arc::new(Shared {
+        queue: Mutex::new(queue),
+        ready: Notify::new(),
+        ready_blocking: Condvar::new(),
+        cancelled: AtomicBool::new(false),
+        stopped_choices: AtomicU32::new(0),
+    });
+    (Outbox { shared: Arc::clone(&shared) }, RequestStream { shared })
+}
+
+impl Outbox {
+    fn push(&self, event: Queued, top: &[TokenLogprob], last: bool) {
+        {
+            let mut queue = self.shared.lock();
+            if queue.closed {
+                return;
+            }
+            debug_assert!(queue.events.len() < queue.events.capacity(), "the room was counted at admission");
+            queue.events.push_back(event);
+            queue.top.extend(top);
+            queue.closed = last;
+        }
+        self.shared.ready.notify_one();
+        self.shared.ready_blocking.notify_one();
+    }
+
+    pub(crate) fn token(&self, choice: u32, sampled: &Sampled, sketch: &[u16; SKETCH_VALUES]) {
+        let top = &sampled.top[..sampled.top_count as usize];
+        let event = Queued::Token { choice, token: sampled.token, top_count: sampled.top_count, sketch: *sketch };
+        self.push(event, top, false);
+    }
+
+    pub(crate) fn finished(&self, choice: u32, reason: FinishReason) {
+        self.push(Queued::Finished { choice, reason }, &[], false);
+    }
+
+    pub(crate) fn done(&self, usage: Usage) {
+        self.push(Queued::Done { usage }, &[], true);
+    }
+
+    pub(crate) fn failed(&self, code: FailureCode, message: &str) {
+        self.push(Queued::Failed { code, message: message.to_owned() }, &[], true);
+    }
+
+    /// Whether the reader has cancelled the whole request, or is gone.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.shared.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Whether the reader wants no more of this choice.
+    pub(crate) fn is_stopped(&self, choice: u32) -> bool {
+        self.shared.stopped_choices.load(Ordering::Acquire) & (1 << choice) != 0
+    }
+}
+
+impl Drop for Outbox {
+    /// A reader never waits for an engine that is gone.
+    fn drop(&mut self) {
+        self.failed(FailureCode::EngineStopped, "the engine stopped before the answer was complete: ask again");
+    }
+}
+
+/// The reader's end: the events of one request. Dropping it cancels the request within one engine step.
+#[derive(Debug)]
+pub struct RequestStream {
+    shared: Arc<Shared>,
+}
+
+impl RequestStream {
+    /// The next event; `None` after the last one. Cancel-safe: dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(next) = self.try_next() {
+                return next;
+            }
+            // A push between the look and the wait leaves a permit behind, so it is not missed.
+            self.shared.ready.notified().await;
+        }
+    }
+
+    /// As [`RequestStream::next`], for threads that may block.
+    pub fn blocking_next(&mut self) -> Option<Event> {
+        let mut queue = self.shared.lock();
+        loop {
+            if let Some(event) = pop(&mut queue) {
+                return Some(event);
+            }
+            if queue.closed {
+                return None;
+            }
+            queue = self.shared.ready_blocking.wait(queue).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+    }
+
+    /// What is there now: `None`: nothing yet; `Some(None)`: nothing will come any more.
+    pub fn try_next(&mut self) -> Option<Option<Event>> {
+        let mut queue = self.shared.lock();
+        match pop(&mut queue) {
+            Some(event) => Some(Some(event)),
+            None if queue.closed => Some(None),
+            None => None,
+        }
+    }
+
+    /// Stops all choices within one step. Go on reading: [`Event::Finished`] with `Cancelled` for what was unfinished,
+    /// then [`Event::Done`] with the partial usage.
+    pub fn cancel(&self) {
+        self.shared.cancelled.store(true, Ordering::Release);
+    }
+
+    /// Ends one choice within one step (a stop text was seen). Tokens of it that still arrive are to be ignored; its
+    /// [`Event::Finished`] comes with `Stop`.
+    pub fn stop_choice(&self, choice: u32) {
+        if choice < u32::BITS {
+            self.shared.stopped_choices.fetch_or(1 << choice, Ordering::AcqRel);
+        }
+    }
+}
+
+fn pop(queue: &mut Queue) -> Option<Event> {
+    Some(match queue.events.pop_front()? {
+        Queued::Token { choice, token, top_count, sketch } => Event::Token(TokenEvent {
+            choice,
+            id: token.token,
+            logprob: token.logprob,
+            top: queue.top.drain(..top_count as usize).collect(),
+            sketch: sketch_bytes(&sketch),
+        }),
+        Queued::Finished { choice, reason } => Event::Finished { choice, reason },
+        Queued::Done { usage } => Event::Done { usage },
+        Queued::Failed { code, message } => Event::Failed { code, message },
+    })
+}
+
+impl Drop for RequestStream {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}

@@ -1,0 +1,22 @@
+//! OpenAI's REST interface, in front of anything that answers ([`Answerer`]): the gateway, or an engine in this process.
+//!
+//! What always holds: a field that would change the answer is either obeyed or refused by name, never dropped; every
+//! error is OpenAI's error object; bodies, queues and connections have limits; a client that goes away drops its answer's
+//! stream, which stops the generation.
+
+mod answer;
+pub mod error;
+mod fields;
+mod front;
+pub mod local;
+pub mod metrics;
+pub mod request;
+mod sampling;
+pub mod server;
+pub mod sse;
+
+pub use answer::{AnswerEvent, AnswerUsage, TokenPiece};
+pub use error::ApiError;
+pub use front::{Answer, Answerer, Caller, Front, FrontLimits, ModelCard, router};
+pub use request::{AnswerRequest, Kind, Prompt};
+pub use sampling::client_seed;

@@ -1,0 +1,270 @@
+//! `/v1/chat/completions` and `/v1/completions`: from a body to what is to be answered.
+//!
+//! Three kinds of fields: those that are obeyed; those that would change the answer and are not built, which get a 400
+//! that names them; and the rest, which are ignored and named in the header `x-polylink-ignored-fields`.
+
+use polylink_protocol::market_v1::Sampling;
+use serde_json::Value;
+
+use super::error::ApiError;
+use super::fields::{Fields, expected};
+use super::sampling::{client_seed, sampling, token_ids};
+use crate::model::ChatMessage;
+
+/// Most messages of a conversation.
+const MESSAGES_MAX: usize = 2_048;
+/// Most token ids of a prompt.
+const PROMPT_IDS_MAX: usize = 1 << 20;
+/// Most logprobs per token.
+const TOP_LOGPROBS_MAX: i64 = 20;
+/// What `/v1/completions` generates when `max_tokens` is absent, as OpenAI documents it.
+const COMPLETION_TOKENS_DEFAULT: u32 = 16;
+
+/// Which endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`.
+    Completion,
+}
+
+/// What is to be continued.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    /// A conversation for the model's chat template.
+    Chat(Vec<ChatMessage>),
+    /// A text.
+    Text(String),
+    /// Token ids.
+    Ids(Vec<u32>),
+}
+
+/// A request, understood.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AnswerRequest {
+    /// Which endpoint.
+    pub kind: Kind,
+    /// The model's name.
+    pub model: String,
+    /// What is to be continued.
+    pub prompt: Prompt,
+    /// Everything that changes which tokens come out; `max_tokens` 0 means as many as the context holds.
+    pub sampling: Sampling,
+    /// From the client's `seed`; absent: 32 random bytes are to be drawn.
+    pub seed: Option<[u8; 32]>,
+    /// Absent: no logprobs; else so many alternatives per token.
+    pub logprobs: Option<u32>,
+    /// Server-sent events.
+    pub stream: bool,
+    /// A last chunk with the usage.
+    pub include_usage: bool,
+    /// Token ids beside the texts.
+    pub return_token_ids: bool,
+    /// Ignored fields, to be named in the answer's header.
+    pub ignored: Vec<String>,
+}
+
+/// Fields that would change the answer: name, what is said, and which values mean nothing.
+const REFUSED: &[(&str, &str, fn(&Value) -> bool)] = &[
+    ("tools", "leave it out", is_empty),
+    ("tool_choice", "leave it out, or send \"none\" or \"auto\"", is_auto),
+    ("functions", "leave it out", is_empty),
+    ("function_call", "leave it out, or send \"none\" or \"auto\"", is_auto),
+    ("response_format", "leave it out, or send {\"type\": \"text\"}", |v| v["type"] == "text"),
+    ("structured_outputs", "leave it out", is_empty),
+    ("guided_json", "leave it out", is_empty),
+    ("guided_regex", "leave it out", is_empty),
+    ("guided_choice", "leave it out", is_empty),
+    ("guided_grammar", "leave it out", is_empty),
+    ("modalities", "leave it out, or send [\"text\"]", |v| *v == serde_json::json!(["text"])),
+    ("audio", "leave it out", is_empty),
+    ("prediction", "leave it out", is_empty),
+    ("web_search_options", "leave it out", |_| false),
+    ("reasoning_effort", "leave it out, or send \"none\"", |v| v == "none"),
+    ("verbosity", "leave it out, or send \"medium\"", |v| v == "medium"),
+    ("best_of", "leave it out, or send 1; use `n` for several choices", |v| *v == 1),
+    ("echo", "leave it out, or send false", |v| *v == false),
+    ("suffix", "leave it out", |v| v == ""),
+    ("use_beam_search", "leave it out, or send false", |v| *v == false),
+    ("length_penalty", "leave it out, or send 1", |v| v.as_f64() == Some(1.0)),
+    ("bad_words", "use `logit_bias`", is_empty),
+    ("allowed_token_ids", "use `logit_bias`", is_empty),
+    ("logits_processors", "leave it out", is_empty),
+    ("prompt_logprobs", "leave it out", |v| *v == 0 || *v == false),
+    ("truncate_prompt_tokens", "shorten the prompt", |_| false),
+    ("prompt_embeds", "send token ids", is_empty),
+    ("chat_template", "the model's own template is part of its profile", |_| false),
+    ("chat_template_kwargs", "leave it out", is_empty),
+    ("add_generation_prompt", "leave it out, or send true", |v| *v == true),
+    ("continue_final_message", "leave it out, or send false", |v| *v == false),
+    ("documents", "put them into a message", is_empty),
+    ("lora", "leave it out", is_empty),
+];
+
+/// Fields that are known and change nothing here.
+const HARMLESS: &[&str] =
+    &["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"];
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    }
+}
+
+fn is_auto(value: &Value) -> bool {
+    value == "none" || value == "auto"
+}
+
+impl AnswerRequest {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// 400 that names the field and what is expected.
+    pub fn parse(kind: Kind, body: &[u8]) -> Result<Self, ApiError> {
+        let mut fields = Fields::parse(body)?;
+        for (name, instead, means_nothing) in REFUSED {
+            if fields.take(name).is_some_and(|value| !means_nothing(&value)) {
+                return Err(ApiError::unsupported(name, instead));
+            }
+        }
+        for name in HARMLESS {
+            fields.take(name);
+        }
+        let model = fields
+            .text("model")?
+            .ok_or_else(|| ApiError::field("model", "`model` is missing: name one of GET /v1/models"))?;
+        let prompt = match kind {
+            Kind::Chat => Prompt::Chat(messages(&mut fields)?),
+            Kind::Completion => prompt(&mut fields)?,
+        };
+        let limit = i64::from(u32::MAX);
+        let max_tokens = fields.integer("max_tokens", 1, limit)?;
+        let max_tokens = fields.integer("max_completion_tokens", 1, limit)?.or(max_tokens).map(|n| n as u32);
+        let default = if kind == Kind::Chat { 0 } else { COMPLETION_TOKENS_DEFAULT };
+        let sampling = sampling(&mut fields, max_tokens.unwrap_or(default))?;
+        let logprobs = match kind {
+            Kind::Chat => chat_logprobs(&mut fields)?,
+            Kind::Completion => fields.integer("logprobs", 0, TOP_LOGPROBS_MAX)?.map(|n| n as u32),
+        };
+        let stream = fields.boolean("stream")?.unwrap_or(false);
+        let include_usage = stream_options(&mut fields, stream)?;
+        Ok(Self {
+            kind,
+            model,
+            prompt,
+            sampling,
+            seed: fields.integer("seed", i64::MIN, i64::MAX)?.map(client_seed),
+            logprobs,
+            stream,
+            include_usage,
+            return_token_ids: fields.boolean("return_token_ids")?.unwrap_or(false),
+            ignored: fields.rest(),
+        })
+    }
+}
+
+fn chat_logprobs(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
+    let wanted = fields.boolean("logprobs")?.unwrap_or(false);
+    let top = fields.integer("top_logprobs", 0, TOP_LOGPROBS_MAX)?;
+    if top.is_some_and(|n| n > 0) && !wanted {
+        return Err(ApiError::field("top_logprobs", "`top_logprobs` needs `logprobs`: true"));
+    }
+    Ok(wanted.then_some(top.unwrap_or(0) as u32))
+}
+
+fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
+    match fields.take("stream_options") {
+        None => Ok(false),
+        Some(_) if !stream => Err(ApiError::field("stream_options", "`stream_options` needs `stream`: true")),
+        Some(Value::Object(options)) => match options.get("include_usage") {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(wanted)) => Ok(*wanted),
+            Some(other) => Err(expected("stream_options.include_usage", other, "true or false")),
+        },
+        Some(other) => Err(expected("stream_options", &other, "an object such as {\"include_usage\": true}")),
+    }
+}
+
+fn prompt(fields: &mut Fields) -> Result<Prompt, ApiError> {
+    const WHAT: &str = "a text or a list of token ids (one prompt per request)";
+    match fields.take("prompt") {
+        None => Err(ApiError::field("prompt", format!("`prompt` is missing: {WHAT} is expected"))),
+        Some(Value::String(text)) => Ok(Prompt::Text(text)),
+        Some(Value::Array(mut list)) if list.len() == 1 && !list[0].is_number() => match list.remove(0) {
+            Value::String(text) => Ok(Prompt::Text(text)),
+            inner @ Value::Array(_) => ids_of(inner),
+            other => Err(expected("prompt", &other, WHAT)),
+        },
+        Some(Value::Array(list)) if list.len() > 1 && !list[0].is_number() => {
+            Err(ApiError::unsupported("prompt", "send one prompt per request"))
+        }
+        Some(list @ Value::Array(_)) => ids_of(list),
+        Some(other) => Err(expected("prompt", &other, WHAT)),
+    }
+}
+
+fn ids_of(list: Value) -> Result<Prompt, ApiError> {
+    let mut one = Fields::parse(serde_json::json!({ "prompt": list }).to_string().as_bytes())?;
+    let ids = token_ids(&mut one, "prompt", PROMPT_IDS_MAX)?.unwrap_or_default();
+    if ids.is_empty() {
+        return Err(ApiError::field("prompt", "`prompt` is an empty list: at least one token is expected"));
+    }
+    Ok(Prompt::Ids(ids))
+}
+
+fn messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, ApiError> {
+    const WHAT: &str = "a list of {\"role\", \"content\"}";
+    let list = match fields.take("messages") {
+        None => return Err(ApiError::field("messages", format!("`messages` is missing: {WHAT} is expected"))),
+        Some(Value::Array(list)) => list,
+        Some(other) => return Err(expected("messages", &other, WHAT)),
+    };
+    if list.is_empty() || list.len() > MESSAGES_MAX {
+        let message = format!("`messages` has {} entries, 1 to {MESSAGES_MAX} are expected", list.len());
+        return Err(ApiError::field("messages", message));
+    }
+    list.into_iter().enumerate().map(|(i, value)| message(i, value)).collect()
+}
+
+fn message(i: usize, value: Value) -> Result<ChatMessage, ApiError> {
+    let at = |field: &str| format!("messages[{i}].{field}");
+    let Value::Object(mut map) = value else {
+        return Err(expected(&format!("messages[{i}]"), &value, "an object with role and content"));
+    };
+    let role = match map.remove("role") {
+        Some(Value::String(role)) => role,
+        other => return Err(expected(&at("role"), &other.unwrap_or_default(), "system, user or assistant")),
+    };
+    let role = match role.as_str() {
+        "system" | "user" | "assistant" => role,
+        // OpenAI's newer name of the same role.
+        "developer" => "system".into(),
+        "tool" | "function" => return Err(ApiError::unsupported(&at("role"), "tools are not built")),
+        _ => return Err(expected(&at("role"), &Value::String(role), "system, user or assistant")),
+    };
+    for name in ["tool_calls", "function_call", "audio"] {
+        if map.remove(name).is_some_and(|v| !v.is_null() && !is_empty(&v)) {
+            return Err(ApiError::unsupported(&at(name), "leave it out"));
+        }
+    }
+    let content = match map.remove("content") {
+        Some(Value::String(text)) => text,
+        Some(Value::Array(parts)) => parts.iter().map(|part| text_part(part, &at("content"))).collect::<Result<String, _>>()?,
+        other => return Err(expected(&at("content"), &other.unwrap_or_default(), "a text or a list of text parts")),
+    };
+    Ok(ChatMessage { role, content })
+}
+
+fn text_part<'a>(part: &'a Value, name: &str) -> Result<&'a str, ApiError> {
+    match (part["type"].as_str(), part["text"].as_str()) {
+        (Some("text"), Some(text)) => Ok(text),
+        (Some("text") | None, _) => Err(expected(name, part, "parts of the form {\"type\": \"text\", \"text\": …}")),
+        (Some(other), _) => Err(ApiError::unsupported(name, &format!("parts of type {other:?} are not built, only text"))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

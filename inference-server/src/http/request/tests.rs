@@ -1,0 +1,176 @@
+//! Tables of bodies: what each field becomes, and how each wrong one is answered.
+
+use serde_json::json;
+
+use super::*;
+
+fn chat(extra: Value) -> Result<AnswerRequest, ApiError> {
+    let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
+    body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    AnswerRequest::parse(Kind::Chat, body.to_string().as_bytes())
+}
+
+fn completion(extra: Value) -> Result<AnswerRequest, ApiError> {
+    let mut body = json!({"model": "m", "prompt": "hi"});
+    body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    AnswerRequest::parse(Kind::Completion, body.to_string().as_bytes())
+}
+
+#[test]
+fn defaults_are_openais() {
+    let request = chat(json!({})).unwrap();
+    assert_eq!(request.prompt, Prompt::Chat(vec![ChatMessage { role: "user".into(), content: "hi".into() }]));
+    let s = &request.sampling;
+    assert_eq!((s.temperature, s.top_p, s.top_k, s.min_p, s.n), (1.0, 1.0, 0, 0.0, 1));
+    assert_eq!((s.repetition_penalty, s.presence_penalty, s.frequency_penalty), (1.0, 0.0, 0.0));
+    assert_eq!((s.max_tokens, request.seed, request.logprobs, request.stream), (0, None, None, false));
+    assert_eq!(completion(json!({})).unwrap().sampling.max_tokens, 16);
+}
+
+#[test]
+fn every_field_is_obeyed() {
+    let request = chat(json!({
+        "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "repetition_penalty": 1.1,
+        "presence_penalty": -1, "frequency_penalty": 2, "logit_bias": {"7": -100, "3": 1.5},
+        "max_tokens": 5, "max_completion_tokens": 9, "min_tokens": 2, "stop": "END", "stop_token_ids": [4, 5],
+        "ignore_eos": true, "n": 3, "seed": 11, "logprobs": true, "top_logprobs": 4, "stream": true,
+        "stream_options": {"include_usage": true}, "return_token_ids": true,
+    }))
+    .unwrap();
+    let s = &request.sampling;
+    assert_eq!((s.temperature, s.top_p, s.top_k, s.min_p), (0.5, 0.9, 40, 0.1));
+    assert_eq!((s.repetition_penalty, s.presence_penalty, s.frequency_penalty), (1.1, -1.0, 2.0));
+    assert_eq!(s.logit_bias, [LogitBias { token: 3, bias: 1.5 }, LogitBias { token: 7, bias: -100.0 }]);
+    assert_eq!((s.max_tokens, s.min_tokens, s.n, s.ignore_eos), (9, 2, 3, true));
+    assert_eq!((s.stop.as_slice(), s.stop_token_ids.as_slice()), (&["END".to_string()][..], &[4, 5][..]));
+    assert_eq!((request.seed, request.logprobs), (Some(client_seed(11)), Some(4)));
+    assert!(request.stream && request.include_usage && request.return_token_ids && request.ignored.is_empty());
+}
+
+use polylink_protocol::market_v1::LogitBias;
+
+#[test]
+fn a_wrong_value_is_answered_with_its_field() {
+    for (body, param) in [
+        (json!({"temperature": 3}), "temperature"),
+        (json!({"temperature": "hot"}), "temperature"),
+        (json!({"top_p": 0}), "top_p"),
+        (json!({"top_k": -2}), "top_k"),
+        (json!({"min_p": 1.5}), "min_p"),
+        (json!({"presence_penalty": 3}), "presence_penalty"),
+        (json!({"n": 0}), "n"),
+        (json!({"n": 17}), "n"),
+        (json!({"n": 1.5}), "n"),
+        (json!({"max_tokens": 0}), "max_tokens"),
+        (json!({"max_completion_tokens": -1}), "max_completion_tokens"),
+        (json!({"min_tokens": 9, "max_tokens": 8}), "min_tokens"),
+        (json!({"stop": [1]}), "stop"),
+        (json!({"stop": ""}), "stop"),
+        (json!({"stop": vec!["x"; 17]}), "stop"),
+        (json!({"stop_token_ids": ["a"]}), "stop_token_ids"),
+        (json!({"logit_bias": {"x": 1}}), "logit_bias"),
+        (json!({"logit_bias": {"1": 101}}), "logit_bias"),
+        (json!({"logit_bias": {"1": 1, "01": 2}}), "logit_bias"),
+        (json!({"logit_bias": [1]}), "logit_bias"),
+        (json!({"top_logprobs": 3}), "top_logprobs"),
+        (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs"),
+        (json!({"logprobs": 5}), "logprobs"),
+        (json!({"seed": "x"}), "seed"),
+        (json!({"stream": "yes"}), "stream"),
+        (json!({"stream_options": {"include_usage": true}}), "stream_options"),
+        (json!({"model": 3}), "model"),
+        (json!({"model": null}), "model"),
+        (json!({"messages": []}), "messages"),
+        (json!({"messages": "hi"}), "messages"),
+        (json!({"messages": [3]}), "messages[0]"),
+        (json!({"messages": [{"content": "x"}]}), "messages[0].role"),
+        (json!({"messages": [{"role": "king", "content": "x"}]}), "messages[0].role"),
+        (json!({"messages": [{"role": "tool", "content": "x"}]}), "messages[0].role"),
+        (json!({"messages": [{"role": "user"}]}), "messages[0].content"),
+        (json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "messages[0].content"),
+        (json!({"messages": [{"role": "assistant", "content": "x", "tool_calls": [1]}]}), "messages[0].tool_calls"),
+    ] {
+        let error = chat(body.clone()).expect_err(&body.to_string());
+        assert_eq!((error.status.as_u16(), error.param.as_deref()), (400, Some(param)), "{body}");
+        assert!(error.message.len() > 10, "{body}: {error}");
+    }
+}
+
+#[test]
+fn what_would_change_the_answer_is_refused_by_name_never_dropped() {
+    for (name, value) in [
+        ("tools", json!([{"type": "function"}])),
+        ("tool_choice", json!("required")),
+        ("response_format", json!({"type": "json_object"})),
+        ("functions", json!([{}])),
+        ("modalities", json!(["text", "audio"])),
+        ("audio", json!({"voice": "x"})),
+        ("prediction", json!({"type": "content"})),
+        ("best_of", json!(2)),
+        ("echo", json!(true)),
+        ("suffix", json!("x")),
+        ("guided_json", json!({"type": "object"})),
+        ("use_beam_search", json!(true)),
+        ("chat_template", json!("x")),
+        ("reasoning_effort", json!("high")),
+    ] {
+        let error = chat(json!({ name: value })).expect_err(name);
+        assert_eq!((error.status.as_u16(), error.code(), error.param.as_deref()), (400, "unsupported_parameter", Some(name)));
+        assert!(error.message.contains(name));
+    }
+    let nothing = json!({"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "modalities": ["text"],
+        "best_of": 1, "echo": false, "parallel_tool_calls": true, "tools ": null});
+    assert!(chat(nothing).unwrap().ignored.is_empty());
+}
+
+#[test]
+fn unknown_fields_are_named() {
+    let request = chat(json!({"user": "u", "metadata": {"a": 1}, "frobnicate": 1, "zeta": null, "alpha": []})).unwrap();
+    assert_eq!(request.ignored, ["alpha", "frobnicate"]);
+}
+
+#[test]
+fn bodies_that_are_no_object_are_answered() {
+    for body in ["", "{", "[]", "3", "nul", "\"x\"", "{\"model\": }"] {
+        let error = AnswerRequest::parse(Kind::Chat, body.as_bytes()).expect_err(body);
+        assert_eq!((error.status.as_u16(), error.code()), (400, "invalid_json"), "{body}");
+    }
+}
+
+#[test]
+fn prompts_come_as_text_or_ids() {
+    for (prompt, expected) in [
+        (json!("hi"), Some(Prompt::Text("hi".into()))),
+        (json!(["hi"]), Some(Prompt::Text("hi".into()))),
+        (json!([1, 2]), Some(Prompt::Ids(vec![1, 2]))),
+        (json!([7]), Some(Prompt::Ids(vec![7]))),
+        (json!([[1, 2]]), Some(Prompt::Ids(vec![1, 2]))),
+        (json!(["a", "b"]), None),
+        (json!([]), None),
+        (json!([1, "a"]), None),
+        (json!([-1]), None),
+        (json!({"a": 1}), None),
+        (json!(null), None),
+    ] {
+        let found = completion(json!({"prompt": prompt.clone()}));
+        match expected {
+            Some(expected) => assert_eq!(found.unwrap().prompt, expected),
+            None => assert_eq!(found.expect_err(&prompt.to_string()).param.as_deref(), Some("prompt"), "{prompt}"),
+        }
+    }
+    assert_eq!(completion(json!({"logprobs": 3})).unwrap().logprobs, Some(3));
+}
+
+#[test]
+fn content_parts_are_joined_and_developer_is_system() {
+    let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
+    let request = chat(json!({"messages": [{"role": "developer", "content": parts}]})).unwrap();
+    assert_eq!(request.prompt, Prompt::Chat(vec![ChatMessage { role: "system".into(), content: "ab".into() }]));
+}
+
+#[test]
+fn a_client_seed_is_expanded_in_one_documented_way() {
+    let by_hand = polylink_protocol::Digest::of(b"polylink/client-seed/v1\0\0\0\0\0\0\0\0\x07");
+    assert_eq!(client_seed(7), by_hand.0);
+    assert_ne!(client_seed(7), client_seed(-7));
+}
