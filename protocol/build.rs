@@ -15,6 +15,8 @@ const FILES: [&str; 6] = [
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let set = protox::compile(FILES, ["proto"])?;
+    let encoded = protox::Compiler::new(["proto"])?.open_files(FILES)?.encode_file_descriptor_set();
+    std::fs::write(std::path::Path::new(&std::env::var("OUT_DIR")?).join("descriptors.bin"), encoded)?;
     let mut config = prost_build::Config::new();
     config.enable_type_names();
     config.type_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)]");

@@ -43,6 +43,10 @@ pub mod proto {
     }
 }
 
+/// The proto files as an encoded `google.protobuf.FileDescriptorSet`: what reflection, the refusal of unknown fields and
+/// amino JSON are derived from.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 pub use address::Address;
 pub use amount::{Amount, Bps};
 pub use cosmos_sdk_proto as cosmos;
