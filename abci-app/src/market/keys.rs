@@ -1,0 +1,98 @@
+//! The market's keys (see `docs/state-keys.md`). What is dropped by epoch is keyed epoch first.
+
+use polylink_protocol::{Address, Digest};
+
+use crate::store::KeyBuilder;
+
+/// `0x40 ‖ activation epoch` → `market.v1.Params`.
+pub const PARAMS: u8 = 0x40;
+/// `0x41 ‖ profile` → `market.v1.Model`.
+pub const MODEL: u8 = 0x41;
+/// `0x42 ‖ operator` → `market.v1.Worker`.
+pub const WORKER: u8 = 0x42;
+/// `0x43 ‖ profile ‖ operator` → 1: who offers a profile.
+pub const OFFER: u8 = 0x43;
+/// `0x44 ‖ release epoch ‖ operator` → 1: unbonding that is due.
+pub const UNBONDING: u8 = 0x44;
+/// `0x45 ‖ id` → `market.v1.Session`.
+pub const SESSION: u8 = 0x45;
+/// `0x46` → the next session's id, 8 bytes.
+pub const SESSION_NEXT: u8 = 0x46;
+/// `0x47 ‖ payer ‖ id` → 1.
+pub const SESSION_BY_PAYER: u8 = 0x47;
+/// `0x48 ‖ payee ‖ id` → 1.
+pub const SESSION_BY_PAYEE: u8 = 0x48;
+/// `0x49 ‖ epoch ‖ profile ‖ worker` → `market.v1.Pot`.
+pub const POT: u8 = 0x49;
+/// `0x4a ‖ epoch ‖ profile ‖ worker` → 1: pots to be settled.
+pub const POT_DUE: u8 = 0x4a;
+/// `0x4b ‖ release epoch ‖ owner` → amount, 16 bytes.
+pub const VESTING: u8 = 0x4b;
+/// `0x4c ‖ epoch` → `market.v1.Epoch` with all that was minted and burned **before** it.
+pub const EPOCH: u8 = 0x4c;
+/// `0x4d ‖ audited epoch` → emission so far, 16 bytes.
+pub const EMITTED: u8 = 0x4d;
+/// `0x4e` → number of models, 8 bytes.
+pub const MODEL_COUNT: u8 = 0x4e;
+
+/// The value of a key that is only there or not.
+pub const THERE: [u8; 1] = [1];
+
+pub(super) fn params(activation_epoch: u64) -> Vec<u8> {
+    KeyBuilder::new(PARAMS).u64(activation_epoch).finish()
+}
+pub(super) fn model(profile: &Digest) -> Vec<u8> {
+    KeyBuilder::new(MODEL).bytes(&profile.0).finish()
+}
+pub(super) fn worker(operator: &Address) -> Vec<u8> {
+    KeyBuilder::new(WORKER).bytes(&operator.0).finish()
+}
+pub(super) fn offers_of(profile: &Digest) -> Vec<u8> {
+    KeyBuilder::new(OFFER).bytes(&profile.0).finish()
+}
+pub(super) fn offer(profile: &Digest, operator: &Address) -> Vec<u8> {
+    KeyBuilder::new(OFFER).bytes(&profile.0).bytes(&operator.0).finish()
+}
+pub(super) fn unbonding(release_epoch: u64, operator: &Address) -> Vec<u8> {
+    KeyBuilder::new(UNBONDING).u64(release_epoch).bytes(&operator.0).finish()
+}
+pub(super) fn session(id: u64) -> Vec<u8> {
+    KeyBuilder::new(SESSION).u64(id).finish()
+}
+pub(super) fn sessions_of_payer(payer: &Address) -> KeyBuilder {
+    KeyBuilder::new(SESSION_BY_PAYER).bytes(&payer.0)
+}
+pub(super) fn sessions_of_payee(payee: &Address) -> KeyBuilder {
+    KeyBuilder::new(SESSION_BY_PAYEE).bytes(&payee.0)
+}
+pub(super) fn pots_of_profile(epoch: u64, profile: &Digest) -> Vec<u8> {
+    KeyBuilder::new(POT).u64(epoch).bytes(&profile.0).finish()
+}
+pub(super) fn pot(epoch: u64, profile: &Digest, worker: &Address) -> Vec<u8> {
+    KeyBuilder::new(POT).u64(epoch).bytes(&profile.0).bytes(&worker.0).finish()
+}
+pub(super) fn pot_due(epoch: u64, profile: &Digest, worker: &Address) -> Vec<u8> {
+    KeyBuilder::new(POT_DUE).u64(epoch).bytes(&profile.0).bytes(&worker.0).finish()
+}
+pub(super) fn vesting(release_epoch: u64, owner: &Address) -> Vec<u8> {
+    KeyBuilder::new(VESTING).u64(release_epoch).bytes(&owner.0).finish()
+}
+pub(super) fn epoch(number: u64) -> Vec<u8> {
+    KeyBuilder::new(EPOCH).u64(number).finish()
+}
+pub(super) fn emitted(epoch: u64) -> Vec<u8> {
+    KeyBuilder::new(EMITTED).u64(epoch).finish()
+}
+
+/// Reads `prefix ‖ epoch ‖ address`.
+pub(super) fn split_epoch_address(key: &[u8]) -> Option<(u64, Address)> {
+    let (epoch, address) = key.get(1..)?.split_at_checked(8)?;
+    Some((u64::from_be_bytes(epoch.try_into().ok()?), Address(address.try_into().ok()?)))
+}
+
+/// Reads `prefix ‖ epoch ‖ profile ‖ address`.
+pub(super) fn split_pot(key: &[u8]) -> Option<(u64, Digest, Address)> {
+    let (epoch, rest) = key.get(1..)?.split_at_checked(8)?;
+    let (profile, worker) = rest.split_at_checked(32)?;
+    Some((u64::from_be_bytes(epoch.try_into().ok()?), Digest::from_slice(profile)?, Address(worker.try_into().ok()?)))
+}

@@ -1,0 +1,94 @@
+//! Receipts: after an epoch its worker commits to all of its receipts by one Merkle-sum root, which the round audits.
+
+use polylink_protocol::market_v1::{MsgCommitReceipts, MsgCommitReceiptsResponse, SumNode};
+use polylink_protocol::merkle_sum::Sum;
+use polylink_protocol::{Address, Amount};
+
+use super::error::MarketError;
+use super::records::{pot, pot_or_new, save, save_pot};
+use super::schedule::{Schedule, Window};
+use super::{keys, models, params, workers};
+use crate::context::Context;
+use crate::error::TxError;
+use crate::modules::Handle;
+use crate::store::StateWrite;
+use crate::tiqe;
+
+fn check_root(root: Option<&SumNode>) -> Result<Sum, MarketError> {
+    let wrong = |reason: &str| MarketError::Root(reason.into());
+    let sum =
+        Sum::from_proto(root.ok_or_else(|| wrong("the message has none; without receipts it is the empty tree's"))?)
+            .map_err(|error| MarketError::Root(error.to_string()))?;
+    if sum.count == 0 && sum != Sum::empty() {
+        return Err(wrong("without receipts it is the empty tree's, with sums of 0"));
+    }
+    if sum.count > 0 && sum.hash == Sum::empty().hash {
+        return Err(wrong("the empty tree's hash with a count of receipts"));
+    }
+    // Half of the range: an allowance can then be added without overflow.
+    if sum.amount.0 > u128::MAX / 2 {
+        return Err(wrong("the amount is more than there can be"));
+    }
+    Ok(sum)
+}
+
+impl Handle for MsgCommitReceipts {
+    const AMINO_NAME: &'static str = "polylink/market/CommitReceipts";
+    type Response = MsgCommitReceiptsResponse;
+
+    fn signer(&self) -> Result<Address, TxError> {
+        Ok(self.operator.parse()?)
+    }
+
+    fn check(&self) -> Result<(), TxError> {
+        models::digest(&self.profile_digest)?;
+        check_root(self.root.as_ref())?;
+        Ok(())
+    }
+
+    /// The same root again is taken and changes nothing, so that a worker may repeat itself after a crash.
+    fn execute(&self, ctx: &mut Context, state: &mut dyn StateWrite) -> Result<MsgCommitReceiptsResponse, TxError> {
+        let operator: Address = self.operator.parse()?;
+        let root = check_root(self.root.as_ref())?;
+        let mut record = workers::known(state, &operator)?;
+        if record.jailed {
+            return Err(MarketError::Jailed(record.operator).into());
+        }
+        let (profile, _) = models::known(state, &self.profile_digest)?;
+        let schedule = Schedule::new(&params::at(state, ctx.epoch));
+        if self.epoch.checked_add(1) != Some(ctx.epoch) || schedule.window(ctx.epoch_offset) != Window::Receipts {
+            let (from, to) = schedule.heights(Window::Receipts, self.epoch);
+            let reason = format!("they are committed from height {from} to {}", to.saturating_sub(1));
+            return Err(MarketError::CommitWindow { found: self.epoch, height: ctx.height, reason }.into());
+        }
+        if !workers::offers(&record, &profile) && pot(state, self.epoch, &profile, &operator).is_none() {
+            let reason = format!("{operator} neither offers {profile} nor redeemed anything for it in this epoch");
+            return Err(MarketError::Offers(reason).into());
+        }
+        let mut pot = pot_or_new(state, self.epoch, &profile, &operator);
+        let node = root.to_proto();
+        match &pot.root {
+            Some(earlier) if *earlier != node => return Err(MarketError::OtherRoot(self.epoch).into()),
+            Some(_) => return Ok(MsgCommitReceiptsResponse {}),
+            None => pot.root = Some(node),
+        }
+        save_pot(state, &profile, &operator, &pot);
+        record.last_heartbeat_epoch = self.epoch;
+        save(state, keys::worker(&operator), &record);
+        if root.amount > Amount::ZERO {
+            tiqe::open_round(state, self.epoch, &profile);
+        }
+        ctx.emit(
+            "commit_receipts",
+            &[
+                ("worker", operator.account()),
+                ("profile", profile.to_string()),
+                ("epoch", self.epoch.to_string()),
+                ("root", root.hash.to_string()),
+                ("count", root.count.to_string()),
+                ("amount", format!("{}uplk", root.amount)),
+            ],
+        );
+        Ok(MsgCommitReceiptsResponse {})
+    }
+}

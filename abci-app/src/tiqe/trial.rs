@@ -1,0 +1,252 @@
+//! Trials: the only thing that slashes a worker.
+//!
+//! A worker whose evidence crosses the threshold is tried once per profile at a time. The samples come from the beacon
+//! of the first later round in which the worker has committed something: the receipts of the epoch in which the trial
+//! opened, served for the most part before anyone knew. Every judge of the profile that was active when the trial opened
+//! has its bond as its vote; guilty needs more than two thirds of that bond. Until the verdict the worker's vesting pay
+//! and unbonding wait, and a worker that commits to nothing waits with them.
+
+use polylink_protocol::market_v1::Pot;
+use polylink_protocol::tiqe::sample_point;
+use polylink_protocol::tiqe_v1::{
+    MsgVoteTrial, MsgVoteTrialResponse, Params, Quality, Sample, Trial, TrialState, TrialVote,
+};
+use polylink_protocol::{Address, Amount, Bps, Digest, Message as _};
+
+use super::error::TiqeError;
+use super::{TRIAL_SAMPLE_FIRST, VERDICTS_PER_BLOCK, judges, keys, params, round, scores};
+use crate::context::Context;
+use crate::error::TxError;
+use crate::market::records::{counter, load, save, uplk};
+use crate::market::{bonds, models, vesting};
+use crate::modules::Handle;
+use crate::store::{StateRead, StateWrite};
+
+/// True while a worker is on trial for any profile.
+pub fn on_trial(state: &dyn StateRead, worker: &Address) -> bool {
+    state.iter_prefix(&keys::open_trials(worker).finish()).next().is_some()
+}
+
+fn open_for(state: &dyn StateRead, worker: &Address, profile: &Digest) -> Option<u64> {
+    let key = keys::open_trials(worker).bytes(&profile.0).finish();
+    state.contains(&key).then(|| counter(state, &key))
+}
+
+pub(super) fn stored(state: &dyn StateRead, id: u64) -> Option<Trial> {
+    load(state, &keys::trial(id))
+}
+
+/// The votes of a trial, by judge.
+pub(super) fn votes(state: &dyn StateRead, id: u64) -> Vec<(Address, TrialVote)> {
+    let prefix = keys::votes(id).finish();
+    state
+        .iter_prefix(&prefix)
+        .filter_map(|(key, value)| Some((keys::last_address(&key)?, TrialVote::decode(value.as_slice()).ok()?)))
+        .collect()
+}
+
+fn event(ctx: &mut Context, trial: &Trial, what: &str) {
+    let profile = Digest::from_slice(&trial.profile_digest).map_or_else(String::new, |profile| profile.to_string());
+    ctx.emit(
+        "trial",
+        &[
+            ("trial", trial.id.to_string()),
+            ("worker", trial.worker.clone()),
+            ("profile", profile),
+            ("state", what.into()),
+            ("slashed", trial.slashed.clone()),
+            ("clawed_back", trial.clawed_back.clone()),
+        ],
+    );
+}
+
+/// Opens a trial, unless one is open for this worker and profile.
+pub(super) fn open(ctx: &mut Context, state: &mut dyn StateWrite, worker: &Address, profile: &Digest) {
+    if open_for(state, worker, profile).is_some() {
+        return;
+    }
+    let id = counter(state, &[keys::TRIAL_NEXT]).max(1);
+    state.put(vec![keys::TRIAL_NEXT], id.saturating_add(1).to_be_bytes().to_vec());
+    let mut trial = Trial {
+        id,
+        worker: worker.account(),
+        profile_digest: profile.to_vec(),
+        opened_epoch: ctx.epoch,
+        ..Default::default()
+    };
+    trial.set_state(TrialState::Open);
+    save(state, keys::trial(id), &trial);
+    state.put(keys::open_trials(worker).bytes(&profile.0).finish(), id.to_be_bytes().to_vec());
+    state.put(keys::trials_of(worker).u64(id).finish(), keys::THERE.to_vec());
+    event(ctx, &trial, "open");
+}
+
+/// Draws the samples of an open trial from a fresh beacon over a pot of its worker, once.
+pub(super) fn draw(
+    ctx: &mut Context,
+    state: &mut dyn StateWrite,
+    worker: &Address,
+    profile: &Digest,
+    beacon: &Digest,
+    pot: &Pot,
+    params: &Params,
+) -> Result<(), TxError> {
+    let Some(mut trial) = open_for(state, worker, profile).and_then(|id| stored(state, id)) else { return Ok(()) };
+    let Some((root, amount)) = round::committed_root(pot) else { return Ok(()) };
+    if !trial.samples.is_empty() || pot.epoch < trial.opened_epoch {
+        return Ok(());
+    }
+    for at in 0..u64::from(params.trial_samples).min(root.count) as u32 {
+        let number = TRIAL_SAMPLE_FIRST.saturating_add(at);
+        let Some(point) = sample_point(beacon, worker, profile, number, amount) else { break };
+        let sample = Sample { number, worker: worker.account(), root: Some(root.clone()), point: point.to_string() };
+        trial.samples.push(sample);
+    }
+    trial.evidence_epoch = pot.epoch;
+    trial.deadline_epoch = ctx.epoch.saturating_add(params.trial_epochs);
+    save(state, keys::trial(trial.id), &trial);
+    state.put(keys::trial_due(trial.deadline_epoch, trial.id), keys::THERE.to_vec());
+    event(ctx, &trial, "sampled");
+    Ok(())
+}
+
+impl Handle for MsgVoteTrial {
+    const AMINO_NAME: &'static str = "polylink/tiqe/VoteTrial";
+    type Response = MsgVoteTrialResponse;
+
+    fn signer(&self) -> Result<Address, TxError> {
+        Ok(self.judge.parse()?)
+    }
+
+    fn check(&self) -> Result<(), TxError> {
+        scores::check_ranges(self.scores.as_ref())?;
+        Ok(())
+    }
+
+    fn execute(&self, ctx: &mut Context, state: &mut dyn StateWrite) -> Result<MsgVoteTrialResponse, TxError> {
+        let operator: Address = self.judge.parse()?;
+        let scores = scores::check_ranges(self.scores.as_ref())?;
+        let trial = stored(state, self.trial).ok_or(TiqeError::UnknownTrial(self.trial))?;
+        let closed = |reason: String| TiqeError::TrialClosed { id: self.trial, reason };
+        if trial.state() != TrialState::Open {
+            return Err(closed("it has its verdict".into()).into());
+        }
+        if trial.samples.is_empty() {
+            return Err(closed("its samples are not drawn yet".into()).into());
+        }
+        if ctx.epoch > trial.deadline_epoch {
+            return Err(closed(format!("votes were taken until epoch {}", trial.deadline_epoch)).into());
+        }
+        let profile = models::digest(&trial.profile_digest)?;
+        // Bond that came after the trial was opened has no vote in it.
+        let judge = judges::acting(state, &operator, &profile, trial.opened_epoch)?;
+        let key = keys::votes(trial.id).bytes(&operator.0).finish();
+        if state.contains(&key) {
+            return Err(TiqeError::Twice("vote").into());
+        }
+        scores::check_complete(&scores.scores, &trial.samples, params::at(state, ctx.epoch).evidence_clip_milli)?;
+        let vote = TrialVote {
+            judge: operator.account(),
+            guilty: self.guilty,
+            bond: judge.bond,
+            scores: Some(scores.clone()),
+        };
+        save(state, key, &vote);
+        ctx.emit(
+            "vote_trial",
+            &[("trial", trial.id.to_string()), ("judge", operator.account()), ("guilty", self.guilty.to_string())],
+        );
+        let voters = judges::active_for(state, &profile, trial.opened_epoch);
+        if voters.iter().all(|(judge, _)| state.contains(&keys::votes(trial.id).bytes(&judge.0).finish())) {
+            // Nothing more to wait for: due with this block.
+            state.delete(keys::trial_due(trial.deadline_epoch, trial.id));
+            state.put(keys::trial_due(0, trial.id), keys::THERE.to_vec());
+        }
+        Ok(MsgVoteTrialResponse {})
+    }
+}
+
+/// Trials whose votes are all in, or whose deadline has passed with this block, at most [`VERDICTS_PER_BLOCK`].
+pub(super) fn end_block(ctx: &mut Context, state: &mut dyn StateWrite) -> Result<(), TxError> {
+    let last_block = ctx.epoch_offset.saturating_add(1) >= ctx.epoch_blocks;
+    let due: Vec<(u64, u64)> = state
+        .iter_prefix(&[keys::TRIAL_DUE])
+        .take(VERDICTS_PER_BLOCK)
+        .filter_map(|(key, _)| keys::split_due(&key))
+        .take_while(|(deadline, _)| *deadline < ctx.epoch || (*deadline == ctx.epoch && last_block))
+        .collect();
+    for (deadline, id) in due {
+        state.delete(keys::trial_due(deadline, id));
+        if let Some(trial) = stored(state, id) {
+            decide(ctx, state, trial)?;
+        }
+    }
+    Ok(())
+}
+
+/// (bond that votes guilty, bond that may vote): bonds as they are now.
+fn count(eligible: &[(Address, Amount)], votes: &[(Address, TrialVote)]) -> (Amount, Amount) {
+    let total = eligible.iter().map(|(_, bond)| *bond).sum();
+    let guilty = eligible
+        .iter()
+        .filter(|(judge, _)| votes.iter().any(|(voter, vote)| voter == judge && vote.guilty))
+        .map(|(_, bond)| *bond)
+        .sum();
+    (guilty, total)
+}
+
+/// More than two thirds.
+fn convicts(guilty: Amount, total: Amount) -> bool {
+    guilty.0.saturating_mul(3) > total.0.saturating_mul(2)
+}
+
+fn decide(ctx: &mut Context, state: &mut dyn StateWrite, mut trial: Trial) -> Result<(), TxError> {
+    let params = params::at(state, ctx.epoch);
+    let (worker, profile): (Address, Digest) = (trial.worker.parse()?, models::digest(&trial.profile_digest)?);
+    let votes = votes(state, trial.id);
+    let eligible: Vec<(Address, Amount)> = judges::active_for(state, &profile, trial.opened_epoch)
+        .into_iter()
+        .map(|(operator, judge)| (operator, uplk(&judge.bond)))
+        .collect();
+    let (guilty, total) = count(&eligible, &votes);
+    for (operator, _) in &eligible {
+        if !votes.iter().any(|(voter, _)| voter == operator) {
+            judges::penalise(ctx, state, operator, Bps::clamped(params.slash_judge_bps), "no vote")?;
+        }
+    }
+    if convicts(guilty, total) {
+        trial.set_state(TrialState::Guilty);
+        trial.slashed = bonds::convict(ctx, state, &worker, Bps::clamped(params.slash_worker_bps))?.to_string();
+        trial.clawed_back = vesting::claw_back(ctx, state, &worker)?.to_string();
+    } else {
+        trial.set_state(TrialState::Acquitted);
+    }
+    state.delete(keys::open_trials(&worker).bytes(&profile.0).finish());
+    let key = keys::quality(&worker, &profile);
+    if let Some(quality) = load::<Quality>(state, &key) {
+        save(state, key, &Quality { cusum_milli: 0, ..quality });
+    }
+    save(state, keys::trial(trial.id), &trial);
+    event(ctx, &trial, if trial.state() == TrialState::Guilty { "guilty" } else { "acquitted" });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_thirds_are_not_enough() {
+        assert!(!convicts(Amount(20), Amount(30)));
+        assert!(convicts(Amount(21), Amount(30)));
+        assert!(!convicts(Amount(0), Amount(0)));
+    }
+
+    #[test]
+    fn only_the_bond_of_eligible_judges_counts() {
+        let [a, b, c] = [1, 2, 3].map(|i| Address([i; 20]));
+        let vote = |guilty| TrialVote { guilty, ..Default::default() };
+        let eligible = [(a, Amount(10)), (b, Amount(20))];
+        assert_eq!(count(&eligible, &[(a, vote(true)), (b, vote(false)), (c, vote(true))]), (Amount(10), Amount(30)));
+    }
+}
