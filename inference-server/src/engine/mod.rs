@@ -14,8 +14,10 @@
 pub mod api;
 mod config;
 mod handle;
+pub mod kv_pool;
 mod metrics;
 mod outbox;
+pub mod scheduler;
 mod text;
 
 pub use api::{AdmissionError, Event, FailureCode, FinishReason, GenerateRequest, TokenEvent, Usage};

@@ -4,9 +4,282 @@
 //! not complete and sound is refused when it is opened, by name of the file, field or tensor.
 
 mod chat_template;
+mod config;
 mod error;
+mod llama;
+mod split_plan;
 mod tokenizer;
+mod weights;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use polylink_kernels::{Backend, Program, WeightForm};
+use polylink_protocol::Digest;
+use polylink_protocol::digest::Hasher;
+use polylink_protocol::market_v1::ModelProfile;
 
 pub use chat_template::{ChatMessage, ChatTemplate};
+pub use config::{GenerationDefaults, LlamaConfig};
 pub use error::ModelError;
+pub use split_plan::{ModelShard, SplitPlan};
 pub use tokenizer::{Detokenizer, Tokenizer};
+
+use chat_template::TemplateTokens;
+use config::{read_bounded, read_json};
+use weights::Weights;
+
+/// How the folder's weights are computed with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Quantization {
+    /// As they are, in exact f32.
+    #[default]
+    None,
+    /// 8-bit integers, a scale per 32 inputs, made while loading; exact int8.
+    Q8_0,
+    /// 4-bit integers, a scale per 32 inputs, made while loading; exact int8.
+    Q4_0,
+}
+
+impl Quantization {
+    /// `none`, `q8_0` or `q4_0`, as profiles and flags name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Quantization::None => "none",
+            Quantization::Q8_0 => "q8_0",
+            Quantization::Q4_0 => "q4_0",
+        }
+    }
+
+    fn form(self) -> WeightForm {
+        match self {
+            Quantization::None => WeightForm::Float,
+            Quantization::Q8_0 => WeightForm::Q8_0,
+            Quantization::Q4_0 => WeightForm::Q4_0,
+        }
+    }
+}
+
+impl std::str::FromStr for Quantization {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Quantization::None, Quantization::Q8_0, Quantization::Q4_0];
+        let known = all.into_iter().find(|known| known.as_str() == text);
+        known.ok_or_else(|| format!("quantisation {text:?} is not built: none, q8_0 or q4_0 is expected"))
+    }
+}
+
+/// The numerics version of the exact profiles (`docs/numerics.md`).
+pub const NUMERICS: &str = "exact-1";
+
+/// A checked model folder. Clones share it; weights are read when a backend is built.
+#[derive(Clone, Debug)]
+pub struct LoadedModel {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    folder: PathBuf,
+    config: LlamaConfig,
+    generation: GenerationDefaults,
+    tokenizer: Arc<Tokenizer>,
+    chat_template: Option<ChatTemplate>,
+    end_tokens: Vec<u32>,
+    quantization: Quantization,
+    weights: Weights,
+    /// Digests of the small files, as profiles name them.
+    config_digest: Digest,
+    tokenizer_digest: Digest,
+    chat_template_digest: Digest,
+    generation_config_digest: Digest,
+    weights_digest: OnceLock<Digest>,
+}
+
+impl LoadedModel {
+    /// Opens a folder and checks everything but the weights' values.
+    ///
+    /// # Errors
+    /// What is missing, damaged or not built, by name.
+    pub fn open(folder: impl AsRef<Path>, quantization: Quantization) -> Result<Self, ModelError> {
+        let folder = folder.as_ref();
+        if !folder.is_dir() {
+            return Err(ModelError::NoFolder { folder: folder.to_owned() });
+        }
+        let (config, config_bytes) = read_json(&folder.join("config.json"))?;
+        let config = LlamaConfig::parse(&config)?;
+        let (generation, generation_bytes) = match folder.join("generation_config.json") {
+            file if file.exists() => read_json(&file)?,
+            _ => (serde_json::Value::Null, Vec::new()),
+        };
+        let generation = GenerationDefaults::parse(&generation)?;
+        let tokenizer_file = folder.join("tokenizer.json");
+        let tokenizer_bytes = read_bounded(&tokenizer_file, 256 << 20)?;
+        let tokenizer = Tokenizer::open(&tokenizer_file)?;
+        let (tokenizer_config, tokenizer_config_bytes) = read_json(&folder.join("tokenizer_config.json"))?;
+        let text = template_text(folder, &tokenizer_config)?;
+        let chat_template_digest = Digest::of(text.as_deref().unwrap_or_default().as_bytes());
+        let named = |field: &str| {
+            let value = &tokenizer_config[field];
+            value.as_str().or_else(|| value["content"].as_str()).unwrap_or_default().to_owned()
+        };
+        let tokens = TemplateTokens { bos: named("bos_token"), eos: named("eos_token") };
+        let chat_template = text.map(|text| ChatTemplate::parse(text, tokens)).transpose()?;
+        if tokenizer.vocabulary() > config.vocab_size {
+            let reason = format!("tokenizer.json has {} tokens, the model only {}", tokenizer.vocabulary(), config.vocab_size);
+            return Err(ModelError::Config { field: "vocab_size".into(), reason });
+        }
+        let weights = Weights::open(folder)?;
+        for (name, shape) in llama::tensors(&config, &weights) {
+            weights.expect(&name, &shape)?;
+        }
+        let named_there = !generation.eos_token_ids.is_empty();
+        let end_tokens = if named_there { generation.eos_token_ids.clone() } else { config.eos_token_ids.clone() };
+        Ok(Self {
+            inner: Arc::new(Inner {
+                folder: folder.to_owned(),
+                config_digest: Digest::of(&config_bytes),
+                tokenizer_digest: pair_digest(&tokenizer_bytes, &tokenizer_config_bytes),
+                chat_template_digest,
+                generation_config_digest: Digest::of(&generation_bytes),
+                weights_digest: OnceLock::new(),
+                config,
+                generation,
+                tokenizer: Arc::new(tokenizer),
+                chat_template,
+                end_tokens,
+                quantization,
+                weights,
+            }),
+        })
+    }
+
+    /// Where it lies.
+    pub fn folder(&self) -> &Path {
+        &self.inner.folder
+    }
+
+    /// Its shape.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.inner.config
+    }
+
+    /// Defaults of requests.
+    pub fn generation_defaults(&self) -> &GenerationDefaults {
+        &self.inner.generation
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.inner.tokenizer
+    }
+
+    /// Its chat template, if the folder has one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.inner.chat_template.as_ref()
+    }
+
+    /// Tokens that end an answer: those of `generation_config.json`, else of `config.json`.
+    pub fn end_tokens(&self) -> &[u32] {
+        &self.inner.end_tokens
+    }
+
+    /// Prompt and completion together, in tokens.
+    pub fn context_length(&self) -> usize {
+        self.inner.config.max_position_embeddings
+    }
+
+    /// How its weights are computed with.
+    pub fn quantization(&self) -> Quantization {
+        self.inner.quantization
+    }
+
+    /// A conversation's token ids, with the beginning of the answer.
+    ///
+    /// # Errors
+    /// [`ModelError::Template`]: the folder has none, or it refuses the conversation.
+    pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, ModelError> {
+        let template = self.chat_template().ok_or_else(|| ModelError::Template {
+            reason: "this model has none: use /v1/completions, or add one to tokenizer_config.json".into(),
+        })?;
+        template.encode(messages, self.tokenizer())
+    }
+
+    /// The profile that a worker of this folder claims. `id` is `org/name@revision`. Reads all weights once.
+    ///
+    /// # Errors
+    /// [`ModelError::File`] if a shard cannot be read.
+    pub fn profile(&self, id: &str) -> Result<ModelProfile, ModelError> {
+        let inner = &self.inner;
+        let weights_digest = self.weights_digest()?;
+        let quantized = inner.quantization != Quantization::None;
+        Ok(ModelProfile {
+            id: id.to_owned(),
+            config_digest: inner.config_digest.to_vec(),
+            tokenizer_digest: inner.tokenizer_digest.to_vec(),
+            chat_template_digest: inner.chat_template_digest.to_vec(),
+            generation_config_digest: inner.generation_config_digest.to_vec(),
+            weights_digest: weights_digest.to_vec(),
+            weight_quantization: inner.quantization.as_str().into(),
+            compute_dtype: if quantized { "int8" } else { "f32" }.into(),
+            kv_dtype: "f32".into(),
+            numerics: NUMERICS.into(),
+        })
+    }
+
+    fn weights_digest(&self) -> Result<Digest, ModelError> {
+        if let Some(digest) = self.inner.weights_digest.get() {
+            return Ok(*digest);
+        }
+        let digest = Digest(self.inner.weights.digest()?);
+        Ok(*self.inner.weights_digest.get_or_init(|| digest))
+    }
+
+    /// What the processes of a split must agree on: the folder's contents and how they are computed with.
+    ///
+    /// # Errors
+    /// As [`LoadedModel::profile`].
+    pub(crate) fn split_digest(&self) -> Result<Digest, ModelError> {
+        let weights = self.weights_digest()?;
+        let inner = &self.inner;
+        let quantization = inner.quantization.as_str().as_bytes();
+        let hasher = Hasher::new("polylink/split-model/v1").fixed(&inner.config_digest.0).fixed(&weights.0);
+        Ok(hasher.bytes(quantization).bytes(NUMERICS.as_bytes()).finish())
+    }
+
+    /// Prepares the weights of one rank on a backend, and gives its program.
+    ///
+    /// # Errors
+    /// Unreadable or unsuitable tensors, by name.
+    pub fn load(&self, split: &SplitPlan, rank: usize, backend: &mut dyn Backend) -> Result<Program, ModelError> {
+        let inner = &self.inner;
+        llama::load(&inner.config, &inner.weights, inner.quantization.form(), split, rank, backend)
+    }
+}
+
+/// `SHA-256(tokenizer.json digest ‖ tokenizer_config.json digest)`.
+fn pair_digest(first: &[u8], second: &[u8]) -> Digest {
+    Digest::of(&[Digest::of(first).0, Digest::of(second).0].concat())
+}
+
+/// The template of `tokenizer_config.json` (a text, or a list of named ones), or `chat_template.jinja`.
+fn template_text(folder: &Path, tokenizer_config: &serde_json::Value) -> Result<Option<String>, ModelError> {
+    let field = &tokenizer_config["chat_template"];
+    if let Some(text) = field.as_str() {
+        return Ok(Some(text.to_owned()));
+    }
+    let named = field.as_array().into_iter().flatten().find(|template| template["name"] == "default");
+    if let Some(text) = named.and_then(|template| template["template"].as_str()) {
+        return Ok(Some(text.to_owned()));
+    }
+    let file = folder.join("chat_template.jinja");
+    if !file.exists() {
+        return Ok(None);
+    }
+    let text = String::from_utf8(read_bounded(&file, 1 << 20)?);
+    text.map(Some).map_err(|error| ModelError::Damaged { file, reason: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests;
