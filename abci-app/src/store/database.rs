@@ -1,0 +1,304 @@
+//! The store: opening, staging and committing.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use fjall::{Database, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable};
+use jmt::storage::{NodeKey, StaleNodeIndex, TreeUpdateBatch};
+use jmt::{KeyHash, Sha256Jmt};
+
+use super::snapshot::{Head, Snapshot};
+use super::tree::{EMPTY_ROOT, Tables, TreeView, encode_node, encode_value, key_hash, node_row, root_of, value_row};
+use super::{AppHash, Changes, MAX_KEY_BYTES, Order, StateRead, StoreError, prune};
+
+const SCHEMA: &[u8] = b"schema";
+const HEAD: &[u8] = b"head";
+
+/// Nibble paths of the root's rows, which `jmt` lets one make only through a key.
+pub(super) fn root_key(version: u64) -> NodeKey {
+    NodeKey::new(version, std::iter::empty().collect())
+}
+
+/// How a store is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreOptions {
+    /// The version of the layout that the program writes.
+    pub schema_version: u64,
+    /// Heights before the newest that stay readable and provable, at least 1. Evidence and light
+    /// clients look back as far as the unbonding time; a node that serves queries keeps more.
+    pub keep_heights: u64,
+    /// Memory for cached blocks of the database, in bytes.
+    pub cache_bytes: u64,
+}
+
+impl StoreOptions {
+    /// The defaults for a schema version: 100,000 heights kept, 64 MiB of cache.
+    pub fn new(schema_version: u64) -> Self {
+        StoreOptions { schema_version, keep_heights: 100_000, cache_bytes: 64 << 20 }
+    }
+}
+
+/// The ledger's state on disk. Clones share it: one writer at a time, readers on [`Snapshot`]s that
+/// never wait for it.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    options: StoreOptions,
+    database: Database,
+    tables: Tables,
+    newest: RwLock<Snapshot>,
+    writer: Mutex<()>,
+}
+
+/// A block's changes with the root they lead to: computed, not durable.
+#[must_use = "what is staged is lost unless it is committed"]
+pub struct Staged {
+    height: u64,
+    base: u64,
+    app_hash: AppHash,
+    /// What differs from the committed state, by key.
+    changes: Changes,
+    /// The changed keys that the committed state has.
+    overwritten: Vec<KeyHash>,
+    tree: TreeUpdateBatch,
+}
+
+impl Staged {
+    /// The root after this block.
+    pub fn app_hash(&self) -> AppHash {
+        self.app_hash
+    }
+
+    /// The height of this block.
+    pub fn height(&self) -> u64 {
+        self.height
+    }
+
+    /// The keys whose value really changes.
+    pub fn changes(&self) -> &Changes {
+        &self.changes
+    }
+}
+
+impl Store {
+    /// Opens the store at `path`, creating it where there is none, with default options.
+    pub fn open(path: impl AsRef<Path>, schema_version: u64) -> Result<Store, StoreError> {
+        Store::open_with(path, StoreOptions::new(schema_version))
+    }
+
+    /// Opens the store at `path`, creating it where there is none.
+    pub fn open_with(path: impl AsRef<Path>, options: StoreOptions) -> Result<Store, StoreError> {
+        let path = path.as_ref().to_path_buf();
+        let open = |error| match error {
+            fjall::Error::Locked => StoreError::Locked { path: path.clone() },
+            error => StoreError::Open { path: path.clone(), error },
+        };
+        std::fs::create_dir_all(&path).map_err(|error| open(error.into()))?;
+        let builder = Database::builder(&path).cache_size(options.cache_bytes).worker_threads(2);
+        let database = builder.max_journaling_size(128 << 20).open().map_err(open)?;
+        let table = |name| {
+            let layout = || KeyspaceCreateOptions::default().max_memtable_size(16 << 20);
+            database.keyspace(name, layout).map_err(open)
+        };
+        let tables = Tables {
+            meta: table("meta")?,
+            state: table("state")?,
+            nodes: table("nodes")?,
+            values: table("values")?,
+            preimages: table("preimages")?,
+            stale: table("stale")?,
+        };
+        match tables.meta.get(SCHEMA)? {
+            Some(found) => {
+                let found = u64::from_be_bytes(fixed(&found, "the schema version")?);
+                if found != options.schema_version {
+                    return Err(StoreError::Schema { path, found, wanted: options.schema_version });
+                }
+            }
+            None => {
+                tables.meta.insert(SCHEMA, options.schema_version.to_be_bytes())?;
+                database.persist(PersistMode::SyncAll)?;
+            }
+        }
+        let head = match tables.meta.get(HEAD)? {
+            Some(row) => decode_head(&row)?,
+            None => Head { height: 0, oldest: 0, app_hash: EMPTY_ROOT },
+        };
+        let newest = Snapshot::new(database.snapshot(), tables.clone(), head);
+        if newest.app_hash_at(head.height)? != head.app_hash {
+            return Err(StoreError::Damaged(format!("the tree's root at height {} is not the head's", head.height)));
+        }
+        let newest = RwLock::new(newest);
+        Ok(Store(Arc::new(Inner { path, options, database, tables, newest, writer: Mutex::new(()) })))
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// The version of its layout.
+    pub fn schema_version(&self) -> u64 {
+        self.0.options.schema_version
+    }
+
+    /// The last committed height; 0 before the first block.
+    pub fn height(&self) -> u64 {
+        self.snapshot().height()
+    }
+
+    /// The root after the last commit.
+    pub fn app_hash(&self) -> AppHash {
+        self.snapshot().app_hash()
+    }
+
+    /// The committed value of `key`. Several reads that must fit together go through one
+    /// [`Snapshot`].
+    pub fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.snapshot().get(key)
+    }
+
+    /// The state after the last commit; it stays as it is while later blocks are committed. To be
+    /// held for the length of a query, not longer: the database keeps what it shows.
+    pub fn snapshot(&self) -> Snapshot {
+        self.0.newest.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Computes the state after a block. Nothing becomes durable. The first block may have any
+    /// height from 1; each one after follows the last committed. Changes that change nothing are
+    /// dropped. The genesis state is staged together with the first block.
+    pub fn stage(&self, changes: Changes, height: u64) -> Result<Staged, StoreError> {
+        let newest = self.snapshot();
+        let base = newest.height();
+        if height == 0 || (base != 0 && height != base + 1) {
+            return Err(StoreError::Height { height, committed: base });
+        }
+        let mut kept = BTreeMap::new();
+        let mut overwritten = Vec::new();
+        for (key, value) in changes {
+            if key.is_empty() || key.len() > MAX_KEY_BYTES {
+                return Err(StoreError::Key { bytes: key.len() });
+            }
+            let current = newest.read(&key)?;
+            if current.as_deref() == value.as_deref() {
+                continue;
+            }
+            if current.is_some() {
+                overwritten.push(key_hash(&key));
+            }
+            kept.insert(key, value);
+        }
+        let leaves: BTreeMap<_, _> = kept.iter().map(|(key, value)| (key_hash(key), value.clone())).collect();
+        let view = TreeView {
+            tables: &self.0.tables,
+            snapshot: newest.database(),
+            empty_at: (base == 0).then_some(height - 1),
+        };
+        let (root, mut tree) = Sha256Jmt::new(&view)
+            .put_value_set(leaves, height)
+            .map_err(|reason| StoreError::Tree { height, reason: format!("{reason:#}") })?;
+        // `jmt` forgets to call the last root stale where a block changes nothing (it copies it) or
+        // where it was empty.
+        if base != 0 {
+            let node_key = root_key(base);
+            tree.stale_node_index_batch.insert(StaleNodeIndex { stale_since_version: height, node_key });
+        }
+        Ok(Staged { height, base, app_hash: root.0, changes: kept, overwritten, tree })
+    }
+
+    /// Makes a staged block durable, in one atomic batch, and prunes what has left the window.
+    /// When it returns the block is on the disk; when the process dies before, none of it is, or all.
+    pub fn commit(&self, staged: Staged) -> Result<(), StoreError> {
+        let _writing = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = self.snapshot();
+        let Staged { height, base, app_hash, changes, overwritten, tree } = staged;
+        if base != newest.height() {
+            return Err(StoreError::Height { height, committed: newest.height() });
+        }
+        let tables = &self.0.tables;
+        let window_start = height.saturating_sub(self.0.options.keep_heights.max(1));
+        let oldest = if base == 0 { height } else { window_start.max(newest.oldest()) };
+        let head = Head { height, oldest, app_hash };
+
+        let mut batch = self.0.database.batch().durability(Some(PersistMode::SyncAll));
+        let new_stale = tree.stale_node_index_batch.len() + overwritten.len();
+        let changed = |key: &KeyHash| tree.node_batch.values().contains_key(&(height, *key));
+        prune::prune(&newest, tables, &mut batch, oldest, 2 * new_stale + prune::SLACK, changed)?;
+        put_tree(&mut batch, tables, height, &tree, &overwritten);
+        for (key, value) in &changes {
+            match value {
+                Some(value) => {
+                    batch.insert(&tables.preimages, key_hash(key).0, key.as_slice());
+                    batch.insert(&tables.state, key.as_slice(), value.as_slice());
+                }
+                None => batch.remove(&tables.state, key.as_slice()),
+            }
+        }
+        batch.insert(&tables.meta, HEAD, encode_head(&head));
+        batch.commit()?;
+
+        let next = Snapshot::new(self.0.database.snapshot(), tables.clone(), head);
+        *self.0.newest.write().unwrap_or_else(PoisonError::into_inner) = next;
+        Ok(())
+    }
+
+    /// Hashes the whole flat table anew and compares it with the root: a full scan, for exports and
+    /// tests.
+    pub fn check(&self) -> Result<(), StoreError> {
+        let newest = self.snapshot();
+        let root = root_of(newest.iter_range(&[], None, Order::Ascending));
+        if root == newest.app_hash() {
+            return Ok(());
+        }
+        Err(StoreError::Damaged(format!("the flat table at height {} does not hash to the root", newest.height())))
+    }
+
+    /// Rows of the tables `nodes` and `values`: what pruning keeps bounded. A full scan, for tests
+    /// and reports.
+    pub fn tree_rows(&self) -> Result<(usize, usize), StoreError> {
+        let newest = self.snapshot();
+        let database = newest.database();
+        Ok((database.len(&self.0.tables.nodes)?, database.len(&self.0.tables.values)?))
+    }
+}
+
+fn put_tree(
+    batch: &mut OwnedWriteBatch,
+    tables: &Tables,
+    height: u64,
+    tree: &TreeUpdateBatch,
+    overwritten: &[KeyHash],
+) {
+    for (key, node) in tree.node_batch.nodes() {
+        batch.insert(&tables.nodes, node_row(key), encode_node(node));
+    }
+    for ((version, key), value) in tree.node_batch.values() {
+        batch.insert(&tables.values, value_row(key, *version), encode_value(value.as_deref()));
+    }
+    for stale in &tree.stale_node_index_batch {
+        batch.insert(&tables.stale, prune::stale_node_row(stale), []);
+    }
+    for key in overwritten {
+        batch.insert(&tables.stale, prune::stale_value_row(height, key), []);
+    }
+}
+
+fn encode_head(head: &Head) -> Vec<u8> {
+    [&head.height.to_be_bytes()[..], &head.oldest.to_be_bytes(), &head.app_hash].concat()
+}
+
+fn decode_head(row: &[u8]) -> Result<Head, StoreError> {
+    let row: [u8; 48] = fixed(row, "the head")?;
+    Ok(Head {
+        height: u64::from_be_bytes(fixed(&row[..8], "the height")?),
+        oldest: u64::from_be_bytes(fixed(&row[8..16], "the oldest height")?),
+        app_hash: fixed(&row[16..], "the root")?,
+    })
+}
+
+fn fixed<const N: usize>(row: &[u8], what: &str) -> Result<[u8; N], StoreError> {
+    row.try_into().map_err(|_| StoreError::Damaged(format!("{what} has {} bytes instead of {N}", row.len())))
+}
