@@ -319,3 +319,6 @@ fn top_tokens(logits: &[f32], count: usize) -> [u32; TOP_LOGPROBS_MAX] {
     }
     top
 }
+
+#[cfg(test)]
+mod tests;
