@@ -175,11 +175,7 @@ fn place(layout: &Layout, buffer: BufferId, rows: &RowState) -> std::ops::Range<
 }
 
 /// Two different buffers, one to read and one to write.
-fn pair<'a>(
-    arena: &'a mut [f32],
-    input: std::ops::Range<usize>,
-    output: std::ops::Range<usize>,
-) -> (&'a [f32], &'a mut [f32]) {
+fn pair(arena: &mut [f32], input: std::ops::Range<usize>, output: std::ops::Range<usize>) -> (&[f32], &mut [f32]) {
     if input.start < output.start {
         let (low, high) = arena.split_at_mut(output.start);
         (&low[input], &mut high[..output.end - output.start])

@@ -24,6 +24,8 @@ pub use step::{
 };
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod executor;
 mod margin;
 mod operations;

@@ -125,7 +125,7 @@ pub(crate) fn matrix(parts: &[Part<'_>], ranges: KRanges, form: WeightForm) -> R
         }
         outputs += part.shard.rows.len();
     }
-    let off_border = |column: usize| column != ranges.inputs && column % ranges.length.max(1) != 0;
+    let off_border = |column: usize| column != ranges.inputs && !column.is_multiple_of(ranges.length.max(1));
     if ranges.length == 0 || off_border(columns.start) || off_border(columns.end) {
         let reason = format!("columns {columns:?} do not lie on borders of K ranges of {} inputs", ranges.length);
         return Err(wrong(&first.tensor, reason));
@@ -134,7 +134,7 @@ pub(crate) fn matrix(parts: &[Part<'_>], ranges: KRanges, form: WeightForm) -> R
     let shape =
         MatrixShape { outputs, inputs, range_length: ranges.length.min(inputs), planes: ranges.planes(&columns) };
     let integers = matches!(form, WeightForm::Q8_0 | WeightForm::Q4_0);
-    if integers && (inputs % BLOCK != 0 || shape.range_length % BLOCK != 0) {
+    if integers && (!inputs.is_multiple_of(BLOCK) || !shape.range_length.is_multiple_of(BLOCK)) {
         let reason = format!(
             "{inputs} inputs in ranges of {} cannot be quantised: both must be multiples of {BLOCK}; serve this model in f32",
             shape.range_length

@@ -2,6 +2,8 @@
 //!
 //! One test in this file: the counter counts the whole process.
 
+#![allow(clippy::unwrap_used)] // tests
+
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};

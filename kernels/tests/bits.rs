@@ -1,5 +1,7 @@
 //! The same bits, whatever the batch, the chunks, the cache, the instruction set, the threads or the split.
 
+#![allow(clippy::unwrap_used)] // tests
+
 mod common;
 
 use std::num::NonZeroUsize;

@@ -2,6 +2,8 @@
 //!
 //! The other tests hold implementations to each other's bits; this one would notice if all of them were wrong alike.
 
+#![allow(clippy::unwrap_used)] // tests
+
 mod common;
 
 use common::*;

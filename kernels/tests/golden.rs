@@ -4,6 +4,8 @@
 //!
 //! To write the file anew: `POLYLINK_WRITE_GOLDEN=1 cargo test -p polylink-kernels --test golden`.
 
+#![allow(clippy::unwrap_used)] // tests
+
 mod common;
 
 use std::fmt::Write as _;

@@ -1,5 +1,7 @@
 //! Wrong weights, programs and steps are refused with a reason, and leave the backend usable.
 
+#![allow(clippy::unwrap_used)] // tests
+
 mod common;
 
 use common::*;

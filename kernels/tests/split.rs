@@ -1,5 +1,7 @@
 //! An uneven split of heads, MLP columns and vocabulary over devices changes no bit; a lost device is an error in time.
 
+#![allow(clippy::unwrap_used)] // tests
+
 mod common;
 
 use std::num::NonZeroUsize;

@@ -39,7 +39,7 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 8.333_452e-3;
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_1e-1;
+    p = p * r + 0.5;
     let p = (p * (r * r) + r) + 1.0;
     let half = integer >> 1;
     (p * power_of_two(half)) * power_of_two(integer.wrapping_sub(half))

@@ -72,7 +72,7 @@ impl Shared {
             while self.state.load(Ordering::Acquire) >> 32 == seen && !self.stop.load(Ordering::Acquire) {
                 std::hint::spin_loop();
                 turns = turns.wrapping_add(1);
-                if turns % 64 == 0 && idle.elapsed() > SPIN {
+                if turns.is_multiple_of(64) && idle.elapsed() > SPIN {
                     let parked = &self.parked[worker - 1];
                     parked.store(true, Ordering::SeqCst);
                     // Looked at once more after the flag is up: `run` changes the state first and then looks at flags.
@@ -157,7 +157,7 @@ impl Pool {
         while shared.done.load(Ordering::Acquire) < tiles {
             std::hint::spin_loop();
             turns = turns.wrapping_add(1);
-            if turns % 64 == 0 && waiting.elapsed() > SPIN {
+            if turns.is_multiple_of(64) && waiting.elapsed() > SPIN {
                 std::thread::yield_now();
             }
         }

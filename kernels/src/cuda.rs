@@ -1,0 +1,85 @@
+//! CUDA, for now only a probe: is there a driver, and which devices does it show?
+//!
+//! Built by the feature `cuda`, which needs no toolkit: `cudarc` looks the driver's library up when the program runs, so
+//! that one binary starts everywhere. A machine without a driver gets an answer that says so, never a panic.
+//! The backend itself (the same program in a captured graph, the same bits for the exact profiles) is not built yet.
+#![allow(unsafe_code)] // calls into the driver
+
+use cudarc::driver::{result, sys};
+
+/// A device that the driver shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CudaDevice {
+    /// The driver's number of it.
+    pub ordinal: usize,
+    /// Marketing name.
+    pub name: String,
+    /// Compute capability, for instance (9, 0).
+    pub compute_capability: (i32, i32),
+    /// Memory in bytes.
+    pub memory_bytes: usize,
+}
+
+/// Why there is no CUDA here.
+#[derive(Debug, thiserror::Error)]
+pub enum CudaUnavailable {
+    /// The driver's library cannot be loaded.
+    #[error(
+        "no CUDA driver, falling back to CPU (install the NVIDIA driver, or ignore this on a machine without a GPU)"
+    )]
+    NoDriver,
+    /// The driver is there and refuses.
+    #[error("the CUDA driver does not work, falling back to CPU: {0} (check that `nvidia-smi` lists a device)")]
+    Driver(String),
+}
+
+impl From<result::DriverError> for CudaUnavailable {
+    fn from(error: result::DriverError) -> Self {
+        CudaUnavailable::Driver(format!("{error:?}"))
+    }
+}
+
+/// The devices that could be used.
+///
+/// # Errors
+/// [`CudaUnavailable`] if there is no driver, or none that works; the caller goes on with the CPU.
+pub fn probe() -> Result<Vec<CudaDevice>, CudaUnavailable> {
+    // SAFETY: only tries to open the driver's library.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(CudaUnavailable::NoDriver);
+    }
+    result::init()?;
+    let count = usize::try_from(result::device::get_count()?).unwrap_or(0);
+    (0..count).map(device).collect()
+}
+
+fn device(ordinal: usize) -> Result<CudaDevice, CudaUnavailable> {
+    use sys::CUdevice_attribute::{
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+    };
+    let number = i32::try_from(ordinal).map_err(|_| CudaUnavailable::Driver("too many devices".into()))?;
+    let device = result::device::get(number)?;
+    // SAFETY: `device` was just given out by the driver.
+    unsafe {
+        let major = result::device::get_attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = result::device::get_attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let (name, memory_bytes) = (result::device::get_name(device)?, result::device::total_mem(device)?);
+        Ok(CudaDevice { ordinal, name, compute_capability: (major, minor), memory_bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_answers_on_any_machine() {
+        match probe() {
+            Ok(devices) => {
+                println!("{devices:?}");
+                assert!(devices.iter().all(|device| !device.name.is_empty() && device.memory_bytes > 0));
+            }
+            Err(reason) => assert!(reason.to_string().contains("falling back to CPU"), "{reason}"),
+        }
+    }
+}
