@@ -9,9 +9,11 @@ pub mod evidence;
 pub mod llm;
 pub mod replay;
 pub mod service;
+pub mod setup;
 pub mod transcript;
 
 pub use evaluate::{Auditor, Finding};
+pub use setup::{AuditorConfig, HeldModel};
 pub use transcript::Transcript;
 
 use std::path::PathBuf;
