@@ -1,0 +1,126 @@
+//! `polylink bench`: measurements over public interfaces.
+
+use clap::{Args, Subcommand};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use polylink_bench::row;
+use polylink_bench::serve::{self, Options, Target};
+
+use crate::error::CliError;
+use crate::home::Home;
+use crate::output::Output;
+
+/// `polylink bench`.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand, Debug)]
+enum What {
+    /// Load any OpenAI endpoint: TTFT, inter-token latency, throughput (p50, p95, p99), errors
+    Serve(ServeArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Without --rate a closed loop keeps --concurrency requests in flight; with it, requests arrive by a Poisson process and
+those that find --concurrency in flight are counted as not sent.
+
+Examples:
+  polylink bench serve --quick
+  polylink bench serve --concurrency 32 --requests 500 --json out.json
+  polylink bench serve --endpoint http://127.0.0.1:8000/v1 --api-key x --model m --rate 20")]
+struct ServeArgs {
+    /// Base URL up to /v1 [default: the local gateway]
+    #[arg(long, env = "POLYLINK_ENDPOINT")]
+    endpoint: Option<String>,
+    /// Bearer token [default: the local network's]
+    #[arg(long, env = "POLYLINK_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    /// Model's name [default: the local network's]
+    #[arg(long)]
+    model: Option<String>,
+    /// Requests in flight
+    #[arg(long, default_value_t = 8)]
+    concurrency: usize,
+    /// Arrivals per second (open loop)
+    #[arg(long)]
+    rate: Option<f64>,
+    /// At most this many requests
+    #[arg(long, default_value_t = 200)]
+    requests: usize,
+    /// No request starts after so many seconds
+    #[arg(long, default_value_t = 60)]
+    duration: u64,
+    /// Completion tokens of an answer, at most
+    #[arg(long, default_value_t = 64)]
+    max_tokens: u32,
+    /// Make every answer exactly --max-tokens long
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Prompts: one per line, or JSON lines with `question` or `prompt` [default: built in]
+    #[arg(long)]
+    prompts: Option<PathBuf>,
+    /// Of arrivals and requests
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// A few seconds only: at most 32 requests within 10 s
+    #[arg(long)]
+    quick: bool,
+    /// Write the rows as JSON to a file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Runs `polylink bench`.
+pub async fn run(args: &BenchArgs, home: &Path, output: &Output) -> Result<(), CliError> {
+    let What::Serve(args) = &args.what;
+    let (endpoint, api_key, model) = match (&args.endpoint, &args.model) {
+        (Some(endpoint), Some(model)) => (endpoint.clone(), args.api_key.clone().unwrap_or_default(), model.clone()),
+        _ => {
+            let network = Home::new(home)?.require_network()?;
+            let endpoint = args.endpoint.clone().map_or_else(|| network.endpoint(), Ok)?;
+            let key = args.api_key.clone().unwrap_or_else(|| network.api_key.clone());
+            (endpoint, key, args.model.clone().unwrap_or(network.model))
+        }
+    };
+    let (requests, seconds) =
+        if args.quick { (args.requests.min(32), args.duration.min(10)) } else { (args.requests, args.duration) };
+    let options = Options {
+        target: Target {
+            endpoint,
+            api_key,
+            model,
+            max_tokens: args.max_tokens,
+            ignore_eos: args.ignore_eos,
+            timeout: Duration::from_secs(120),
+        },
+        concurrency: args.concurrency,
+        rate_per_second: args.rate,
+        requests,
+        duration: Duration::from_secs(seconds),
+        prompts: args.prompts.clone(),
+        seed: args.seed,
+    };
+    let report = serve::run(&options, |ended, failed| {
+        if ended % 10 == 0 {
+            eprint!("\r{ended} ended, {failed} failed ");
+            // Progress that cannot be shown is no reason to stop measuring.
+            let _shown = std::io::stderr().flush();
+        }
+    })
+    .await?;
+    eprintln!();
+    output.say(row::table(&report.rows));
+    if let Some(error) = &report.first_error {
+        output.say(format!("first of {} errors: {error}", report.failed));
+    }
+    if let Some(path) = &args.json {
+        row::write_json(path, &report.rows)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,24 @@
+//! The command line of PolyLink: one binary, a subcommand per role, one file per subcommand.
+//!
+//! *Invariant*: nothing here decides anything of the protocol; commands wire the library crates to flags, files,
+//! processes and the terminal.
+
+pub mod bench;
+pub mod chain;
+pub mod config;
+pub mod error;
+pub mod files;
+pub mod home;
+pub mod keys;
+pub mod node;
+pub mod output;
+pub mod query;
+pub mod shutdown;
+pub mod status;
+pub mod supervise;
+pub mod tx;
+pub mod verify;
+
+mod command;
+
+pub use command::main;

@@ -1,0 +1,131 @@
+//! CometBFT: where its binary is, and the files of its home.
+//!
+//! The files are written at the first start only; afterwards the home is CometBFT's, and only the settings that the
+//! supervisor decides (ports, the application's socket, block time) are written anew.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use polylink_protocol::Address;
+use polylink_protocol::keys::ServiceKey;
+
+use crate::error::CliError;
+use crate::files;
+use crate::keys::random_bytes;
+
+/// The line that the ledger, tendermint-rpc and CosmJS all speak.
+const VERSION_LINE: &str = "0.38.";
+
+/// What the supervisor decides about a node.
+#[derive(Clone, Debug)]
+pub struct NodeSettings {
+    /// Of the RPC, on loopback.
+    pub rpc_port: u16,
+    /// Of the peers.
+    pub p2p_port: u16,
+    /// The application's socket.
+    pub socket: PathBuf,
+    /// Pause after a block's commit, milliseconds.
+    pub block_time_ms: u64,
+}
+
+/// The binary: the one that is named, else one of this line on PATH, else the one that was built into the cache.
+pub fn find_binary(named: Option<&Path>) -> Result<PathBuf, CliError> {
+    if let Some(path) = named {
+        let version = version(path).ok_or_else(|| CliError::file(path, "does not run as `cometbft version`"))?;
+        return match version.starts_with(VERSION_LINE) {
+            true => Ok(path.to_owned()),
+            false => Err(CliError::file(path, format!("is CometBFT {version}; {VERSION_LINE}x is needed"))),
+        };
+    }
+    let on_path = std::env::var_os("PATH").into_iter().flat_map(|p| std::env::split_paths(&p).collect::<Vec<_>>());
+    let of_line = |path: &PathBuf| path.is_file() && version(path).is_some_and(|v| v.starts_with(VERSION_LINE));
+    on_path.map(|d| d.join("cometbft")).chain([cache().join("bin/cometbft")]).find(of_line).ok_or_else(|| {
+        CliError::value(
+            "cometbft",
+            format!(
+                "no CometBFT {VERSION_LINE}x on PATH or in {}; build it with cometbft-config/build.sh (`make up` does)",
+                cache().display()
+            ),
+        )
+    })
+}
+
+fn cache() -> PathBuf {
+    let home = || std::env::var_os("HOME").map_or_else(PathBuf::new, PathBuf::from).join(".cache/polylink");
+    std::env::var_os("POLYLINK_CACHE").map_or_else(home, PathBuf::from)
+}
+
+fn version(binary: &Path) -> Option<String> {
+    let output = Command::new(binary).arg("version").output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().trim_start_matches('v').to_owned())
+}
+
+/// Makes the home's keys if they are not there; returns the validator's consensus key.
+pub fn ensure_keys(home: &Path) -> Result<[u8; 32], CliError> {
+    files::create_dir(&home.join("config"))?;
+    files::create_dir(&home.join("data"))?;
+    let validator = home.join("config/priv_validator_key.json");
+    if !validator.exists() {
+        let key = ServiceKey::from_bytes(&random_bytes()?);
+        let public = key.public_key();
+        let address = hex::encode_upper(Address::of_consensus_key(&public).0);
+        let value = json!({
+            "address": address,
+            "pub_key": {"type": "tendermint/PubKeyEd25519", "value": BASE64.encode(public)},
+            "priv_key": private(&key),
+        });
+        files::write_secret_json(&validator, &value)?;
+    }
+    let node = home.join("config/node_key.json");
+    if !node.exists() {
+        files::write_secret_json(&node, &json!({"priv_key": private(&ServiceKey::from_bytes(&random_bytes()?))}))?;
+    }
+    let state = home.join("data/priv_validator_state.json");
+    if !state.exists() {
+        files::write_secret_json(&state, &json!({"height": "0", "round": 0, "step": 0}))?;
+    }
+    let stored: Value = files::read_json(&validator)?;
+    let public = stored["pub_key"]["value"].as_str().and_then(|text| BASE64.decode(text).ok());
+    public
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or_else(|| CliError::file(&validator, "pub_key.value is not an ed25519 key"))
+}
+
+/// CometBFT keeps secret ‖ public.
+fn private(key: &ServiceKey) -> Value {
+    let both = [key.secret_bytes(), key.public_key()].concat();
+    json!({"type": "tendermint/PrivKeyEd25519", "value": BASE64.encode(both)})
+}
+
+/// Writes the genesis document. The validator set comes from the ledger's InitChain.
+pub fn write_genesis(home: &Path, chain_id: &str, time: &str, app_state: Value) -> Result<(), CliError> {
+    let document = json!({
+        "genesis_time": time,
+        "chain_id": chain_id,
+        "initial_height": "1",
+        "consensus_params": {
+            "block": {"max_bytes": "2097152", "max_gas": "-1"},
+            "evidence": {"max_age_num_blocks": "1000000", "max_age_duration": "1814400000000000", "max_bytes": "1048576"},
+            "validator": {"pub_key_types": ["ed25519"]},
+            "version": {"app": "0"},
+            "abci": {"vote_extensions_enable_height": "0"},
+        },
+        "app_hash": "",
+        "app_state": app_state,
+    });
+    files::write_json(&home.join("config/genesis.json"), &document)
+}
+
+/// Writes the settings; what they do not name keeps CometBFT's default. `cometbft-config/README.md` gives the reasons.
+pub fn write_config(home: &Path, settings: &NodeSettings) -> Result<(), CliError> {
+    let text = include_str!("../../../cometbft-config/config.toml")
+        .replace("{rpc_port}", &settings.rpc_port.to_string())
+        .replace("{p2p_port}", &settings.p2p_port.to_string())
+        .replace("{socket}", &settings.socket.display().to_string())
+        .replace("{block_time_ms}", &settings.block_time_ms.to_string());
+    files::write(&home.join("config/config.toml"), text.as_bytes(), 0o644)
+}

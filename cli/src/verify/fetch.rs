@@ -1,0 +1,56 @@
+//! Fetching from a node what a receipt is checked against.
+
+use tendermint::block::Height;
+use tendermint_rpc::{Client as _, Paging};
+
+use polylink_abci_app::store::PROOF_OP_TYPE;
+use polylink_protocol::client::ChainClient;
+use polylink_protocol::transcript::AnswerRecord;
+
+use super::evidence::{ChainEvidence, LightBlock, StateProof, state_keys};
+use crate::error::CliError;
+
+/// ABCI path of a state key's value with its proof.
+const STORE_PATH: &str = "/store";
+/// How long the header after the state is waited for.
+const HEADER_WAIT: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// A header with commit and validators; 0 is the newest.
+pub async fn light_block(chain: &ChainClient, height: u64) -> Result<LightBlock, CliError> {
+    let height = if height == 0 { chain.status().await?.height } else { height };
+    let at = Height::try_from(height).map_err(|e| CliError::value("height", e))?;
+    let wrong = |e: tendermint_rpc::Error| CliError::http(chain.url(), format!("no block at height {height}: {e}"));
+    let commit = chain.rpc().commit(at).await.map_err(wrong)?;
+    let validators = chain.rpc().validators(at, Paging::All).await.map_err(wrong)?;
+    Ok(LightBlock::new(commit.signed_header, &validators.validators))
+}
+
+/// The evidence for a record at the newest height.
+pub async fn evidence(chain: &ChainClient, record: &AnswerRecord) -> Result<ChainEvidence, CliError> {
+    let keys = state_keys(record)?;
+    let height = chain.query_raw(STORE_PATH, keys.session.clone(), 0, true).await?.height;
+    let prove = async |part: &'static str, key: Vec<u8>| -> Result<StateProof, CliError> {
+        let answer = chain.query_raw(STORE_PATH, key.clone(), height, true).await?;
+        if answer.value.is_empty() {
+            return Err(super::fault(part, "the chain has none for this receipt (yet); is the epoch over?").into());
+        }
+        let proof = answer.proof.into_iter().find(|(kind, ..)| kind == PROOF_OP_TYPE);
+        let (_, _, proof) =
+            proof.ok_or_else(|| super::fault(part, format!("the node gave no {PROOF_OP_TYPE} proof")))?;
+        Ok(StateProof { key, value: answer.value, proof })
+    };
+    let session = prove("session", keys.session.clone()).await?;
+    let worker = prove("worker", keys.worker).await?;
+    let pot = prove("pot", keys.pot).await?;
+    let deadline = tokio::time::Instant::now() + HEADER_WAIT;
+    while chain.status().await?.height <= height {
+        if tokio::time::Instant::now() > deadline {
+            return Err(CliError::http(
+                chain.url(),
+                format!("no block after height {height} within {} s", HEADER_WAIT.as_secs()),
+            ));
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    Ok(ChainEvidence { height, block: light_block(chain, height + 1).await?, session, worker, pot })
+}
