@@ -3,8 +3,8 @@
     python corpus.py --data DIR [--conversations N] [--seed S]
 
 writes `DIR/train.jsonl` (one conversation a line: messages, and per message a
-weight of the loss on it) and, with `--eval`, the committed
-`eval/heldout.jsonl` and `eval/judged.jsonl`. The same seed gives the same
+weight of the loss on it) and, with `--eval` and that file in place, the
+committed `eval/heldout.jsonl` and `eval/judged.jsonl`. The same seed gives the same
 files. What is held out never enters the training text: instances by the hash
 of their key, facts by the hash of (fact, template), wordings by their place in
 the `held` lists of each kind.
@@ -110,9 +110,20 @@ def conversation(rng: random.Random) -> dict:
     return {"messages": messages, "weights": weights}
 
 
-def heldout(rng: random.Random, per_kind: int) -> list[dict]:
-    """The held-out questions: per kind `per_kind` new instances and as many new wordings."""
-    out, seen = [], set()
+def plain(text: str) -> str:
+    """A question without what does not change it."""
+    return text.lower().strip(" ?.!")
+
+
+def asked(lines: Path) -> set[str]:
+    """Every text of a user in the training conversations."""
+    with open(lines) as f:
+        return {plain(m["content"]) for line in f for m in json.loads(line)["messages"] if m["role"] == "user"}
+
+
+def heldout(rng: random.Random, per_kind: int, seen: set[str]) -> list[dict]:
+    """The held-out questions: per kind `per_kind` new instances and as many new wordings, none of them in `seen`."""
+    out, seen = [], set(seen)
     for kind in KINDS:
         for want in ("instance", "wording"):
             # Kinds without instances (small talk) have nothing of that sort to hold out.
@@ -121,9 +132,9 @@ def heldout(rng: random.Random, per_kind: int) -> list[dict]:
             count = 2 if kind.category == "small talk" else per_kind
             for _ in range(count * 5):
                 item, question, answer = draw(kind, rng, want)
-                if question in seen or count == 0:
+                if plain(question) in seen or count == 0:
                     continue
-                seen.add(question)
+                seen.add(plain(question))
                 count -= 1
                 out.append({"category": kind.category, "kind": want, "name": kind.name, "messages": [talk.user(question)], "question": question, "answer": answer, "short": item.short})
     for make, name in ((talk.recall, "recall"), (talk.follow_up, "follow up")):
@@ -143,11 +154,16 @@ def main() -> None:
     if args.eval:
         rng = random.Random(args.seed + 1_000_000)
         (HERE / "eval").mkdir(exist_ok=True)
+        seen = asked(args.data / "train.jsonl")
         with open(HERE / "eval" / "heldout.jsonl", "w") as f:
-            f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in heldout(rng, 6))
+            f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in heldout(rng, 6, seen))
+        pairs: list[dict] = []
+        while len(pairs) < 800:
+            pair = judged(rng, "instance" if len(pairs) % 2 else "wording")
+            if plain(pair["question"]) not in seen:
+                pairs.append(pair)
         with open(HERE / "eval" / "judged.jsonl", "w") as f:
-            for i in range(800):
-                f.write(json.dumps(judged(rng, "instance" if i % 2 else "wording"), ensure_ascii=False) + "\n")
+            f.writelines(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
         return
     args.data.mkdir(parents=True, exist_ok=True)
     rng = random.Random(args.seed)

@@ -29,7 +29,7 @@ MARKS = "<!-- figures: written by eval.py -->", "<!-- end of figures -->"
 
 
 def read(name: str) -> list[dict]:
-    return [json.loads(line) for line in open(HERE / "eval" / name)]
+    return [json.loads(line) for line in (HERE / "eval" / name).read_text().splitlines()]
 
 
 def answers(model: llama.Llama, tokenizer: Tokenizer, conversations: list[list[dict[str, str]]]) -> list[str]:

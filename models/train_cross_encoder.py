@@ -135,8 +135,7 @@ def main() -> None:
         sums = np.zeros(4)
         for optimiser, full in optimisers:
             for group in optimiser.param_groups:
-                # In units of 50 steps of warm-up, whatever a chunk holds.
-                group["lr"] = full * min((number + 1) / 6, rate(number + 50, chunks + 50))
+                group["lr"] = full * rate(number, chunks, warm=6, hold=0.3)
         for at in range(0, len(micros), MICROS):
             parts = [tuple(map(torch.from_numpy, m)) for m in micros[at : at + MICROS]]
             scored = max(1, sum(int((p[3] >= 0).sum()) for p in parts))
