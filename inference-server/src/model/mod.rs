@@ -85,7 +85,7 @@ struct Inner {
     config: LlamaConfig,
     generation: GenerationDefaults,
     tokenizer: Arc<Tokenizer>,
-    chat_template: Option<ChatTemplate>,
+    chat_template: Option<Arc<ChatTemplate>>,
     end_tokens: Vec<u32>,
     quantization: Quantization,
     weights: Weights,
@@ -125,7 +125,7 @@ impl LoadedModel {
             value.as_str().or_else(|| value["content"].as_str()).unwrap_or_default().to_owned()
         };
         let tokens = TemplateTokens { bos: named("bos_token"), eos: named("eos_token") };
-        let chat_template = text.map(|text| ChatTemplate::parse(text, tokens)).transpose()?;
+        let chat_template = text.map(|text| ChatTemplate::parse(text, tokens)).transpose()?.map(Arc::new);
         if tokenizer.vocabulary() > config.vocab_size {
             let reason = format!("tokenizer.json has {} tokens, the model only {}", tokenizer.vocabulary(), config.vocab_size);
             return Err(ModelError::Config { field: "vocab_size".into(), reason });
@@ -176,7 +176,7 @@ impl LoadedModel {
     }
 
     /// Its chat template, if the folder has one.
-    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+    pub fn chat_template(&self) -> Option<&Arc<ChatTemplate>> {
         self.inner.chat_template.as_ref()
     }
 
