@@ -20,11 +20,10 @@ PAD, BOS, END = 0, 1, 2
 CONTEXT = 1024
 LINES = 120_000  # conversations that the merges are learned from
 
-# Kept to loops, tests and concatenation, so that every implementation of the template language renders it alike.
+# Text, loops and tests only, so that every implementation of the template language renders it alike.
 TEMPLATE = (
-    "{{ '<|bos|>' }}"
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    "<|bos|>{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 
@@ -68,7 +67,7 @@ def write(tokenizer: Tokenizer, out: Path) -> None:
     }, indent=2) + "\n")
     (out / "generation_config.json").write_text(json.dumps({
         "bos_token_id": BOS, "eos_token_id": [END], "pad_token_id": PAD,
-        "do_sample": True, "temperature": 0.7, "top_p": 0.95,
+        "do_sample": True, "temperature": 0.3, "top_p": 0.95,
     }, indent=2) + "\n")
 
 
