@@ -155,4 +155,6 @@ def judge_prompt(question: str, answer: str) -> str:
     """The judge's prompt: both texts cut to the stated lengths and escaped, so that they stay data."""
     def clean(text: str, limit: int) -> str:
         return text[:limit].replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return JUDGE["template"].replace("{question}", clean(question, JUDGE["question_chars_max"])).replace("{answer}", clean(answer, JUDGE["answer_chars_max"]))
+    before, after = JUDGE["template"].split("{answer}")
+    question, answer = clean(question, JUDGE["question_chars_max"]), clean(answer, JUDGE["answer_chars_max"])
+    return before.replace("{question}", question) + answer + after.replace("{question}", question)
