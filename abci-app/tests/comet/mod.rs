@@ -1,0 +1,135 @@
+//! A real CometBFT node for tests: one validator in a temporary home, on free ports, with the
+//! settings that the network uses.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tendermint_rpc::client::CompatMode;
+use tendermint_rpc::{Client, HttpClient};
+
+/// The longest that a node may take to start, to make a block or to stop, on a busy machine.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A node's home and, while it runs, its process. Dropping it kills the process.
+pub struct Comet {
+    binary: PathBuf,
+    home: PathBuf,
+    rpc_port: u16,
+    child: Option<Child>,
+}
+
+impl Comet {
+    /// Makes the home of a one-validator chain whose application listens on `socket`.
+    pub fn init(home: &Path, socket: &Path, block_time_ms: u64) -> Comet {
+        let binary = binary();
+        let quiet = Command::new(&binary).arg("init").arg("--home").arg(home).stdout(Stdio::null()).status().unwrap();
+        assert!(quiet.success(), "cometbft init failed");
+        let (rpc_port, p2p_port) = free_ports();
+        let config = include_str!("../../../cometbft-config/config.toml")
+            .replace("{rpc_port}", &rpc_port.to_string())
+            .replace("{p2p_port}", &p2p_port.to_string())
+            .replace("{socket}", &socket.display().to_string())
+            .replace("{block_time_ms}", &block_time_ms.to_string());
+        std::fs::write(home.join("config/config.toml"), config).unwrap();
+        Comet { binary, home: home.to_path_buf(), rpc_port, child: None }
+    }
+
+    /// Starts the node and waits until it has made a block beyond those it knew.
+    pub async fn start(&mut self) -> HttpClient {
+        let log = std::fs::File::options().create(true).append(true).open(self.home.join("node.log")).unwrap();
+        let child = Command::new(&self.binary)
+            .args(["start", "--home"])
+            .arg(&self.home)
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        let client = self.client();
+        let first = self.wait_for("an answer of the RPC", || client.status()).await;
+        let height = first.sync_info.latest_block_height.value();
+        self.wait_for_height(&client, height + 1).await;
+        client
+    }
+
+    pub fn client(&self) -> HttpClient {
+        let url = format!("http://127.0.0.1:{}", self.rpc_port);
+        HttpClient::builder(url.parse().unwrap()).compat_mode(CompatMode::V0_38).build().unwrap()
+    }
+
+    /// Waits until the chain has reached `height`.
+    pub async fn wait_for_height(&self, client: &HttpClient, height: u64) {
+        self.wait_for(&format!("height {height}"), || async {
+            let status = client.status().await.map_err(|error| error.to_string())?;
+            let newest = status.sync_info.latest_block_height.value();
+            if newest >= height { Ok(()) } else { Err(format!("height {newest}")) }
+        })
+        .await;
+    }
+
+    /// Asks until there is an answer, or fails with the last refusal and the node's log.
+    pub async fn wait_for<T, E: std::fmt::Display, F: Future<Output = Result<T, E>>>(
+        &self,
+        what: &str,
+        mut ask: impl FnMut() -> F,
+    ) -> T {
+        let begin = Instant::now();
+        loop {
+            match ask().await {
+                Ok(answer) => return answer,
+                Err(error) if begin.elapsed() > DEADLINE => {
+                    let log = std::fs::read_to_string(self.home.join("node.log")).unwrap_or_default();
+                    panic!("no {what} within {DEADLINE:?}: {error}\nthe node's log:\n{log}");
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    /// Stops the node in order; it has a deadline, then it is killed. Returns whether it obeyed.
+    pub fn stop(&mut self) -> bool {
+        let Some(mut child) = self.child.take() else { return true };
+        assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+        let begin = Instant::now();
+        while begin.elapsed() < DEADLINE {
+            if child.try_wait().unwrap().is_some() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        false
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+impl Drop for Comet {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The pinned CometBFT, built now if it is not there.
+fn binary() -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cometbft-config/build.sh");
+    let output = Command::new(&script).stderr(Stdio::inherit()).output().unwrap();
+    assert!(output.status.success(), "{} failed", script.display());
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().lines().last().unwrap())
+}
+
+/// Two ports that were free a moment ago.
+fn free_ports() -> (u16, u16) {
+    let sockets = [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
+    let [rpc, p2p] = sockets.map(|socket| socket.local_addr().unwrap().port());
+    (rpc, p2p)
+}
