@@ -31,6 +31,15 @@ pub struct Event {
     pub attributes: Vec<(String, String)>,
 }
 
+/// A validator's new power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ValidatorUpdate {
+    /// Its ed25519 consensus key.
+    pub public_key: [u8; 32],
+    /// Votes; 0 removes it.
+    pub power: u64,
+}
+
 /// One block's, transaction's or hook's surroundings.
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -46,6 +55,8 @@ pub struct Context {
     pub epoch_offset: u64,
     /// Blocks of an epoch, fixed at genesis.
     pub epoch_blocks: u64,
+    /// Changes of the validator set that the block ends with; written by staking alone.
+    pub validator_updates: Vec<ValidatorUpdate>,
     /// Events emitted so far.
     pub events: Vec<Event>,
     /// Gas used so far. Charge it for work that is not reads and writes (`gas::COSTS.proof`).
@@ -65,6 +76,7 @@ impl Context {
             epoch: height / epoch_blocks,
             epoch_offset: height % epoch_blocks,
             epoch_blocks,
+            validator_updates: Vec::new(),
             events: Vec::new(),
             gas: GasMeter::unlimited(),
             dry_run: false,
@@ -74,7 +86,7 @@ impl Context {
     /// The surroundings of a transaction of the same block: no events yet, gas of its own.
     #[must_use]
     pub fn for_tx(&self, gas: GasMeter) -> Self {
-        Context { events: Vec::new(), gas, ..self.clone() }
+        Context { chain_id: self.chain_id.clone(), events: Vec::new(), validator_updates: Vec::new(), gas, ..*self }
     }
 
     /// Emits an event. Attributes with an empty value are left out, since clients refuse them.

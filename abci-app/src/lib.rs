@@ -8,21 +8,29 @@
 //! A transaction is decoded and authorised in [`tx`], its messages are handled by the modules
 //! ([`auth`], [`bank`], [`staking`], [`market`], [`tiqe`]) whose tables are listed in [`modules`].
 
+pub mod app;
 pub mod auth;
 pub mod bank;
+pub mod chain;
 pub mod context;
+pub mod distribution;
 pub mod error;
 pub mod gas;
 pub mod genesis;
 pub mod market;
 pub mod modules;
 pub mod paging;
+pub mod query;
+pub mod router;
 pub mod server;
 pub mod staking;
 pub mod store;
+#[doc(hidden)]
+pub mod testing;
 pub mod tiqe;
 pub mod tx;
 
+pub use app::{App, NodeConfig, NodeHandle, ServeError, serve};
 pub use context::Context;
 pub use error::{GenesisError, QueryError, TxError};
 pub use genesis::Genesis;

@@ -129,8 +129,8 @@ impl QueryRoute {
             package: Q::PACKAGE,
             request: Q::NAME,
             answer: |bytes, ctx, state| {
-                let request = Q::decode(bytes)
-                    .map_err(|error| QueryError::InvalidArgument(format!("{}: {error}", Q::NAME)))?;
+                let request =
+                    Q::decode(bytes).map_err(|error| QueryError::InvalidArgument(format!("{}: {error}", Q::NAME)))?;
                 Ok(request.answer(ctx, state)?.encode_to_vec())
             },
         }
@@ -175,6 +175,12 @@ pub fn no_hook(_: &mut Context, _: &mut dyn StateWrite) -> Result<(), TxError> {
 }
 
 /// All modules, in the order of their hooks: the audit before the market, since settlement uses the audit's results;
-/// staking after both, since it hands out what the block collected.
-pub const MODULES: &[Module] =
-    &[crate::auth::MODULE, crate::bank::MODULE, crate::tiqe::MODULE, crate::market::MODULE, crate::staking::MODULE];
+/// distribution and staking last, since they hand out what the block collected.
+pub const MODULES: &[Module] = &[
+    crate::auth::MODULE,
+    crate::bank::MODULE,
+    crate::tiqe::MODULE,
+    crate::market::MODULE,
+    crate::distribution::MODULE,
+    crate::staking::MODULE,
+];

@@ -36,8 +36,8 @@ impl Answer for QueryAccountRequest {
 
     fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<QueryAccountResponse, QueryError> {
         let address: Address = self.address.parse()?;
-        let account = account(state, &address)
-            .ok_or_else(|| QueryError::NotFound(format!("account {address} not found")))?;
+        let account =
+            account(state, &address).ok_or_else(|| QueryError::NotFound(format!("account {address} not found")))?;
         Ok(QueryAccountResponse { account: Some(to_any(&address, &account)) })
     }
 }

@@ -83,10 +83,7 @@ pub fn check_conservation(base: &dyn StateRead, changes: &Changes) -> Result<(),
                 && before.checked_add(breach.minted).is_some()
         };
         let monotonic = minted_after >= minted_before && burned_after >= burned_before;
-        if !monotonic
-            || !holds(breach.before, breach.after)
-            || !holds(breach.supply_before, breach.supply_after)
-        {
+        if !monotonic || !holds(breach.before, breach.after) || !holds(breach.supply_before, breach.supply_after) {
             return Err(breach);
         }
     }

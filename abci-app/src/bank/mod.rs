@@ -25,6 +25,7 @@ use crate::store::{KeyBuilder, StateRead, StateWrite};
 use polylink_protocol::cosmos::cosmos::bank::v1beta1 as proto;
 
 pub use conservation::{Breach, check_conservation, scan};
+pub(crate) use messages::{check_coin, check_coins};
 
 /// Balances: `0x10 ‖ address (20) ‖ denom` → amount, 16 bytes big-endian. A balance of zero has no key.
 pub const BALANCE: u8 = 0x10;

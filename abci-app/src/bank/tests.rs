@@ -38,10 +38,7 @@ fn transfers_conserve_and_refuse_what_is_not_there() {
     assert_eq!(balance(&layer, address(2)), Amount(60));
     mint(&mut ctx(), &mut layer, Pool::Mint, Amount(7)).unwrap();
     burn(&mut ctx(), &mut layer, Pool::Mint, Amount(12)).unwrap();
-    assert!(matches!(
-        burn(&mut ctx(), &mut layer, Pool::Mint, Amount(1)),
-        Err(TxError::InsufficientFunds { .. })
-    ));
+    assert!(matches!(burn(&mut ctx(), &mut layer, Pool::Mint, Amount(1)), Err(TxError::InsufficientFunds { .. })));
     assert_eq!(flows(&layer, DENOM), (Amount(7), Amount(12)));
     assert_eq!(supply(&layer, DENOM), Amount(100));
     assert_eq!(check_conservation(&base, layer.changes()), Ok(()));

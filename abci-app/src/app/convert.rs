@@ -1,0 +1,95 @@
+//! Between the ledger's types and CometBFT's. The only place, with the server, where `prost` 0.14 types appear.
+
+use tendermint_proto::google::protobuf::Timestamp;
+use tendermint_proto::v0_38::abci as pb;
+use tendermint_proto::v0_38::crypto::{ProofOp, ProofOps, PublicKey, public_key::Sum};
+
+use crate::context::{BlockTime, Event, ValidatorUpdate};
+use crate::error::QueryError;
+use crate::query::Answered;
+use crate::store::PROOF_OP_TYPE;
+use crate::tx::Outcome;
+
+/// Heights are positive and far below 2^63.
+pub(super) fn height(height: u64) -> i64 {
+    i64::try_from(height).unwrap_or(i64::MAX)
+}
+
+fn gas(gas: u64) -> i64 {
+    i64::try_from(gas).unwrap_or(i64::MAX)
+}
+
+pub(super) fn time(time: Option<Timestamp>) -> BlockTime {
+    time.map_or_else(BlockTime::default, |time| BlockTime { seconds: time.seconds, nanos: time.nanos })
+}
+
+pub(super) fn event(event: Event) -> pb::Event {
+    let attributes =
+        event.attributes.into_iter().map(|(key, value)| pb::EventAttribute { key, value, index: true }).collect();
+    pb::Event { r#type: event.kind, attributes }
+}
+
+pub(super) fn validator_update(update: ValidatorUpdate) -> pb::ValidatorUpdate {
+    pb::ValidatorUpdate {
+        pub_key: Some(PublicKey { sum: Some(Sum::Ed25519(update.public_key.to_vec())) }),
+        power: i64::try_from(update.power).unwrap_or(i64::MAX),
+    }
+}
+
+/// Success has code 0 and an empty log.
+pub(super) fn delivered(outcome: Outcome) -> pb::ExecTxResult {
+    let Outcome { result, gas_wanted, gas_used, events } = outcome;
+    let done = pb::ExecTxResult {
+        gas_wanted: gas(gas_wanted),
+        gas_used: gas(gas_used),
+        events: events.into_iter().map(event).collect(),
+        ..Default::default()
+    };
+    match result {
+        Ok(data) => pb::ExecTxResult { data: data.into(), ..done },
+        Err(error) => {
+            let (codespace, code) = error.code();
+            pb::ExecTxResult { code, codespace: codespace.to_owned(), log: error.to_string(), ..done }
+        }
+    }
+}
+
+pub(super) fn checked(outcome: Outcome) -> pb::ResponseCheckTx {
+    let result = delivered(outcome);
+    pb::ResponseCheckTx {
+        code: result.code,
+        data: result.data,
+        log: result.log,
+        info: result.info,
+        gas_wanted: result.gas_wanted,
+        gas_used: result.gas_used,
+        events: result.events,
+        codespace: result.codespace,
+    }
+}
+
+pub(super) fn query_error(error: QueryError, at: u64) -> pb::ResponseQuery {
+    let (codespace, code) = error.code();
+    pb::ResponseQuery {
+        code,
+        codespace: codespace.to_owned(),
+        log: error.to_string(),
+        height: height(at),
+        ..Default::default()
+    }
+}
+
+pub(super) fn answered(answered: Result<Answered, QueryError>, key: &[u8], newest: u64) -> pb::ResponseQuery {
+    match answered {
+        Err(error) => query_error(error, newest),
+        Ok(answered) => pb::ResponseQuery {
+            key: if answered.proof.is_some() { key.to_vec().into() } else { Default::default() },
+            proof_ops: answered.proof.map(|proof| ProofOps {
+                ops: vec![ProofOp { r#type: PROOF_OP_TYPE.into(), data: proof.encode(), key: proof.key }],
+            }),
+            value: answered.value.into(),
+            height: height(answered.height),
+            ..Default::default()
+        },
+    }
+}

@@ -1,0 +1,192 @@
+//! The ABCI application: [`chain`](crate::chain) behind the calls that CometBFT makes.
+//!
+//! One writer: the consensus connection alone executes blocks, and nothing becomes durable before `Commit`. `CheckTx`
+//! runs on an overlay of its own over the last committed state, thrown away after every block (CometBFT then rechecks
+//! what is left in the mempool). Queries read a snapshot and wait for nobody.
+//!
+//! Bad transactions and queries are answered with codes, never with an ABCI exception, which would stop the node. A
+//! broken invariant panics with its reason: the server then ends the process, before the block is committed.
+
+mod convert;
+mod node;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tendermint_abci::Application;
+use tendermint_proto::v0_38::abci as pb;
+
+use crate::chain::{self, Block, SCHEMA_VERSION};
+use crate::genesis::Genesis;
+use crate::query;
+use crate::store::{Changes, MemoryState, Overlay, Staged, StateRead, Store};
+use crate::tx::{self, Mode};
+
+pub use node::{NodeConfig, NodeHandle, ServeError, serve};
+
+/// The state below the mempool's overlay.
+type Base = Arc<dyn StateRead + Send + Sync>;
+
+/// The application. Clones share one ledger.
+#[derive(Clone)]
+pub struct App(Arc<Shared>);
+
+struct Shared {
+    store: Store,
+    /// Blocks that CometBFT keeps; 0 keeps all.
+    retain_blocks: u64,
+    consensus: Mutex<Consensus>,
+    mempool: Mutex<Mempool>,
+}
+
+/// What is executed and not committed.
+#[derive(Default)]
+struct Consensus {
+    /// From `InitChain` until the first block, with which it is committed.
+    genesis: Option<Changes>,
+    /// From `FinalizeBlock` until `Commit`.
+    staged: Option<Staged>,
+}
+
+struct Mempool {
+    state: Overlay<Base>,
+    height: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Stops the process through the server's panic handling.
+fn stop(reason: impl std::fmt::Display) -> ! {
+    tracing::error!("{reason}");
+    panic!("{reason}")
+}
+
+impl App {
+    /// Over an open store.
+    pub fn new(store: Store, retain_blocks: u64) -> Self {
+        let mempool = Mempool { state: Overlay::new(Arc::new(store.snapshot())), height: store.height() };
+        App(Arc::new(Shared { store, retain_blocks, consensus: Mutex::default(), mempool: Mutex::new(mempool) }))
+    }
+
+    /// The ledger's store.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    fn reset_mempool(&self, base: Base, height: u64) {
+        *lock(&self.0.mempool) = Mempool { state: Overlay::new(base), height };
+    }
+}
+
+impl Application for App {
+    fn info(&self, _: pb::RequestInfo) -> pb::ResponseInfo {
+        let height = self.0.store.height();
+        let hash = if height == 0 { Vec::new() } else { self.0.store.app_hash().to_vec() };
+        pb::ResponseInfo {
+            data: format!("polylink ledger, state schema {SCHEMA_VERSION}"),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            app_version: SCHEMA_VERSION,
+            last_block_height: convert::height(height),
+            last_block_app_hash: hash.into(),
+        }
+    }
+
+    fn init_chain(&self, request: pb::RequestInitChain) -> pb::ResponseInitChain {
+        let started = Genesis::from_json(&request.app_state_bytes)
+            .and_then(|genesis| chain::genesis(&request.chain_id, convert::time(request.time), &genesis));
+        let (changes, updates) = started.unwrap_or_else(|error| stop(format!("the chain cannot start: {error}")));
+        let first = u64::try_from(request.initial_height).unwrap_or(1).max(1);
+        let staged = self.0.store.stage(changes.clone(), first).unwrap_or_else(|error| stop(error));
+        let state = MemoryState(changes.iter().filter_map(|(k, v)| Some((k.clone(), v.clone()?))).collect());
+        self.reset_mempool(Arc::new(state), first - 1);
+        *lock(&self.0.consensus) = Consensus { genesis: Some(changes), staged: None };
+        pb::ResponseInitChain {
+            consensus_params: None,
+            validators: updates.into_iter().map(convert::validator_update).collect(),
+            app_hash: staged.app_hash().to_vec().into(),
+        }
+    }
+
+    fn check_tx(&self, request: pb::RequestCheckTx) -> pb::ResponseCheckTx {
+        let mut mempool = lock(&self.0.mempool);
+        let height = mempool.height;
+        match chain::next_block_context(&mempool.state, height) {
+            Some(ctx) => convert::checked(tx::run(&ctx, &mut mempool.state, &request.tx, Mode::Check)),
+            None => pb::ResponseCheckTx { code: 1, log: "the chain has not begun".into(), ..Default::default() },
+        }
+    }
+
+    /// Takes what can be decoded, in the mempool's order, as far as the block has room.
+    fn prepare_proposal(&self, request: pb::RequestPrepareProposal) -> pb::ResponsePrepareProposal {
+        let mut room = u64::try_from(request.max_tx_bytes).unwrap_or(0);
+        let mut txs = Vec::new();
+        for tx in request.txs {
+            // As CometBFT counts: the field's key, its length, its bytes.
+            let size = 1 + prost::encoding::encoded_len_varint(tx.len() as u64) as u64 + tx.len() as u64;
+            if tx::decode::decode(&tx).is_err() {
+                continue;
+            }
+            let Some(rest) = room.checked_sub(size) else { break };
+            room = rest;
+            txs.push(tx);
+        }
+        pb::ResponsePrepareProposal { txs }
+    }
+
+    /// Accepts exactly what `prepare_proposal` of any honest node makes: transactions that decode.
+    fn process_proposal(&self, request: pb::RequestProcessProposal) -> pb::ResponseProcessProposal {
+        use pb::response_process_proposal::ProposalStatus;
+        let good = request.txs.iter().all(|tx| tx::decode::decode(tx).is_ok());
+        let status = if good { ProposalStatus::Accept } else { ProposalStatus::Reject };
+        pb::ResponseProcessProposal { status: status.into() }
+    }
+
+    fn finalize_block(&self, request: pb::RequestFinalizeBlock) -> pb::ResponseFinalizeBlock {
+        let mut consensus = lock(&self.0.consensus);
+        let store = &self.0.store;
+        let height = u64::try_from(request.height).unwrap_or_else(|_| stop("FinalizeBlock with a negative height"));
+        let genesis = if store.height() == 0 { consensus.genesis.clone() } else { None };
+        let base = Overlay::with_changes(store.snapshot(), genesis.unwrap_or_default());
+        let block = Block { height, time: convert::time(request.time), txs: &request.txs };
+        let executed = chain::block(&base, &block).unwrap_or_else(|fatal| stop(fatal));
+        let mut changes = base.into_changes();
+        changes.extend(executed.changes);
+        let staged = store.stage(changes, height).unwrap_or_else(|error| stop(error));
+        let app_hash = staged.app_hash().to_vec().into();
+        consensus.staged = Some(staged);
+        pb::ResponseFinalizeBlock {
+            events: executed.events.into_iter().map(convert::event).collect(),
+            tx_results: executed.outcomes.into_iter().map(convert::delivered).collect(),
+            validator_updates: executed.validator_updates.into_iter().map(convert::validator_update).collect(),
+            consensus_param_updates: None,
+            app_hash,
+        }
+    }
+
+    fn commit(&self) -> pb::ResponseCommit {
+        let mut consensus = lock(&self.0.consensus);
+        let staged = consensus.staged.take().unwrap_or_else(|| stop("Commit without a FinalizeBlock before it"));
+        let height = staged.height();
+        self.0.store.commit(staged).unwrap_or_else(|error| stop(error));
+        consensus.genesis = None;
+        self.reset_mempool(Arc::new(self.0.store.snapshot()), height);
+        let retained = match self.0.retain_blocks {
+            0 => 0,
+            blocks => height.saturating_sub(blocks),
+        };
+        pb::ResponseCommit { retain_height: convert::height(retained) }
+    }
+
+    fn query(&self, request: pb::RequestQuery) -> pb::ResponseQuery {
+        let height = match u64::try_from(request.height) {
+            Ok(height) => height,
+            Err(_) => return convert::query_error(crate::QueryError::Height("a negative height".into()), 0),
+        };
+        let snapshot = self.0.store.snapshot();
+        let answered = query::run(&snapshot, &request.path, &request.data, height, request.prove);
+        convert::answered(answered, &request.data, snapshot.height())
+    }
+}

@@ -1,0 +1,195 @@
+//! A chain in one process for tests: the real application and the real store, driven through the calls that CometBFT
+//! would make. Nothing of the ledger is replaced; only blocks come when the test says so.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use polylink_protocol::cosmos::Any;
+use polylink_protocol::keys::AccountKey;
+use polylink_protocol::tx::{SignContext, sign_direct};
+use polylink_protocol::{Address, Amount, DENOM, Message};
+use tendermint_abci::Application;
+use tendermint_proto::google::protobuf::Timestamp;
+use tendermint_proto::v0_38::abci as pb;
+
+use crate::app::App;
+use crate::auth::{self, MIN_GAS_PRICE};
+use crate::bank;
+use crate::chain::SCHEMA_VERSION;
+use crate::genesis::Genesis;
+use crate::staking::GenesisValidator;
+use crate::store::{Snapshot, StateRead, Store};
+use crate::tx::ante::least_fee;
+
+/// The chain id of test chains.
+pub const CHAIN_ID: &str = "polylink-test-1";
+/// The time of a test chain's genesis, in Unix seconds; each block is one second later.
+pub const GENESIS_SECONDS: i64 = 1_700_000_000;
+/// The gas limit of [`TestChain::sign`].
+pub const GAS_LIMIT: u64 = 2_000_000;
+
+/// A chain of its own in a temporary directory, which is removed when it is dropped.
+pub struct TestChain {
+    app: App,
+    directory: PathBuf,
+    height: u64,
+    /// The hash of the last block's state.
+    pub app_hash: Vec<u8>,
+    /// The validator updates of genesis and of all blocks so far.
+    pub validator_updates: Vec<pb::ValidatorUpdate>,
+    /// The events of the last block that belong to no transaction.
+    pub block_events: Vec<pb::Event>,
+}
+
+/// The key of test account `n`.
+pub fn key(n: u8) -> AccountKey {
+    AccountKey::from_bytes(&[n.max(1); 32]).expect("32 equal small bytes are a secp256k1 key")
+}
+
+/// A genesis with one validator (account 200, 1,000 PLK staked) and 1,000,000 PLK in each of the test accounts 1 to
+/// `accounts`.
+pub fn genesis(accounts: u8) -> Genesis {
+    let validator = key(200).address();
+    let mut genesis = Genesis::default().with_account(&validator, Amount(2_000_000_000));
+    for n in 1..=accounts {
+        genesis = genesis.with_account(&key(n).address(), Amount(1_000_000_000_000));
+    }
+    let consensus_key = polylink_protocol::keys::ServiceKey::from_bytes(&[200; 32]).public_key();
+    genesis.staking.validators.push(GenesisValidator::new(&validator, &consensus_key, Amount(1_000_000_000)));
+    genesis
+}
+
+static DIRECTORIES: AtomicU64 = AtomicU64::new(0);
+
+impl TestChain {
+    /// Starts a chain. Panics where the genesis is refused, as the process would.
+    pub fn start(genesis: &Genesis) -> Self {
+        let number = DIRECTORIES.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("polylink-chain-{}-{number}", std::process::id()));
+        let store = Store::open(&directory, SCHEMA_VERSION).expect("a store in a fresh temporary directory opens");
+        let app = App::new(store, 0);
+        let started = app.init_chain(pb::RequestInitChain {
+            time: Some(Timestamp { seconds: GENESIS_SECONDS, nanos: 0 }),
+            chain_id: CHAIN_ID.into(),
+            app_state_bytes: genesis.to_json().to_string().into(),
+            initial_height: 1,
+            ..Default::default()
+        });
+        TestChain {
+            app,
+            directory,
+            height: 0,
+            app_hash: started.app_hash.to_vec(),
+            validator_updates: started.validators,
+            block_events: Vec::new(),
+        }
+    }
+
+    /// The application, for calls that have no shorthand here.
+    pub fn app(&self) -> &App {
+        &self.app
+    }
+
+    /// The last committed height.
+    pub fn height(&self) -> u64 {
+        self.height
+    }
+
+    /// The last committed state.
+    pub fn state(&self) -> Snapshot {
+        self.app.store().snapshot()
+    }
+
+    /// Executes and commits one block with these transactions; their results are in order.
+    pub fn deliver(&mut self, txs: Vec<Vec<u8>>) -> Vec<pb::ExecTxResult> {
+        self.height += 1;
+        let response = self.app.finalize_block(pb::RequestFinalizeBlock {
+            txs: txs.into_iter().map(Into::into).collect(),
+            height: i64::try_from(self.height).expect("test chains are short"),
+            time: Some(Timestamp { seconds: GENESIS_SECONDS.saturating_add_unsigned(self.height), nanos: 0 }),
+            ..Default::default()
+        });
+        self.app.commit();
+        self.app_hash = response.app_hash.to_vec();
+        self.validator_updates.extend(response.validator_updates);
+        self.block_events = response.events;
+        response.tx_results
+    }
+
+    /// Executes `blocks` empty blocks.
+    pub fn advance(&mut self, blocks: u64) {
+        for _ in 0..blocks {
+            self.deliver(Vec::new());
+        }
+    }
+
+    /// Executes empty blocks until the committed height is `height`.
+    pub fn advance_to(&mut self, height: u64) {
+        self.advance(height.saturating_sub(self.height));
+    }
+
+    /// Signs messages of test account `n` with its next sequence on the committed state, [`GAS_LIMIT`] and the least fee.
+    pub fn sign(&self, n: u8, messages: Vec<Any>) -> Vec<u8> {
+        self.sign_after(n, 0, messages)
+    }
+
+    /// As [`Self::sign`], for the `ahead`-th further transaction of the same account in the same block.
+    pub fn sign_after(&self, n: u8, ahead: u64, messages: Vec<Any>) -> Vec<u8> {
+        let key = key(n);
+        let state = self.state();
+        let account = auth::account(&state, &key.address());
+        // Before the first block the numbers are those of genesis: the pools', then the accounts in order.
+        let number = account.as_ref().map_or(bank::Pool::ALL.len() as u64 + u64::from(n), |account| account.number);
+        let price = state
+            .get(&[MIN_GAS_PRICE])
+            .map_or(crate::genesis::MIN_GAS_PRICE_MILLI, |_| auth::min_gas_price_milli(&state));
+        let context = SignContext {
+            chain_id: CHAIN_ID.into(),
+            account_number: number,
+            sequence: account.map_or(0, |account| account.sequence) + ahead,
+            gas_limit: GAS_LIMIT,
+            fee: least_fee(GAS_LIMIT, price),
+            memo: String::new(),
+        };
+        sign_direct(messages, &context, &key)
+    }
+
+    /// Signs, executes in a block of its own, and returns the result.
+    pub fn send(&mut self, n: u8, messages: Vec<Any>) -> pb::ExecTxResult {
+        let tx = self.sign(n, messages);
+        self.deliver(vec![tx]).pop().expect("one transaction has one result")
+    }
+
+    /// Queries by ABCI path; the error is the log.
+    pub fn query<Q: Message, R: Message + Default>(&self, path: &str, request: &Q) -> Result<R, String> {
+        let response = self.app.query(pb::RequestQuery {
+            data: request.encode_to_vec().into(),
+            path: path.into(),
+            ..Default::default()
+        });
+        if response.code != 0 {
+            return Err(response.log);
+        }
+        R::decode(response.value).map_err(|error| error.to_string())
+    }
+
+    /// What an address holds, in uplk.
+    pub fn balance(&self, address: impl Into<Address>) -> Amount {
+        bank::balance(&self.state(), address)
+    }
+
+    /// The supply of uplk, after adding up every balance.
+    pub fn checked_supply(&self) -> Amount {
+        let state = self.state();
+        if let Err(breach) = bank::scan(&state) {
+            panic!("{breach}");
+        }
+        bank::supply(&state, DENOM)
+    }
+}
+
+impl Drop for TestChain {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}

@@ -1,0 +1,263 @@
+//! From received bytes to a transaction whose every byte is accounted for.
+//!
+//! Rules (the SDK's, ADR-020 and ADR-027): the outer `TxRaw` has exactly one encoding; `AuthInfo` has no unknown field;
+//! the body has none but non-critical ones, and then may not be signed over amino JSON; every message is of a type that
+//! the ledger executes. What a signature covers are the received bytes of body and auth info, never a re-encoding.
+
+use polylink_protocol::cosmos::cosmos::tx::v1beta1::mode_info::Sum;
+use polylink_protocol::cosmos::cosmos::tx::v1beta1::{AuthInfo, Fee, SignDoc, TxBody, TxRaw};
+use polylink_protocol::digest::decode_canonical;
+use polylink_protocol::{Address, Message};
+
+use super::unknown::{self, Policy};
+use super::{MEMO_CHARACTERS_MAX, MESSAGES_MAX, SIGNATURES_MAX, TX_BYTES_MAX, amino};
+use crate::error::TxError;
+use crate::modules::MessageRoute;
+use crate::router;
+
+/// How a signer signs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SignMode {
+    /// Not at all: only in a simulation.
+    Unspecified,
+    /// Over the protobuf `SignDoc`.
+    Direct,
+    /// Over amino JSON.
+    AminoJson,
+}
+
+/// A message with its route.
+#[derive(Clone)]
+pub struct RoutedMessage {
+    /// Its type URL.
+    pub type_url: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Who handles it.
+    pub route: &'static MessageRoute,
+    /// Who must sign it.
+    pub signer: Address,
+}
+
+/// What is known of one signature before the state is looked at.
+#[derive(Clone, Debug)]
+pub struct Signer {
+    /// Whose it must be.
+    pub address: Address,
+    /// The key in the transaction; unset where the account's own is meant.
+    pub public_key: Option<[u8; 33]>,
+    /// How it signed.
+    pub mode: SignMode,
+    /// The sequence it signed.
+    pub sequence: u64,
+    /// `r ‖ s`; empty in a simulation.
+    pub signature: Vec<u8>,
+}
+
+/// A decoded transaction. All that can be said against it without the state has been said.
+#[derive(Clone)]
+pub struct Tx {
+    /// The messages in order, at least one.
+    pub messages: Vec<RoutedMessage>,
+    /// The signers in the order of their first message, at least one.
+    pub signers: Vec<Signer>,
+    /// The fee; its payer is the first signer.
+    pub fee: Fee,
+    /// The memo.
+    pub memo: String,
+    /// The last height at which it may be executed; 0 for none.
+    pub timeout_height: u64,
+    /// Its bytes.
+    pub len: usize,
+    body: TxBody,
+    body_bytes: Vec<u8>,
+    auth_info_bytes: Vec<u8>,
+}
+
+/// Decodes for execution.
+pub fn decode(bytes: &[u8]) -> Result<Tx, TxError> {
+    decode_as(bytes, false)
+}
+
+/// Decodes for a simulation: signatures may be empty and sign modes unspecified.
+pub fn decode_simulated(bytes: &[u8]) -> Result<Tx, TxError> {
+    decode_as(bytes, true)
+}
+
+fn parse<M: Message + Default>(what: &str, bytes: &[u8]) -> Result<M, TxError> {
+    M::decode(bytes).map_err(|error| TxError::Decode(format!("{what}: {error}")))
+}
+
+fn decode_as(bytes: &[u8], simulated: bool) -> Result<Tx, TxError> {
+    if bytes.len() > TX_BYTES_MAX {
+        return Err(TxError::TooLarge { len: bytes.len(), max: TX_BYTES_MAX });
+    }
+    let raw: TxRaw = decode_canonical("TxRaw", bytes).map_err(|error| TxError::Decode(error.to_string()))?;
+    let non_critical = unknown::check("cosmos.tx.v1beta1.TxBody", &raw.body_bytes, Policy::NonCritical)?;
+    unknown::check("cosmos.tx.v1beta1.AuthInfo", &raw.auth_info_bytes, Policy::Strict)?;
+    let body: TxBody = parse("TxBody", &raw.body_bytes)?;
+    let auth_info: AuthInfo = parse("AuthInfo", &raw.auth_info_bytes)?;
+    check_body(&body)?;
+    let messages = route(&body)?;
+    let fee = check_fee(&auth_info, &messages)?;
+    let signers = signers(&auth_info, raw.signatures, &messages, simulated)?;
+    let amino = signers.iter().any(|signer| signer.mode == SignMode::AminoJson);
+    if amino && (non_critical || !body.non_critical_extension_options.is_empty()) {
+        return Err(TxError::Decode(
+            "amino JSON does not cover unknown fields or extension options: sign in direct mode".into(),
+        ));
+    }
+    Ok(Tx {
+        messages,
+        signers,
+        fee,
+        memo: body.memo.clone(),
+        timeout_height: body.timeout_height,
+        len: bytes.len(),
+        body,
+        body_bytes: raw.body_bytes,
+        auth_info_bytes: raw.auth_info_bytes,
+    })
+}
+
+fn check_body(body: &TxBody) -> Result<(), TxError> {
+    if body.messages.is_empty() || body.messages.len() > MESSAGES_MAX {
+        let found = body.messages.len();
+        return Err(TxError::invalid(format!("{found} messages; 1 to {MESSAGES_MAX} are expected")));
+    }
+    if !body.extension_options.is_empty() {
+        let urls: Vec<&str> = body.extension_options.iter().take(4).map(|any| any.type_url.as_str()).collect();
+        return Err(TxError::UnknownExtension(urls.join(", ").escape_debug().to_string()));
+    }
+    let len = body.memo.chars().count();
+    if len > MEMO_CHARACTERS_MAX {
+        return Err(TxError::MemoTooLarge { len, max: MEMO_CHARACTERS_MAX });
+    }
+    Ok(())
+}
+
+fn route(body: &TxBody) -> Result<Vec<RoutedMessage>, TxError> {
+    let routed = |any: &polylink_protocol::cosmos::Any| {
+        let route = router::message(&any.type_url).ok_or_else(|| router::refuse(&any.type_url))?;
+        let signer = (route.check)(&any.value)?;
+        Ok(RoutedMessage { type_url: any.type_url.clone(), bytes: any.value.clone(), route, signer })
+    };
+    body.messages.iter().map(routed).collect()
+}
+
+fn check_fee(auth_info: &AuthInfo, messages: &[RoutedMessage]) -> Result<Fee, TxError> {
+    #[allow(deprecated, reason = "a set tip must be refused, not ignored")]
+    if auth_info.tip.is_some() {
+        return Err(TxError::NotSupported("tips".into()));
+    }
+    let fee = auth_info.fee.clone().ok_or_else(|| TxError::invalid("AuthInfo has no fee"))?;
+    if !fee.amount.is_empty() {
+        crate::bank::check_coins(&fee.amount)?;
+    }
+    if !fee.granter.is_empty() {
+        return Err(TxError::NotSupported("fee grants: leave `granter` empty".into()));
+    }
+    if !fee.payer.is_empty() && fee.payer.parse::<Address>()? != messages[0].signer {
+        return Err(TxError::NotSupported("another fee payer than the first signer".into()));
+    }
+    Ok(fee)
+}
+
+fn signers(
+    auth_info: &AuthInfo,
+    signatures: Vec<Vec<u8>>,
+    messages: &[RoutedMessage],
+    simulated: bool,
+) -> Result<Vec<Signer>, TxError> {
+    let mut addresses: Vec<Address> = Vec::new();
+    for message in messages {
+        if !addresses.contains(&message.signer) {
+            addresses.push(message.signer);
+        }
+    }
+    if signatures.is_empty() {
+        return Err(TxError::NoSignatures);
+    }
+    if signatures.len() > SIGNATURES_MAX {
+        return Err(TxError::TooManySignatures(format!("signatures: {}, limit: {SIGNATURES_MAX}", signatures.len())));
+    }
+    if auth_info.signer_infos.len() != addresses.len() || signatures.len() != addresses.len() {
+        return Err(TxError::Unauthorized(format!(
+            "invalid number of signers; expected: {}, got {} signer infos and {} signatures",
+            addresses.len(),
+            auth_info.signer_infos.len(),
+            signatures.len()
+        )));
+    }
+    let infos = auth_info.signer_infos.iter().zip(signatures).zip(addresses);
+    infos
+        .map(|((info, signature), address)| {
+            let mode = match info.mode_info.as_ref().and_then(|mode| mode.sum.as_ref()) {
+                Some(Sum::Single(single)) => sign_mode(single.mode, simulated)?,
+                Some(Sum::Multi(_)) => {
+                    return Err(TxError::NotSupported("multi-signatures are not built yet".into()));
+                }
+                None if simulated => SignMode::Unspecified,
+                None => return Err(TxError::invalid("a signer info without a sign mode")),
+            };
+            let public_key = info.public_key.as_ref().map(secp256k1_key).transpose()?;
+            Ok(Signer { address, public_key, mode, sequence: info.sequence, signature })
+        })
+        .collect()
+}
+
+fn sign_mode(mode: i32, simulated: bool) -> Result<SignMode, TxError> {
+    match mode {
+        1 => Ok(SignMode::Direct),
+        127 => Ok(SignMode::AminoJson),
+        0 if simulated => Ok(SignMode::Unspecified),
+        other => Err(TxError::NotSupported(format!(
+            "sign mode {other}: SIGN_MODE_DIRECT (1) and SIGN_MODE_LEGACY_AMINO_JSON (127) are"
+        ))),
+    }
+}
+
+/// The 33 bytes of a compressed secp256k1 key in an `Any`. Other kinds are refused by name.
+fn secp256k1_key(any: &polylink_protocol::cosmos::Any) -> Result<[u8; 33], TxError> {
+    use polylink_protocol::cosmos::cosmos::crypto::secp256k1::PubKey;
+    if any.type_url == "/cosmos.crypto.multisig.LegacyAminoPubKey" {
+        return Err(TxError::NotSupported("multi-signature keys (LegacyAminoPubKey) are not built yet".into()));
+    }
+    if any.type_url != polylink_protocol::tx::SECP256K1_PUBKEY_URL {
+        let shown = any.type_url.escape_debug();
+        return Err(TxError::InvalidPubkey(format!("accounts have secp256k1 keys, not {shown}")));
+    }
+    let key: PubKey = parse("PubKey", &any.value)?;
+    <[u8; 33]>::try_from(key.key.as_slice())
+        .map_err(|_| TxError::InvalidPubkey(format!("a secp256k1 key has 33 bytes, not {}", key.key.len())))
+}
+
+impl Tx {
+    /// What signer `index` must have signed, for its account's number.
+    pub fn sign_bytes(&self, signer: &Signer, chain_id: &str, account_number: u64) -> Result<Vec<u8>, TxError> {
+        match signer.mode {
+            SignMode::AminoJson => amino::SignDoc {
+                chain_id,
+                account_number,
+                sequence: signer.sequence,
+                fee: &self.fee,
+                messages: &self.body.messages,
+                memo: &self.memo,
+                timeout_height: self.timeout_height,
+            }
+            .to_bytes(),
+            SignMode::Direct | SignMode::Unspecified => Ok(SignDoc {
+                body_bytes: self.body_bytes.clone(),
+                auth_info_bytes: self.auth_info_bytes.clone(),
+                chain_id: chain_id.to_owned(),
+                account_number,
+            }
+            .encode_to_vec()),
+        }
+    }
+
+    /// Who pays the fee.
+    pub fn fee_payer(&self) -> Address {
+        self.signers[0].address
+    }
+}
