@@ -13,12 +13,16 @@
 
 pub mod api;
 mod config;
+mod core;
 mod handle;
 pub mod kv_pool;
 mod metrics;
 mod outbox;
+mod replay;
 pub mod scheduler;
+pub(crate) mod start;
 mod text;
+mod thread;
 
 pub use api::{AdmissionError, Event, FailureCode, FinishReason, GenerateRequest, TokenEvent, Usage};
 pub use config::{BackendKind, EngineConfig, EngineError, EngineInfo, KvCacheSize, SplitConfig};
@@ -26,4 +30,6 @@ pub use handle::{EngineHandle, EngineStatus};
 pub use metrics::{EngineMetrics, LATENCY_BUCKETS_MS, LatencyHistogram, LatencySnapshot};
 pub use outbox::RequestStream;
 pub use polylink_kernels::TokenLogprob;
+pub use replay::{ReplayError, ReplayRequest, ReplayedToken, Replayer};
+pub use start::Engine;
 pub use text::{TextEvent, TextStream};

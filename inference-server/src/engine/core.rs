@@ -1,0 +1,425 @@
+//! One engine step after the other: requests in, tokens out. Everything that the engine's thread owns but the thread.
+//!
+//! What always holds: within [`Core::step`] nothing is allocated (lists were reserved by [`Core::admit`] or at start);
+//! a token is given out exactly once, in order, and only after the step that drew it had succeeded as a whole.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use polylink_kernels::{
+    Backend, BackendError, ForwardStep, Limits, SampleRow, SampleStep, SequenceRows, SlotStart, Span, Step, StepOutput,
+    TokenInput,
+};
+
+use super::api::{CHOICES_MAX, FailureCode, FinishReason, Usage};
+use super::handle::{Job, Shared};
+use super::kv_pool::{BlockTable, ChainHash, KvPool};
+use super::metrics::{add, set};
+use super::scheduler::{NewSequence, Scheduler, SequenceId, StepPlan};
+
+/// A request under way.
+#[derive(Debug)]
+struct Request {
+    job: Box<Job>,
+    /// By choice; `None` once it has ended.
+    sequences: [Option<SequenceId>; CHOICES_MAX as usize],
+    /// Further choices wait for the first one's prompt.
+    parked: bool,
+    usage: Usage,
+}
+
+impl Request {
+    fn choices(&self) -> u32 {
+        self.job.params.len() as u32
+    }
+}
+
+/// What the engine knows of a sequence beyond the scheduler.
+#[derive(Clone, Copy, Debug)]
+struct Choice {
+    request: u32,
+    choice: u32,
+    /// The backend's slot has its history (needed for penalties).
+    history_sent: bool,
+    last_token: Option<Instant>,
+}
+
+/// Lists of a step, reused.
+#[derive(Debug, Default)]
+struct Buffers {
+    sequences: Vec<SequenceRows>,
+    tokens: Vec<TokenInput>,
+    block_tables: Vec<u32>,
+    starts: Vec<SlotStart>,
+    histories: Vec<u32>,
+    rows: Vec<SampleRow>,
+    logit_bias: Vec<(u32, f32)>,
+    suppressed: Vec<u32>,
+    /// Sequences whose next token is drawn, in the order of the rows.
+    drawn: Vec<SequenceId>,
+}
+
+/// What live requests can put into the lists of one step at most; grows at admission only.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reserved {
+    histories: usize,
+    logit_bias: usize,
+    suppressed: usize,
+}
+
+impl Reserved {
+    fn of(job: &Job) -> Self {
+        let choices = job.params.len();
+        let penalties = job.params.first().is_some_and(|params| params.has_penalties());
+        Self {
+            histories: if penalties { choices * job.tokens_max } else { 0 },
+            logit_bias: choices * job.logit_bias.len(),
+            suppressed: choices * job.end_tokens.len(),
+        }
+    }
+}
+
+/// Scheduler, live requests and the lists between them and the backend.
+#[derive(Debug)]
+pub(crate) struct Core {
+    shared: Arc<Shared>,
+    scheduler: Scheduler,
+    plan: StepPlan,
+    requests: Vec<Option<Request>>,
+    unused_requests: Vec<u32>,
+    /// By sequence.
+    choices: Vec<Choice>,
+    reserved: Reserved,
+    buffers: Buffers,
+    output: StepOutput,
+    prefix_cache: bool,
+    /// Requests so far: their own salts, when they do not share.
+    admitted: u64,
+}
+
+impl Core {
+    pub(crate) fn new(shared: Arc<Shared>, limits: &Limits, vocabulary: usize, prefix_cache: bool) -> Self {
+        let info = &shared.info;
+        let live_max = info.max_running + info.max_waiting;
+        let pool = KvPool::new(info.kv_blocks, info.block_tokens);
+        let scheduler = Scheduler::new(pool, info.token_budget, info.max_running, live_max);
+        let running = info.max_running;
+        let blocks_per_sequence = info.context_length.div_ceil(info.block_tokens);
+        let buffers = Buffers {
+            sequences: Vec::with_capacity(running),
+            tokens: Vec::with_capacity(info.token_budget),
+            block_tables: Vec::with_capacity(running * blocks_per_sequence),
+            starts: Vec::with_capacity(running),
+            rows: Vec::with_capacity(running),
+            drawn: Vec::with_capacity(running),
+            ..Buffers::default()
+        };
+        set(&shared.metrics.kv_blocks_total, info.kv_blocks);
+        let choice = Choice { request: 0, choice: 0, history_sent: false, last_token: None };
+        Self {
+            plan: StepPlan::with_capacity(running),
+            requests: (0..live_max).map(|_| None).collect(),
+            unused_requests: (0..live_max as u32).rev().collect(),
+            choices: vec![choice; live_max],
+            reserved: Reserved::default(),
+            buffers,
+            output: StepOutput::with_limits(limits, vocabulary, false),
+            prefix_cache,
+            admitted: 0,
+            scheduler,
+            shared,
+        }
+    }
+
+    /// Nothing is live.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.scheduler.live() == 0
+    }
+
+    /// Takes a job; its choices wait.
+    pub(crate) fn admit(&mut self, mut job: Box<Job>) {
+        self.admitted += 1;
+        let root = if self.prefix_cache {
+            ChainHash::root(&job.tenant)
+        } else {
+            let mut salt = job.tenant;
+            salt[..8].copy_from_slice(&self.admitted.to_be_bytes());
+            ChainHash::root(&salt)
+        };
+        let blocks_max = job.tokens_max.div_ceil(self.shared.info.block_tokens);
+        let prompt = std::mem::take(&mut job.prompt);
+        let index = self.unused_requests.pop().expect("places of live choices are counted by the handle");
+        let mut sequences = [None; CHOICES_MAX as usize];
+        for choice in 0..job.params.len() as u32 {
+            let mut tokens = Vec::with_capacity(job.tokens_max);
+            tokens.extend_from_slice(&prompt);
+            let new = NewSequence {
+                tokens,
+                table: BlockTable::new(root, blocks_max),
+                tenant: job.tenant,
+                priority: job.priority,
+                parked: choice > 0,
+            };
+            let id = self.scheduler.add(new).expect("places of live choices are counted by the handle");
+            sequences[choice as usize] = Some(id);
+            self.choices[id.index()] = Choice { request: index, choice, history_sent: false, last_token: None };
+        }
+        self.count(Reserved::of(&job), true);
+        // The lists are empty between steps, so `reserve` counts from their start.
+        self.buffers.clear_sample();
+        self.buffers.histories.reserve(self.reserved.histories);
+        self.buffers.logit_bias.reserve(self.reserved.logit_bias);
+        self.buffers.suppressed.reserve(self.reserved.suppressed);
+        let usage = Usage { prompt_tokens: prompt.len() as u64, ..Usage::default() };
+        let parked = job.params.len() > 1;
+        self.requests[index as usize] = Some(Request { job, sequences, parked, usage });
+    }
+
+    fn count(&mut self, of: Reserved, more: bool) {
+        let total = &mut self.reserved;
+        for (total, part) in [
+            (&mut total.histories, of.histories),
+            (&mut total.logit_bias, of.logit_bias),
+            (&mut total.suppressed, of.suppressed),
+        ] {
+            *total = if more { *total + part } else { *total - part };
+        }
+    }
+
+    /// Computes one step, if there is anything to compute.
+    ///
+    /// # Errors
+    /// What the backend said; the step gave nothing, and [`Core::fail_all`] must follow.
+    pub(crate) fn step(&mut self, backend: &mut dyn Backend) -> Result<(), BackendError> {
+        self.sweep();
+        self.scheduler.plan(&mut self.plan);
+        add(&self.shared.metrics.preemptions, self.plan.preempted.len());
+        for id in &self.plan.started {
+            self.choices[id.index()].history_sent = false;
+        }
+        if !self.plan.rows.is_empty() {
+            self.forward(backend)?;
+            self.scheduler.computed(&self.plan);
+            self.sample(backend)?;
+            self.give_out();
+            add(&self.shared.metrics.steps, 1);
+            add(&self.shared.metrics.rows, self.plan.total_rows());
+        }
+        self.tell_gauges();
+        Ok(())
+    }
+
+    /// Ends what its reader no longer wants.
+    fn sweep(&mut self) {
+        for index in 0..self.requests.len() {
+            let Some(request) = &self.requests[index] else { continue };
+            let cancelled = request.job.outbox.is_cancelled();
+            for choice in 0..request.choices() {
+                let Some(request) = &self.requests[index] else { break };
+                let Some(id) = request.sequences[choice as usize] else { continue };
+                if cancelled {
+                    self.finish(id, FinishReason::Cancelled);
+                } else if request.job.outbox.is_stopped(choice) {
+                    self.finish(id, FinishReason::Stop);
+                }
+            }
+        }
+    }
+
+    fn forward(&mut self, backend: &mut dyn Backend) -> Result<(), BackendError> {
+        let Buffers { sequences, tokens, block_tables, .. } = &mut self.buffers;
+        sequences.clear();
+        tokens.clear();
+        block_tables.clear();
+        for planned in &self.plan.rows {
+            let sequence = self.scheduler.sequence(planned.sequence);
+            let Choice { request, choice, .. } = self.choices[planned.sequence.index()];
+            let job = &self.requests[request as usize].as_ref().expect("a live sequence has its request").job;
+            let end = planned.first_position + planned.rows;
+            let blocks = &sequence.table().blocks()[..end.div_ceil(self.shared.info.block_tokens)];
+            sequences.push(SequenceRows {
+                slot: planned.slot,
+                first_position: planned.first_position as u32,
+                rows: planned.rows as u32,
+                wanted: u32::from(planned.samples),
+                blocks: Span { start: block_tables.len() as u32, length: blocks.len() as u32 },
+                noise_key: job.params[choice as usize].noise_key,
+            });
+            block_tables.extend_from_slice(blocks);
+            tokens.extend(sequence.tokens[planned.first_position..end].iter().map(|&token| TokenInput::Id(token)));
+        }
+        let step = ForwardStep { sequences, tokens, block_tables, logits_out: false };
+        let ticket = backend.submit(&Step::Forward(step))?;
+        backend.wait(ticket, &mut self.output)
+    }
+
+    fn sample(&mut self, backend: &mut dyn Backend) -> Result<(), BackendError> {
+        self.buffers.clear_sample();
+        let Buffers { starts, histories, rows, logit_bias, suppressed, drawn, .. } = &mut self.buffers;
+        for planned in self.plan.rows.iter().filter(|planned| planned.samples) {
+            let id = planned.sequence;
+            let sequence = self.scheduler.sequence(id);
+            let known = &mut self.choices[id.index()];
+            let request = self.requests[known.request as usize].as_ref().expect("a live sequence has its request");
+            let job = &request.job;
+            let params = job.params[known.choice as usize];
+            let completion = sequence.tokens.len() - sequence.prompt_tokens;
+            if params.has_penalties() && !known.history_sent {
+                known.history_sent = true;
+                let start = histories.len() as u32;
+                let prompt = Span { start, length: sequence.prompt_tokens as u32 };
+                let completion = Span { start: start + prompt.length, length: completion as u32 };
+                histories.extend_from_slice(&sequence.tokens);
+                starts.push(SlotStart { slot: planned.slot, prompt, completion });
+            }
+            let end_tokens = if completion < job.min_tokens { &job.end_tokens[..] } else { &[] };
+            rows.push(SampleRow {
+                row: drawn.len() as u32,
+                slot: planned.slot,
+                params,
+                logit_bias: append(logit_bias, &job.logit_bias),
+                suppressed: append(suppressed, end_tokens),
+                mask: Span::default(),
+                logprobs: job.logprobs,
+            });
+            drawn.push(id);
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let step = SampleStep { starts, histories, rows, logit_bias, suppressed, masks: &[] };
+        let ticket = backend.submit(&Step::Sample(step))?;
+        backend.wait(ticket, &mut self.output)
+    }
+
+    /// Gives the drawn tokens out, and ends what is complete.
+    fn give_out(&mut self) {
+        let now = Instant::now();
+        let metrics = Arc::clone(&self.shared);
+        let metrics = &metrics.metrics;
+        for row in 0..self.buffers.drawn.len() {
+            let id = self.buffers.drawn[row];
+            let sampled = &self.output.samples[row];
+            let token = sampled.token.token;
+            let known = &mut self.choices[id.index()];
+            let choice = known.choice;
+            let request = self.requests[known.request as usize].as_mut().expect("a live sequence has its request");
+            request.job.outbox.token(choice, sampled, &self.output.sketches[row]);
+            request.usage.completion_tokens += 1;
+            add(&metrics.completion_tokens, 1);
+            match known.last_token.replace(now) {
+                Some(before) => metrics.inter_token_latency.observe(now - before),
+                None if choice == 0 => {
+                    let cached = self.scheduler.sequence(id).cached_tokens;
+                    request.usage.cached_tokens = cached as u64;
+                    let prompt = request.usage.prompt_tokens as usize;
+                    add(&metrics.prompt_tokens, prompt);
+                    add(&metrics.prefix_queries, prompt);
+                    add(&metrics.prefix_hits, cached);
+                    metrics.time_to_first_token.observe(now - request.job.submitted);
+                }
+                None => {}
+            }
+            let ends = request.job.end_tokens.binary_search(&token).is_ok();
+            let tokens_max = request.job.tokens_max;
+            if choice == 0 {
+                self.unpark(id);
+            }
+            self.scheduler.push_token(id, token);
+            if ends {
+                self.finish(id, FinishReason::Stop);
+            } else if self.scheduler.sequence(id).tokens.len() >= tokens_max {
+                self.finish(id, FinishReason::Length);
+            }
+        }
+    }
+
+    /// Lets the further choices of a request start, whose first choice is `first`.
+    fn unpark(&mut self, first: SequenceId) {
+        let request = self.choices[first.index()].request as usize;
+        let request = self.requests[request].as_mut().expect("a live sequence has its request");
+        if std::mem::take(&mut request.parked) {
+            for id in request.sequences.iter().flatten() {
+                self.scheduler.unpark(*id);
+            }
+        }
+    }
+
+    fn finish(&mut self, id: SequenceId, reason: FinishReason) {
+        self.unpark(id);
+        self.scheduler.remove(id);
+        let Choice { request: index, choice, .. } = self.choices[id.index()];
+        let request = self.requests[index as usize].as_mut().expect("a live sequence has its request");
+        request.sequences[choice as usize] = None;
+        request.job.outbox.finished(choice, reason);
+        let metrics = &self.shared.metrics;
+        let counter = match reason {
+            FinishReason::Stop => &metrics.finished_stop,
+            FinishReason::Length => &metrics.finished_length,
+            FinishReason::Cancelled => &metrics.finished_cancelled,
+        };
+        add(counter, 1);
+        if request.sequences.iter().all(Option::is_none) {
+            request.job.outbox.done(request.usage);
+            metrics.end_to_end_latency.observe(request.job.submitted.elapsed());
+            self.drop_request(index);
+        }
+    }
+
+    fn drop_request(&mut self, index: u32) {
+        if let Some(request) = self.requests[index as usize].take() {
+            self.count(Reserved::of(&request.job), false);
+            self.unused_requests.push(index);
+        }
+    }
+
+    /// Fails every live request and forgets all cached blocks, whose contents can no longer be trusted.
+    pub(crate) fn fail_all(&mut self, code: FailureCode, message: &str) {
+        for index in 0..self.requests.len() as u32 {
+            if let Some(request) = &self.requests[index as usize] {
+                request.job.outbox.failed(code, message);
+                add(&self.shared.metrics.requests_failed, 1);
+                for id in request.sequences.into_iter().flatten() {
+                    self.scheduler.remove(id);
+                }
+                self.drop_request(index);
+            }
+        }
+        let info = &self.shared.info;
+        let pool = KvPool::new(info.kv_blocks, info.block_tokens);
+        let live_max = info.max_running + info.max_waiting;
+        self.scheduler = Scheduler::new(pool, info.token_budget, info.max_running, live_max);
+        self.tell_gauges();
+    }
+
+    /// Checks conservation; to be called when idle.
+    pub(crate) fn check(&self) {
+        self.scheduler.check();
+    }
+
+    fn tell_gauges(&self) {
+        let metrics = &self.shared.metrics;
+        let counts = self.scheduler.pool().counts();
+        set(&metrics.running, self.scheduler.running());
+        set(&metrics.waiting, self.scheduler.waiting());
+        set(&metrics.kv_blocks_used, counts.in_use);
+        set(&metrics.kv_blocks_cached, counts.cached);
+    }
+}
+
+impl Buffers {
+    fn clear_sample(&mut self) {
+        self.starts.clear();
+        self.histories.clear();
+        self.rows.clear();
+        self.logit_bias.clear();
+        self.suppressed.clear();
+        self.drawn.clear();
+    }
+}
+
+fn append<T: Copy>(list: &mut Vec<T>, values: &[T]) -> Span {
+    let start = list.len() as u32;
+    list.extend_from_slice(values);
+    Span { start, length: values.len() as u32 }
+}

@@ -1,0 +1,146 @@
+//! Starting an engine: from a model and settings to a backend with its program, and the thread around it.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+
+use polylink_kernels::{Backend, CpuBackend, CpuOptions, KvLayout, KvSpec, Limits, ReferenceBackend, Solo};
+
+use super::config::{BackendKind, EngineConfig, EngineError, EngineInfo, KvCacheSize};
+use super::core::Core;
+use super::handle::{EngineHandle, Shared};
+use super::thread::{EngineThread, Rebuild};
+use crate::model::{LoadedModel, SplitPlan};
+use crate::tensor_split;
+
+/// Where engines come from.
+pub struct Engine;
+
+impl Engine {
+    /// Loads the weights, allocates everything, connects the peers of a split, and starts the engine's thread.
+    ///
+    /// Takes as long as loading takes: call it from a thread that may block.
+    ///
+    /// # Errors
+    /// Why it cannot serve: settings, model, memory, peers.
+    pub fn start(model: LoadedModel, config: EngineConfig) -> Result<EngineHandle, EngineError> {
+        let config = checked(config, &model)?;
+        let built = build(&model, &config)?;
+        tracing::info!(
+            backend = built.info.backend,
+            kv_blocks = built.info.kv_blocks,
+            context_length = built.info.context_length,
+            "engine ready"
+        );
+        let vocabulary = model.config().vocab_size;
+        let commands_max = built.info.max_running + built.info.max_waiting + 2;
+        let shared = Arc::new(Shared::new(built.info, model.end_tokens().to_vec(), vocabulary));
+        let core = Core::new(Arc::clone(&shared), &built.limits, vocabulary, config.prefix_cache);
+        let (sender, commands) = sync_channel(commands_max);
+        let rebuild: Rebuild = Box::new(move || build(&model, &config).map(|built| built.backend));
+        let thread = EngineThread::new(core, built.backend, commands, Arc::clone(&shared), rebuild);
+        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || thread.run())?;
+        Ok(EngineHandle::new(shared, sender, thread))
+    }
+}
+
+/// Refuses settings out of their domains, and cuts those that depend on each other.
+fn checked(mut config: EngineConfig, model: &LoadedModel) -> Result<EngineConfig, EngineError> {
+    let wrong = |field, reason: String| Err(EngineError::Config { field, reason });
+    if !(1..=65_536).contains(&config.token_budget) {
+        return wrong("token_budget", "1 to 65,536 rows per step are expected".into());
+    }
+    if !(1..=4_096).contains(&config.max_running) {
+        return wrong("max_running", "1 to 4,096 choices are expected".into());
+    }
+    if config.max_waiting > 65_536 {
+        return wrong("max_waiting", "at most 65,536 choices may wait".into());
+    }
+    if config.threads > 1_024 {
+        return wrong("threads", "0 (one per core) to 1,024 are expected".into());
+    }
+    let context_max = model.context_length();
+    let context = config.context_length.unwrap_or(context_max);
+    if !(2..=context_max).contains(&context) {
+        return wrong("context_length", format!("2 to {context_max} tokens (the model's context) are expected"));
+    }
+    config.context_length = Some(context);
+    config.max_running = config.max_running.min(config.token_budget);
+    if let Some(split) = &config.split
+        && (split.shares.len() != split.peers.len() + 1 || split.peers.is_empty())
+    {
+        return wrong("split", "one proportion for this process and one per peer are expected, such as 2:1 and one peer".into());
+    }
+    Ok(config)
+}
+
+/// A backend without weights.
+pub(crate) fn empty_backend(kind: BackendKind, threads: usize) -> Result<Box<dyn Backend>, EngineError> {
+    Ok(match kind {
+        BackendKind::Cpu => {
+            Box::new(CpuBackend::new(CpuOptions { threads: NonZeroUsize::new(threads), ..CpuOptions::default() })?)
+        }
+        BackendKind::Reference => Box::new(ReferenceBackend::new()),
+    })
+}
+
+/// KV cache shape of one rank.
+pub(crate) fn kv_spec(model: &LoadedModel, split: &SplitPlan, rank: usize) -> KvSpec {
+    let config = model.config();
+    KvSpec { layers: config.num_hidden_layers, heads: split.shards[rank].kv_heads.len(), head_dim: config.head_dim }
+}
+
+/// A backend that is ready to compute.
+struct Built {
+    backend: Box<dyn Backend>,
+    info: EngineInfo,
+    limits: Limits,
+}
+
+fn build(model: &LoadedModel, config: &EngineConfig) -> Result<Built, EngineError> {
+    let split = match &config.split {
+        Some(split) => SplitPlan::new(model.config(), &split.shares)?,
+        None => SplitPlan::whole(model.config()),
+    };
+    let mut backend = empty_backend(config.backend, config.threads)?;
+    let layout = backend.kv_layout(&kv_spec(model, &split, 0));
+    let positions = config.context_length.unwrap_or(model.context_length());
+    let limits = Limits {
+        rows: config.token_budget,
+        wanted_rows: config.max_running,
+        slots: config.max_running,
+        kv_blocks: kv_blocks(config.kv_cache, layout)?,
+        positions,
+    };
+    let name = backend.name().to_owned();
+    let backend = match &config.split {
+        Some(settings) => tensor_split::lead(model, &split, settings, limits, layout.block_tokens, backend)?,
+        None => {
+            let program = model.load(&split, 0, &mut *backend)?;
+            backend.build(program, limits, Box::new(Solo))?;
+            backend
+        }
+    };
+    let info = EngineInfo {
+        context_length: positions,
+        block_tokens: layout.block_tokens,
+        kv_blocks: limits.kv_blocks,
+        max_running: config.max_running,
+        max_waiting: config.max_waiting,
+        token_budget: config.token_budget,
+        backend: name,
+    };
+    Ok(Built { backend, info, limits })
+}
+
+fn kv_blocks(size: KvCacheSize, layout: KvLayout) -> Result<usize, EngineError> {
+    let blocks = match size {
+        KvCacheSize::Blocks(blocks) => blocks,
+        KvCacheSize::Bytes(bytes) => bytes / layout.bytes_per_block.max(1),
+    };
+    if !(1..u32::MAX as usize / layout.block_tokens.max(1)).contains(&blocks) {
+        let reason = format!("it must hold at least one block of {} bytes, and fewer than 2³² tokens", layout.bytes_per_block);
+        return Err(EngineError::Config { field: "kv_cache", reason });
+    }
+    Ok(blocks)
+}

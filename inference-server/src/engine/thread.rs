@@ -1,0 +1,129 @@
+//! The engine's thread: commands, steps, and what happens when a step fails.
+//!
+//! After a lost peer or a broken backend every live request fails at once with its code; the engine then builds its
+//! backend anew, trying once a second, and refuses requests until that succeeds. Nothing waits for a dead peer.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::Duration;
+
+use polylink_kernels::{Backend, BackendError};
+
+use super::api::FailureCode;
+use super::config::EngineError;
+use super::core::Core;
+use super::handle::{Command, EngineStatus, Shared};
+
+/// Makes a fresh backend with the same program and limits.
+pub(crate) type Rebuild = Box<dyn FnMut() -> Result<Box<dyn Backend>, EngineError> + Send>;
+
+/// Pause between two attempts to build the backend anew.
+const REBUILD_PAUSE: Duration = Duration::from_secs(1);
+
+pub(crate) struct EngineThread {
+    core: Core,
+    backend: Box<dyn Backend>,
+    commands: Receiver<Command>,
+    shared: Arc<Shared>,
+    rebuild: Rebuild,
+    draining: bool,
+    stopping: bool,
+}
+
+/// Tells that the engine has stopped, however its thread ends.
+struct TellStopped(Arc<Shared>);
+
+impl Drop for TellStopped {
+    fn drop(&mut self) {
+        self.0.status.send_replace(EngineStatus::Stopped);
+    }
+}
+
+impl EngineThread {
+    pub(crate) fn new(
+        core: Core,
+        backend: Box<dyn Backend>,
+        commands: Receiver<Command>,
+        shared: Arc<Shared>,
+        rebuild: Rebuild,
+    ) -> Self {
+        Self { core, backend, commands, shared, rebuild, draining: false, stopping: false }
+    }
+
+    /// Until stopped or drained. Requests that are live then fail with `engine_stopped` as their queues are dropped.
+    pub(crate) fn run(mut self) {
+        let _tell = TellStopped(Arc::clone(&self.shared));
+        loop {
+            if self.core.is_idle() {
+                self.core.check();
+                if self.draining {
+                    break;
+                }
+                // A closed channel: the last handle is gone.
+                let Ok(command) = self.commands.recv() else { break };
+                self.take(command);
+            }
+            loop {
+                match self.commands.try_recv() {
+                    Ok(command) => self.take(command),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => {
+                        self.stopping = true;
+                        break;
+                    }
+                }
+            }
+            if self.stopping {
+                break;
+            }
+            if let Err(error) = self.core.step(&mut *self.backend) {
+                self.recover(&error);
+            }
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Run(job) => self.core.admit(job),
+            Command::Drain => {
+                self.draining = true;
+                self.shared.status.send_replace(EngineStatus::Draining);
+            }
+            Command::Stop => self.stopping = true,
+        }
+    }
+
+    /// Fails what is live, and makes the backend whole again.
+    fn recover(&mut self, error: &BackendError) {
+        let (code, rebuild) = match error {
+            BackendError::Lost(_) => (FailureCode::PeerLost, true),
+            BackendError::Poisoned => (FailureCode::EngineFailed, true),
+            _ => (FailureCode::EngineFailed, false),
+        };
+        tracing::error!(code = code.as_str(), %error, "engine step failed");
+        self.core.fail_all(code, &error.to_string());
+        if !rebuild {
+            return;
+        }
+        let reason = format!("{error}; trying to recover");
+        self.shared.status.send_replace(EngineStatus::Unavailable(reason.clone()));
+        while !self.stopping && !self.draining {
+            match (self.rebuild)() {
+                Ok(backend) => {
+                    self.backend = backend;
+                    self.shared.status.send_replace(EngineStatus::Ready);
+                    tracing::info!("engine recovered");
+                    return;
+                }
+                Err(error) => tracing::warn!(%error, "the engine cannot recover yet"),
+            }
+            match self.commands.recv_timeout(REBUILD_PAUSE) {
+                // Was on its way when the backend broke.
+                Ok(Command::Run(job)) => job.outbox.failed(code, &reason),
+                Ok(command) => self.take(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => self.stopping = true,
+            }
+        }
+    }
+}
