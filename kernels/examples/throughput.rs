@@ -31,12 +31,12 @@ fn seconds(start: Instant) -> f64 {
 }
 
 /// Mean seconds of one call (the system's accounting is too coarse for single ones).
-fn mean(runs: usize, mut call: impl FnMut(usize)) -> f64 {
-    call(0);
+fn mean(runs: usize, mut call: impl FnMut(usize) -> Result<(), BackendError>) -> Result<f64, BackendError> {
+    call(0)?;
     let start = Instant::now();
     let before = seconds(start);
-    (0..runs).for_each(&mut call);
-    (seconds(start) - before) / runs as f64
+    (0..runs).try_for_each(&mut call)?;
+    Ok((seconds(start) - before) / runs as f64)
 }
 
 fn main() -> Result<(), BackendError> {
@@ -49,14 +49,11 @@ fn main() -> Result<(), BackendError> {
             let mut backend = CpuBackend::new(options)?;
             build(&mut backend, &NANO, Dtype::Bf16, form, &Split::whole(&NANO), limits(), Box::new(Solo))?;
             let chunk = |slot, first, length, wanted| Chunk { slot, first, tokens: tokens(1, length, 2048), wanted };
-            let mut run = |chunks: &[Chunk]| match forward(&mut backend, &kv, chunks) {
-                Ok(_) => (),
-                Err(reason) => panic!("{reason}"),
-            };
-            let prefill = mean(8, |_| run(&[chunk(0, 0, 512, 1)]));
-            let decode = mean(150, |step| run(&[chunk(0, 512 + step, 1, 1)]));
+            let mut run = |chunks: &[Chunk]| forward(&mut backend, &kv, chunks).map(|_| ());
+            let prefill = mean(8, |_| run(&[chunk(0, 0, 512, 1)]))?;
+            let decode = mean(150, |step| run(&[chunk(0, 512 + step, 1, 1)]))?;
             let batch: Vec<Chunk> = (0..4).map(|slot| chunk(slot, 600, 1, 1)).collect();
-            let batched = mean(100, |_| run(&batch));
+            let batched = mean(100, |_| run(&batch))?;
             println!(
                 "{} {form:?} threads {threads}: prefill {:.0} tok/s, decode {:.0} tok/s, decode of 4 {:.0} tok/s",
                 backend.name(),
