@@ -74,8 +74,8 @@ impl ApiError {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
         let parsed: Value = serde_json::from_slice(body).unwrap_or_default();
         let text = |name: &str| parsed["error"][name].as_str().map(str::to_owned);
-        let message = text("message")
-            .unwrap_or_else(|| String::from_utf8_lossy(body).chars().take(300).collect::<String>());
+        let message =
+            text("message").unwrap_or_else(|| String::from_utf8_lossy(body).chars().take(300).collect::<String>());
         let mut error = Self::new(status, "upstream_error", message);
         error.code = text("code").or(error.code);
         error.param = text("param");

@@ -13,9 +13,7 @@ pub(crate) struct Fields {
 impl Fields {
     /// From a request's body.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let wrong = |message: String| {
-            ApiError::new(axum::http::StatusCode::BAD_REQUEST, "invalid_json", message)
-        };
+        let wrong = |message: String| ApiError::new(axum::http::StatusCode::BAD_REQUEST, "invalid_json", message);
         let value: Value = serde_json::from_slice(body)
             .map_err(|e| wrong(format!("the body is not JSON: {e}; send an object such as {{\"model\": …}}")))?;
         match value {
@@ -33,8 +31,9 @@ impl Fields {
     pub(crate) fn number(&mut self, name: &str, low: f64, high: f64) -> Result<Option<f32>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let number = value.as_f64().filter(|n| (low..=high).contains(n));
-        let number = number
-            .ok_or_else(|| ApiError::field(name, format!("`{name}` is {}, a number from {low} to {high} is expected", shown(&value))))?;
+        let number = number.ok_or_else(|| {
+            ApiError::field(name, format!("`{name}` is {}, a number from {low} to {high} is expected", shown(&value)))
+        })?;
         Ok(Some(number as f32))
     }
 

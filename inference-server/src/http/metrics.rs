@@ -23,12 +23,15 @@ impl HttpMetrics {
     /// New counters in a registry of their own.
     pub fn new() -> Self {
         let registry = Registry::new();
-        let requests =
-            IntCounterVec::new(Opts::new("polylink:http_requests_total", "Requests by endpoint and status"), &["endpoint", "status"])
-                .expect("name and labels are constants that Prometheus allows");
+        let requests = IntCounterVec::new(
+            Opts::new("polylink:http_requests_total", "Requests by endpoint and status"),
+            &["endpoint", "status"],
+        )
+        .expect("name and labels are constants that Prometheus allows");
         let active = IntGauge::new("polylink:http_requests_active", "Answers under way")
             .expect("the name is a constant that Prometheus allows");
-        for collector in [Box::new(requests.clone()) as Box<dyn prometheus::core::Collector>, Box::new(active.clone())] {
+        for collector in [Box::new(requests.clone()) as Box<dyn prometheus::core::Collector>, Box::new(active.clone())]
+        {
             registry.register(collector).expect("each name is registered once in this new registry");
         }
         Self { registry, requests, active }
@@ -82,13 +85,18 @@ pub fn engine_families(engine: &EngineHandle, model: &str) -> Vec<MetricFamily> 
     };
     let blocks = load(&m.kv_blocks_total).max(1.0);
     let gauge = |name, help, value| number(name, help, MetricType::GAUGE, vec![(label(&[]), value)]);
-    let counter = |name, help, value: &AtomicU64| number(name, help, MetricType::COUNTER, vec![(label(&[]), load(value))]);
+    let counter =
+        |name, help, value: &AtomicU64| number(name, help, MetricType::COUNTER, vec![(label(&[]), load(value))]);
     let reasons = [("stop", &m.finished_stop), ("length", &m.finished_length), ("abort", &m.finished_cancelled)];
     let finished = reasons.iter().map(|(reason, value)| (label(&[("finished_reason", reason)]), load(value))).collect();
     vec![
         gauge("polylink:num_requests_running", "Choices that run", load(&m.running)),
         gauge("polylink:num_requests_waiting", "Choices that wait", load(&m.waiting)),
-        gauge("polylink:kv_cache_usage_perc", "Share of the KV blocks in use, 1 is all", load(&m.kv_blocks_used) / blocks),
+        gauge(
+            "polylink:kv_cache_usage_perc",
+            "Share of the KV blocks in use, 1 is all",
+            load(&m.kv_blocks_used) / blocks,
+        ),
         counter("polylink:prefix_cache_queries", "Prompt tokens looked up in the prefix cache", &m.prefix_queries),
         counter("polylink:prefix_cache_hits", "Prompt tokens found in the prefix cache", &m.prefix_hits),
         counter("polylink:num_preemptions_total", "Times a running choice gave its blocks up", &m.preemptions),
@@ -98,9 +106,24 @@ pub fn engine_families(engine: &EngineHandle, model: &str) -> Vec<MetricFamily> 
         counter("polylink:request_refused_total", "Requests refused at admission", &m.requests_refused),
         counter("polylink:request_failure_total", "Requests that failed", &m.requests_failed),
         number("polylink:request_success_total", "Choices that ended, by reason", MetricType::COUNTER, finished),
-        histogram("polylink:time_to_first_token_seconds", "From admission to the first token", label(&[]), &m.time_to_first_token),
-        histogram("polylink:inter_token_latency_seconds", "Between two tokens of a choice", label(&[]), &m.inter_token_latency),
-        histogram("polylink:e2e_request_latency_seconds", "From admission to the end", label(&[]), &m.end_to_end_latency),
+        histogram(
+            "polylink:time_to_first_token_seconds",
+            "From admission to the first token",
+            label(&[]),
+            &m.time_to_first_token,
+        ),
+        histogram(
+            "polylink:inter_token_latency_seconds",
+            "Between two tokens of a choice",
+            label(&[]),
+            &m.inter_token_latency,
+        ),
+        histogram(
+            "polylink:e2e_request_latency_seconds",
+            "From admission to the end",
+            label(&[]),
+            &m.end_to_end_latency,
+        ),
     ]
 }
 

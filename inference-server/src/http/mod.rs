@@ -7,7 +7,7 @@
 mod answer;
 pub mod error;
 mod fields;
-mod front;
+pub(crate) mod front;
 pub mod local;
 pub mod metrics;
 pub mod request;

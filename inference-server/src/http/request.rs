@@ -252,7 +252,9 @@ fn message(i: usize, value: Value) -> Result<ChatMessage, ApiError> {
     }
     let content = match map.remove("content") {
         Some(Value::String(text)) => text,
-        Some(Value::Array(parts)) => parts.iter().map(|part| text_part(part, &at("content"))).collect::<Result<String, _>>()?,
+        Some(Value::Array(parts)) => {
+            parts.iter().map(|part| text_part(part, &at("content"))).collect::<Result<String, _>>()?
+        }
         other => return Err(expected(&at("content"), &other.unwrap_or_default(), "a text or a list of text parts")),
     };
     Ok(ChatMessage { role, content })
@@ -262,7 +264,9 @@ fn text_part<'a>(part: &'a Value, name: &str) -> Result<&'a str, ApiError> {
     match (part["type"].as_str(), part["text"].as_str()) {
         (Some("text"), Some(text)) => Ok(text),
         (Some("text") | None, _) => Err(expected(name, part, "parts of the form {\"type\": \"text\", \"text\": …}")),
-        (Some(other), _) => Err(ApiError::unsupported(name, &format!("parts of type {other:?} are not built, only text"))),
+        (Some(other), _) => {
+            Err(ApiError::unsupported(name, &format!("parts of type {other:?} are not built, only text")))
+        }
     }
 }
 

@@ -25,7 +25,10 @@ pub fn client_seed(seed: i64) -> [u8; 32] {
 pub(crate) fn sampling(fields: &mut Fields, max_tokens: u32) -> Result<Sampling, ApiError> {
     let min_tokens = fields.integer("min_tokens", 0, i64::from(u32::MAX))?.unwrap_or(0) as u32;
     if max_tokens > 0 && min_tokens > max_tokens {
-        return Err(ApiError::field("min_tokens", format!("`min_tokens` is {min_tokens}, at most max_tokens ({max_tokens}) is expected")));
+        return Err(ApiError::field(
+            "min_tokens",
+            format!("`min_tokens` is {min_tokens}, at most max_tokens ({max_tokens}) is expected"),
+        ));
     }
     // −1 is how vLLM and others write "off".
     let top_k = fields.integer("top_k", -1, i64::from(u32::MAX))?.unwrap_or(0).max(0) as u32;
@@ -90,7 +93,10 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<LogitBias>, ApiError> {
         Some(other) => return Err(expected("logit_bias", &other, "an object of token id to bias")),
     };
     if map.len() > LOGIT_BIAS_MAX {
-        return Err(ApiError::field("logit_bias", format!("`logit_bias` has {} tokens, at most {LOGIT_BIAS_MAX} are taken", map.len())));
+        return Err(ApiError::field(
+            "logit_bias",
+            format!("`logit_bias` has {} tokens, at most {LOGIT_BIAS_MAX} are taken", map.len()),
+        ));
     }
     let mut list = map
         .into_iter()

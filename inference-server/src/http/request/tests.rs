@@ -115,7 +115,10 @@ fn what_would_change_the_answer_is_refused_by_name_never_dropped() {
         ("reasoning_effort", json!("high")),
     ] {
         let error = chat(json!({ name: value })).expect_err(name);
-        assert_eq!((error.status.as_u16(), error.code(), error.param.as_deref()), (400, "unsupported_parameter", Some(name)));
+        assert_eq!(
+            (error.status.as_u16(), error.code(), error.param.as_deref()),
+            (400, "unsupported_parameter", Some(name))
+        );
         assert!(error.message.contains(name));
     }
     let nothing = json!({"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "modalities": ["text"],

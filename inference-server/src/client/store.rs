@@ -1,0 +1,432 @@
+//! The payer's accounts behind a lock, with the journal that makes them durable: sessions to workers, API keys, and the
+//! records of answers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard};
+
+use polylink_protocol::keys::ServiceKey;
+use polylink_protocol::market::{RECEIPT_CHAIN_START, chain_receipt, sign_voucher};
+use polylink_protocol::market_v1::{SignedVoucher, Voucher};
+use polylink_protocol::transcript::{AnswerRecord, VoucherCall};
+use polylink_protocol::{Amount, Digest};
+
+use super::book::{BookError, Owed, PayerBook, Running};
+use super::records::{
+    self, AnsweredRecord, BegunRecord, BookRecord, IndexRecord, KeyRecord, Kind, SnapshotRecord, UserRedeemedRecord,
+    VoucherRecord,
+};
+use crate::journal::{Journal, JournalError, Location};
+
+/// Indexes that one durable record reserves.
+const LEASE: u64 = 64;
+/// Answers whose records can be asked for; the oldest are forgotten first, whole segments at a time.
+const SEGMENT_ANSWERS: usize = 4_096;
+const SEGMENTS_KEPT: usize = 8;
+
+/// What an API key has used.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KeyAccount {
+    /// Charged.
+    pub spent: Amount,
+    /// The most that its running answers may cost.
+    pub reserved: Amount,
+    /// Answers charged.
+    pub answers: u64,
+    /// Tokens charged.
+    pub prompt_tokens: u64,
+    /// Tokens charged.
+    pub completion_tokens: u64,
+    /// The newest cumulative voucher to the gateway.
+    pub voucher: Option<SignedVoucher>,
+    /// Of it, redeemed on chain.
+    pub redeemed: Amount,
+}
+
+/// Whom an answer is charged to.
+#[derive(Clone)]
+pub struct Charge {
+    /// The API key's id.
+    pub key_id: String,
+    /// Its budget; None: unlimited.
+    pub budget: Option<Amount>,
+    /// The user's session to the gateway, and its spend key in the gateway's custody.
+    pub session: Option<(u64, ServiceKey)>,
+}
+
+/// Why a request cannot begin.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PayError {
+    /// Of the session to the worker.
+    #[error(transparent)]
+    Book(#[from] BookError),
+    /// Of the key.
+    #[error(
+        "the API key's budget is {budget} uplk, {left} are left, this answer may cost {worst}: ask for fewer tokens, or have the budget raised"
+    )]
+    Budget {
+        /// In all.
+        budget: Amount,
+        /// Left.
+        left: Amount,
+        /// At most.
+        worst: Amount,
+    },
+    /// See there.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+#[derive(Default)]
+struct State {
+    books: BTreeMap<u64, PayerBook>,
+    /// Indexes below are reserved durably.
+    leases: BTreeMap<u64, u64>,
+    keys: BTreeMap<String, KeyAccount>,
+    answers: HashMap<String, Location>,
+    /// Answers in the newest segment.
+    in_segment: usize,
+    segments: Vec<u64>,
+}
+
+/// See the module.
+pub struct PayerStore {
+    state: Mutex<State>,
+    journal: Journal,
+}
+
+/// A verified answer, to be stored.
+pub struct Answered<'a> {
+    /// Session to the worker.
+    pub session: u64,
+    /// Index there.
+    pub index: u64,
+    /// What it costs.
+    pub owed: Owed,
+    /// The answer's id; empty where nobody saw it.
+    pub answer_id: &'a str,
+    /// Request, receipt, ids.
+    pub record: Option<&'a AnswerRecord>,
+    /// Whom it is charged to, and what was reserved for it.
+    pub charge: Option<(&'a Charge, Amount)>,
+    /// Prompt and completion tokens.
+    pub tokens: (u64, u64),
+    /// Of the worker.
+    pub endpoint: &'a str,
+}
+
+impl PayerStore {
+    /// Opens the journal in a folder and replays it. Requests without a known end stay in their books until the worker
+    /// says what became of them.
+    pub fn open(folder: &Path) -> Result<Self, JournalError> {
+        let mut state = State::default();
+        let (journal, _) = Journal::open(folder, |location, bytes| state.replay(location, records::decode(bytes)?))?;
+        Ok(Self { state: Mutex::new(state), journal })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is consistent between calls; a panic under the lock is an invariant breach that has been reported.
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Reserves an index of a session and the answer's cost; `request` makes the request of the index. The index is never
+    /// given out again, not even after a crash.
+    pub async fn begin<T>(
+        &self,
+        session: u64,
+        (funds, window): (Amount, u32),
+        charge: Option<&Charge>,
+        worst: Amount,
+        request: impl FnOnce(u64) -> (Running, T),
+    ) -> Result<(u64, T), PayError> {
+        let (index, made, lease) = {
+            let mut state = self.lock();
+            let State { books, keys, leases, .. } = &mut *state;
+            let book = books.entry(session).or_default();
+            book.check(worst, funds, window)?;
+            if let Some(Charge { key_id, budget, .. }) = charge {
+                let account = keys.entry(key_id.clone()).or_default();
+                let used = Amount(account.spent.0.saturating_add(account.reserved.0));
+                if let Some(budget) = budget
+                    && used.0.saturating_add(worst.0) > budget.0
+                {
+                    return Err(PayError::Budget { budget: *budget, left: budget.saturating_sub(used), worst });
+                }
+                account.reserved = Amount(account.reserved.0.saturating_add(worst.0));
+            }
+            let index = book.next_index;
+            let leased = leases.entry(session).or_default();
+            let lease = if index >= *leased {
+                *leased = index + LEASE;
+                let record = IndexRecord { session, index: *leased };
+                Some(self.journal.enqueue(records::encode(Kind::Lease(record)))?)
+            } else {
+                None
+            };
+            let (running, made) = request(index);
+            // Not waited for: should it be lost, the lease keeps the index from being used again.
+            self.journal.enqueue(records::encode(Kind::Begun(BegunRecord::of(session, index, &running))))?;
+            book.begin(index, running);
+            (index, made, lease)
+        };
+        if let Some(lease) = lease
+            && let Err(error) = lease.durable().await
+        {
+            self.abandon(session, index);
+            self.release(charge, worst);
+            return Err(error.into());
+        }
+        Ok((index, made))
+    }
+
+    /// Gives back what was reserved on a key.
+    pub fn release(&self, charge: Option<&Charge>, worst: Amount) {
+        if let Some(charge) = charge
+            && let Some(account) = self.lock().keys.get_mut(&charge.key_id)
+        {
+            account.reserved = account.reserved.saturating_sub(worst);
+        }
+    }
+
+    /// The request was not answered: it never reached the worker, or the worker has said so.
+    pub fn abandon(&self, session: u64, index: u64) {
+        let mut state = self.lock();
+        if let Some(book) = state.books.get_mut(&session) {
+            book.abandon(index);
+            // Should it be lost, the worker is asked once more after a restart.
+            if let Err(error) = self.journal.enqueue(records::encode(Kind::Abandoned(IndexRecord { session, index }))) {
+                tracing::warn!(%error, session, index, "the end of a request is not noted");
+            }
+        }
+    }
+
+    /// Stores a verified answer and charges it; returns once it is on disk.
+    pub async fn answered(&self, chain_id: &str, answered: Answered<'_>) -> Result<(), JournalError> {
+        let pending = {
+            let mut state = self.lock();
+            let user_voucher =
+                answered.charge.and_then(|(charge, _)| state.user_voucher(chain_id, charge, &answered.owed));
+            let record = AnsweredRecord {
+                session: answered.session,
+                index: answered.index,
+                epoch: answered.owed.epoch,
+                receipt: answered.owed.receipt.to_vec(),
+                amount: answered.owed.amount.to_string(),
+                answer_id: answered.answer_id.into(),
+                key_id: answered.charge.map(|(charge, _)| charge.key_id.clone()).unwrap_or_default(),
+                record: answered.record.map(|r| serde_json::to_vec(r).unwrap_or_default()).unwrap_or_default(),
+                tokens: vec![answered.tokens.0, answered.tokens.1],
+                user_voucher,
+                endpoint: answered.endpoint.into(),
+            };
+            let pending = self.journal.enqueue(records::encode(Kind::Answered(record.clone())))?;
+            state.answered(&record, None).map_err(JournalError::Failed)?;
+            if let Some((charge, worst)) = answered.charge
+                && let Some(account) = state.keys.get_mut(&charge.key_id)
+            {
+                account.reserved = account.reserved.saturating_sub(worst);
+            }
+            pending
+        };
+        let location = pending.durable().await?;
+        let mut state = self.lock();
+        if !answered.answer_id.is_empty() {
+            state.answers.insert(answered.answer_id.into(), location);
+        }
+        state.in_segment += 1;
+        if state.in_segment >= SEGMENT_ANSWERS {
+            self.rotate(&mut state)?;
+        }
+        Ok(())
+    }
+
+    /// Signs the next voucher of a session, if there is something to pay, and returns it once it is on disk; the
+    /// outstanding one if there is one.
+    pub async fn voucher(
+        &self,
+        chain_id: &str,
+        session: u64,
+        key: &ServiceKey,
+    ) -> Result<Option<VoucherCall>, JournalError> {
+        let (call, pending) = {
+            let mut state = self.lock();
+            let Some(book) = state.books.get_mut(&session) else { return Ok(None) };
+            let call = match (&book.outstanding, book.next_voucher(chain_id, session)) {
+                (Some(call), _) => call.clone(),
+                (None, Some((voucher, indexes))) => VoucherCall { voucher: sign_voucher(voucher, key), indexes },
+                (None, None) => return Ok(None),
+            };
+            // An outstanding one is written again: it may be that the first write is still on its way.
+            let pending = self.journal.enqueue(records::encode(Kind::Voucher(VoucherRecord::of(&call))))?;
+            book.signed(call.clone());
+            (call, pending)
+        };
+        pending.durable().await?;
+        Ok(Some(call))
+    }
+
+    /// The worker has the outstanding voucher.
+    pub fn acknowledged(&self, session: u64) -> Result<(), JournalError> {
+        let mut state = self.lock();
+        if let Some(book) = state.books.get_mut(&session) {
+            book.acknowledged();
+            // Should it be lost, the same voucher is sent once more, and acknowledged once more.
+            self.journal.enqueue(records::encode(Kind::Acknowledged(IndexRecord { session, index: 0 })))?;
+        }
+        Ok(())
+    }
+
+    /// A session's account.
+    pub fn book(&self, session: u64) -> PayerBook {
+        self.lock().books.get(&session).cloned().unwrap_or_default()
+    }
+
+    /// What a key has used.
+    pub fn key(&self, key_id: &str) -> KeyAccount {
+        self.lock().keys.get(key_id).cloned().unwrap_or_default()
+    }
+
+    /// Users' vouchers that are over more than was redeemed: key, voucher, amount.
+    pub fn user_vouchers(&self) -> Vec<(String, SignedVoucher, Amount)> {
+        let state = self.lock();
+        let owed = state.keys.iter().filter_map(|(key, account)| {
+            let voucher = account.voucher.clone()?;
+            let amount = voucher.voucher.as_ref()?.amount.parse().ok()?;
+            (amount > account.redeemed).then(|| (key.clone(), voucher, amount))
+        });
+        owed.collect()
+    }
+
+    /// A user's voucher was redeemed.
+    pub fn user_redeemed(&self, key_id: &str, amount: Amount) -> Result<(), JournalError> {
+        let mut state = self.lock();
+        let record = UserRedeemedRecord { key_id: key_id.into(), amount: amount.to_string() };
+        self.journal.enqueue(records::encode(Kind::UserRedeemed(record)))?;
+        if let Some(account) = state.keys.get_mut(key_id) {
+            account.redeemed = account.redeemed.max(amount);
+        }
+        Ok(())
+    }
+
+    /// Record, API key and worker's endpoint of an answer (blocking).
+    pub fn answer(&self, answer_id: &str) -> Result<Option<(AnswerRecord, String, String)>, JournalError> {
+        let Some(location) = self.lock().answers.get(answer_id).copied() else { return Ok(None) };
+        let bytes = self.journal.read(location)?;
+        let Ok(Kind::Answered(found)) = records::decode(&bytes) else { return Ok(None) };
+        Ok(serde_json::from_slice(&found.record).ok().map(|record| (record, found.key_id, found.endpoint)))
+    }
+
+    fn rotate(&self, state: &mut State) -> Result<(), JournalError> {
+        let books = state.books.iter().map(|(session, book)| BookRecord::of(*session, book));
+        let keys = state.keys.iter().map(|(id, account)| KeyRecord::of(id, account)).collect();
+        let books = books
+            .map(|mut record| {
+                record.next_index =
+                    record.next_index.max(state.leases.get(&record.session).copied().unwrap_or_default());
+                record
+            })
+            .collect();
+        self.journal.rotate(vec![records::encode(Kind::Snapshot(SnapshotRecord { books, keys }))])?;
+        state.in_segment = 0;
+        let newest = state.answers.values().map(|l| l.segment).max().unwrap_or(1);
+        if !state.segments.contains(&newest) {
+            state.segments.push(newest);
+        }
+        if state.segments.len() > SEGMENTS_KEPT {
+            state.segments.remove(0);
+            let kept = state.segments[0];
+            state.answers.retain(|_, location| location.segment >= kept);
+            self.journal.drop_before(kept)?;
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// The user's next cumulative voucher to the gateway, over the same receipt.
+    fn user_voucher(&self, chain_id: &str, charge: &Charge, owed: &Owed) -> Option<SignedVoucher> {
+        let (session, key) = charge.session.as_ref()?;
+        let before = self.keys.get(&charge.key_id).and_then(|a| a.voucher.as_ref()).and_then(|v| v.voucher.clone());
+        // A key that was given a new session begins a new account there.
+        let before = before.filter(|voucher| voucher.session == *session).unwrap_or_default();
+        let hash = Digest::from_slice(&before.receipts_hash).unwrap_or(RECEIPT_CHAIN_START);
+        let amount = Amount::parse_or_zero(&before.amount).ok()?.checked_add(owed.amount)?;
+        let voucher = Voucher {
+            chain_id: chain_id.into(),
+            session: *session,
+            epoch: before.epoch.max(owed.epoch),
+            amount: amount.to_string(),
+            count: before.count + 1,
+            receipts_hash: chain_receipt(hash, owed.receipt).to_vec(),
+        };
+        Some(sign_voucher(voucher, key))
+    }
+
+    fn answered(&mut self, record: &AnsweredRecord, location: Option<Location>) -> Result<(), String> {
+        let owed = record.owed()?;
+        self.books.entry(record.session).or_default().finish(record.index, owed);
+        if !record.key_id.is_empty() {
+            let account = self.keys.entry(record.key_id.clone()).or_default();
+            account.spent = Amount(account.spent.0.saturating_add(owed.amount.0));
+            account.answers += 1;
+            account.prompt_tokens += record.tokens.first().copied().unwrap_or_default();
+            account.completion_tokens += record.tokens.get(1).copied().unwrap_or_default();
+            if record.user_voucher.is_some() {
+                let session =
+                    |v: &Option<SignedVoucher>| v.as_ref().and_then(|v| v.voucher.as_ref()).map(|v| v.session);
+                if session(&account.voucher) != session(&record.user_voucher) {
+                    account.redeemed = Amount::ZERO;
+                }
+                account.voucher = record.user_voucher.clone();
+            }
+        }
+        if let Some(location) = location
+            && !record.answer_id.is_empty()
+        {
+            self.answers.insert(record.answer_id.clone(), location);
+        }
+        Ok(())
+    }
+
+    fn replay(&mut self, location: Location, kind: Kind) -> Result<(), String> {
+        if !self.segments.contains(&location.segment) {
+            self.segments.push(location.segment);
+            self.in_segment = 0;
+        }
+        match kind {
+            Kind::Begun(record) => self.books.entry(record.session).or_default().begin(record.index, record.running()?),
+            Kind::Answered(record) => {
+                self.in_segment += 1;
+                self.answered(&record, Some(location))?;
+            }
+            Kind::Abandoned(record) => self.books.entry(record.session).or_default().abandon(record.index),
+            Kind::Voucher(record) => {
+                let call = record.call()?;
+                let session = call.voucher.voucher.as_ref().map(|v| v.session).unwrap_or_default();
+                self.books.entry(session).or_default().signed(call);
+            }
+            Kind::Acknowledged(record) => self.books.entry(record.session).or_default().acknowledged(),
+            Kind::Lease(record) => {
+                self.leases.insert(record.session, record.index);
+                let book = self.books.entry(record.session).or_default();
+                book.next_index = book.next_index.max(record.index);
+            }
+            Kind::UserRedeemed(record) => {
+                let amount =
+                    record.amount.parse().map_err(|e: polylink_protocol::amount::AmountError| e.to_string())?;
+                self.keys.entry(record.key_id).or_default().redeemed = amount;
+            }
+            Kind::Snapshot(snapshot) => {
+                self.leases = snapshot.books.iter().map(|b| (b.session, b.next_index)).collect();
+                let books = snapshot.books.into_iter().map(|b| Ok((b.session, b.book()?)));
+                self.books = books.collect::<Result<_, String>>()?;
+                let keys = snapshot.keys.into_iter().map(|k| Ok((k.key_id.clone(), k.account()?)));
+                self.keys = keys.collect::<Result<_, String>>()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,327 @@
+//! One answer through the gateway: key, model, worker, stream.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use futures::future::BoxFuture;
+use futures::{StreamExt, stream};
+use polylink_protocol::Amount;
+use polylink_protocol::transcript::AnswerRecord;
+use prometheus::proto::MetricFamily;
+use serde_json::{Value, json};
+
+use super::keys::ApiKey;
+use super::workers::Registry;
+use super::{Gateway, Offered};
+use crate::client::store::Charge;
+use crate::client::text::ChoiceText;
+use crate::client::{Ask, PayerError, Upstream, UpstreamEvent, WorkerRef};
+use crate::http::front::unknown_model;
+use crate::http::local::{answer_id, random_bytes};
+use crate::http::{Answer, AnswerEvent, AnswerRequest, AnswerUsage, Answerer, ApiError, Caller, ModelCard, TokenPiece};
+
+/// Workers that one request is tried on.
+const ATTEMPTS_MAX: usize = 4;
+/// Pause before a second attempt on the same worker.
+const RETRY_PAUSE: Duration = Duration::from_millis(150);
+/// How long a user's session is believed.
+const FUNDS_FRESH: Duration = Duration::from_secs(20);
+/// Users' sessions in the cache; at the limit all are forgotten.
+const FUNDS_MAX: usize = 10_000;
+
+impl Answerer for Gateway {
+    fn authorise(&self, caller: &Caller) -> Result<(), ApiError> {
+        self.keys.authenticate(caller).map(drop)
+    }
+
+    fn models(&self) -> BoxFuture<'_, Result<Vec<ModelCard>, ApiError>> {
+        Box::pin(async { Ok(self.cards()) })
+    }
+
+    fn answer(&self, caller: Caller, request: AnswerRequest) -> BoxFuture<'_, Result<Answer, ApiError>> {
+        Box::pin(self.begin(caller, request))
+    }
+
+    fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async {
+            self.payer.clock().now().map_err(|e| e.to_string())?;
+            let workers: Vec<WorkerRef> = self.registry().workers.values().flatten().cloned().collect();
+            if workers.is_empty() {
+                return Err("no worker on chain serves a model that this gateway knows".into());
+            }
+            match workers.iter().any(|worker| self.payer.ready_session(worker).is_some()) {
+                true => Ok(()),
+                false => Err("sessions to the workers are being opened".into()),
+            }
+        })
+    }
+
+    fn families(&self) -> Vec<MetricFamily> {
+        vec![]
+    }
+}
+
+impl Gateway {
+    /// Models that have workers.
+    fn cards(&self) -> Vec<ModelCard> {
+        let registry = self.registry();
+        let card = |offered: Offered| {
+            let workers = registry.workers.get(&offered.digest).map_or(0, Vec::len);
+            (workers > 0).then(|| ModelCard {
+                id: offered.name,
+                created: 0,
+                owned_by: offered.model.provider.clone(),
+                context_length: offered.text.context_length,
+                polylink: json!({
+                    "profile_digest": offered.digest.to_string(), "workers": workers,
+                    "price_uplk_per_1k": offered.model.price, "profile": offered.model.profile,
+                }),
+            })
+        };
+        self.offered().into_iter().filter_map(card).collect()
+    }
+
+    /// The model of a name: its id, or its id without revision or organisation where that is enough to tell.
+    fn find(&self, name: &str) -> Result<Offered, ApiError> {
+        let offered = self.offered();
+        let served = |o: &&Offered| self.registry().workers.get(&o.digest).is_some_and(|w| !w.is_empty());
+        let short = |o: &Offered| o.name.split('@').next().unwrap_or_default().to_owned();
+        let matches: [&dyn Fn(&Offered) -> bool; 3] =
+            [&|o| o.name == name, &|o| short(o) == name, &|o| short(o).split('/').next_back() == Some(name)];
+        for matching in matches {
+            let mut found = offered.iter().filter(|o| matching(o)).filter(served);
+            if let Some(first) = found.next() {
+                return Ok(first.clone());
+            }
+        }
+        Err(unknown_model(name, &self.cards()))
+    }
+
+    /// What a key may spend in all: its budget, and what its session holds.
+    async fn charge(&self, key: &ApiKey) -> Result<Charge, ApiError> {
+        let mut charge = key.charge();
+        if let Some((session, _)) = &charge.session {
+            let funds = self.funds(*session).await?;
+            charge.budget = Some(charge.budget.map_or(funds, |budget| budget.min(funds)));
+        }
+        Ok(charge)
+    }
+
+    async fn funds(&self, session: u64) -> Result<Amount, ApiError> {
+        {
+            let known = self.user_funds.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if let Some((funds, at)) = known.get(&session)
+                && at.elapsed() < FUNDS_FRESH
+            {
+                return Ok(*funds);
+            }
+        }
+        let me = self.config.account.address().account();
+        let found = self.payer.clock().chain().session(session).await;
+        let found = found
+            .map_err(|e| ApiError::unavailable("chain_unavailable", format!("the session cannot be read: {e}")))?;
+        let now = self.payer.clock().now().map_err(|e| ApiError::unavailable("chain_unavailable", e.to_string()))?;
+        let payment = |reason: &str| {
+            let message = format!(
+                "the API key's session {session} with this gateway {reason}: open a new one and make a key for it"
+            );
+            ApiError::new(StatusCode::PAYMENT_REQUIRED, "no_session", message)
+        };
+        let record = found.filter(|s| s.payee == me).ok_or_else(|| payment("does not exist"))?;
+        if record.closed || record.expiry_epoch < now.epoch {
+            return Err(payment("is closed or has expired"));
+        }
+        let parse = |text: &str| Amount::parse_or_zero(text).unwrap_or(Amount::ZERO);
+        let (deposit, cap) = (parse(&record.deposit), parse(&record.cap));
+        let funds = if cap.is_zero() { deposit } else { deposit.min(cap) };
+        let mut known = self.user_funds.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if known.len() >= FUNDS_MAX {
+            known.clear();
+        }
+        known.insert(session, (funds, Instant::now()));
+        Ok(funds)
+    }
+
+    async fn begin(&self, caller: Caller, request: AnswerRequest) -> Result<Answer, ApiError> {
+        let key = self.keys.authenticate(&caller)?;
+        self.keys.admit(&key)?;
+        let offered = self.find(&request.model)?;
+        let charge = self.charge(&key).await?;
+        let (text, prompt) = (offered.text.clone(), request.prompt);
+        // Away from the async threads: a long prompt takes a while.
+        let encoded = tokio::task::spawn_blocking(move || text.encode(&prompt)).await;
+        let prompt_token_ids =
+            encoded.map_err(|e| ApiError::internal(format!("the tokenizer's task ended: {e}")))??;
+        let mut sampling = request.sampling;
+        sampling.max_tokens = offered.text.max_tokens(prompt_token_ids.len(), sampling.max_tokens)?;
+        let seed = match request.seed {
+            Some(seed) => seed,
+            None => random_bytes()?,
+        };
+        let id = answer_id(request.kind)?;
+        let ask = Ask { prompt_token_ids, sampling, seed, logprobs: request.logprobs, answer_id: id.clone() };
+        let upstream = self.attempt(&offered, &ask, charge).await?;
+        let (n, stop) = (ask.sampling.n.max(1), Arc::from(ask.sampling.stop));
+        let tokenizer = Arc::clone(&offered.text.tokenizer);
+        let texts = (0..n).map(|_| ChoiceText::new(Arc::clone(&tokenizer), Arc::clone(&stop))).collect();
+        let relay = Relay {
+            upstream,
+            texts,
+            top: request.logprobs.map(|n| n as usize),
+            id: id.clone(),
+            answers: self.answers.clone(),
+        };
+        let events = stream::unfold(relay, |mut relay| async move { Some((relay.next().await?, relay)) });
+        let prompt_token_ids = ask.prompt_token_ids;
+        Ok(Answer { id, model: offered.name, tokenizer, prompt_token_ids, events: events.boxed() })
+    }
+
+    /// Asks workers one after another until one begins to answer.
+    async fn attempt(&self, offered: &Offered, ask: &Ask, charge: Charge) -> Result<Guarded, ApiError> {
+        let mut excluded: Vec<String> = Vec::new();
+        let mut last: Option<PayerError> = None;
+        for attempt in 0..ATTEMPTS_MAX {
+            let picked = self.registry().pick(&offered.digest, &excluded, Instant::now());
+            let worker = match (picked, attempt) {
+                (Some(worker), _) => worker,
+                (None, 0) => break,
+                // All were tried: what failed for a moment (an epoch's end, a full window) may be over.
+                (None, _) => {
+                    excluded.clear();
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                    match self.registry().pick(&offered.digest, &excluded, Instant::now()) {
+                        Some(worker) => worker,
+                        None => break,
+                    }
+                }
+            };
+            if attempt > 0 {
+                self.retries.inc();
+            }
+            let guard = InFlight::new(self, &worker);
+            let asked = async {
+                let session = self.payer.session(&worker).await?;
+                self.payer.ask(&session, ask, Some(charge.clone())).await
+            };
+            match asked.await {
+                Ok(upstream) => {
+                    self.registry().succeeded(&worker.operator);
+                    return Ok(Guarded { upstream, _guard: guard });
+                }
+                Err(error) => {
+                    tracing::warn!(worker = worker.operator, %error, attempt, "a worker did not answer");
+                    if error.is_workers_fault() {
+                        self.registry().failed(&worker.operator, Instant::now());
+                    }
+                    if !error.is_retryable() {
+                        return Err(error.api());
+                    }
+                    excluded.push(worker.operator);
+                    last = Some(error);
+                }
+            }
+        }
+        Err(match last {
+            Some(error) => error.api(),
+            None => ApiError::unavailable(
+                "no_worker",
+                format!("no worker serves `{}` at the moment: try again later", offered.name),
+            ),
+        })
+    }
+}
+
+/// Counts an answer of a worker as long as it lives.
+struct InFlight {
+    registry: Arc<Mutex<Registry>>,
+    operator: String,
+}
+
+impl InFlight {
+    fn new(gateway: &Gateway, worker: &WorkerRef) -> Self {
+        gateway.registry().health.entry(worker.operator.clone()).or_default().in_flight += 1;
+        Self { registry: Arc::clone(&gateway.registry), operator: worker.operator.clone() }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let mut registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(health) = registry.health.get_mut(&self.operator) {
+            health.in_flight = health.in_flight.saturating_sub(1);
+        }
+    }
+}
+
+struct Guarded {
+    upstream: Upstream,
+    _guard: InFlight,
+}
+
+/// Turns the worker's tokens into the user's events.
+struct Relay {
+    upstream: Guarded,
+    texts: Vec<ChoiceText>,
+    top: Option<usize>,
+    id: String,
+    answers: prometheus::IntCounter,
+}
+
+impl Relay {
+    async fn next(&mut self) -> Option<AnswerEvent> {
+        let event = match self.upstream.upstream.next().await? {
+            Ok(event) => event,
+            Err(error) => {
+                let reason = match &error {
+                    PayerError::Call(crate::client::call::CallError::Refused { error, .. }) => error.clone(),
+                    error => error.api(),
+                };
+                let message = format!("the answer broke off and is not charged: {}", reason.message);
+                return Some(AnswerEvent::Failed(ApiError { message, ..reason }));
+            }
+        };
+        Some(match event {
+            UpstreamEvent::Tokens { choice, token_ids, logprobs } => {
+                let text = match self.texts.get_mut(choice as usize) {
+                    Some(text) => token_ids.iter().map(|id| text.push(*id)).collect(),
+                    None => String::new(),
+                };
+                let piece = |(i, id): (usize, &u32)| {
+                    let given = logprobs.get(i).filter(|_| self.top.is_some());
+                    let top = given.map(|g| g.top.iter().take(self.top.unwrap_or(0)).copied().collect());
+                    TokenPiece { id: *id, logprob: given.map(|g| g.logprob), top: top.unwrap_or_default() }
+                };
+                AnswerEvent::Tokens { choice, tokens: token_ids.iter().enumerate().map(piece).collect(), text }
+            }
+            UpstreamEvent::Finish { choice, reason } => {
+                let text = self.texts.get_mut(choice as usize).map(ChoiceText::finish).unwrap_or_default();
+                AnswerEvent::Finish { choice, reason, text }
+            }
+            UpstreamEvent::Verified(record) => {
+                self.answers.inc();
+                self.done(&record)
+            }
+        })
+    }
+
+    fn done(&self, record: &AnswerRecord) -> AnswerEvent {
+        let receipt = record.receipt.receipt.clone().unwrap_or_default();
+        let usage = AnswerUsage {
+            prompt_tokens: receipt.prompt_tokens,
+            cached_tokens: receipt.cached_tokens,
+            completion_tokens: receipt.completion_tokens,
+        };
+        let worker = self.upstream.upstream.worker();
+        let polylink: Value = json!({
+            "receipt": receipt,
+            "signature": hex::encode(&record.receipt.signature),
+            "worker": worker.operator,
+            "receipt_key": hex::encode(&worker.receipt_key),
+            "session": receipt.session,
+            "price": worker.price,
+            "record": format!("/polylink/v1/receipts/{}", self.id),
+        });
+        AnswerEvent::Done { usage, polylink: Some(polylink) }
+    }
+}

@@ -1,0 +1,144 @@
+//! The gateway's background: what the chain offers, how the workers are, sessions to them, and users' vouchers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use polylink_protocol::Digest;
+use polylink_protocol::market_v1::{Model, ModelProfile, MsgRedeem};
+use polylink_protocol::transcript::WorkerInfo;
+use polylink_protocol::tx;
+
+use super::workers::candidates;
+use super::{Gateway, Offered};
+use crate::chain::ChainError;
+use crate::client::WorkerRef;
+
+/// Time between two looks at registry and workers.
+const PERIOD: Duration = Duration::from_secs(2);
+/// Looks between two looks at qualities, which change once per epoch.
+const QUALITY_EVERY: u64 = 5;
+/// Workers whose load is asked for in one look; further ones are asked in later looks.
+const WORKERS_MAX: usize = 256;
+/// Vouchers redeemed per epoch; the others wait for the next.
+const REDEEM_MAX: usize = 10;
+
+/// Looks after the registry until it is dropped.
+pub(super) async fn run(gateway: &Arc<Gateway>) {
+    for look in 0_u64.. {
+        if let Err(error) = models_and_workers(gateway).await {
+            tracing::warn!(%error, "the registry cannot be read; what was known stays in use");
+        }
+        let workers: Vec<WorkerRef> =
+            gateway.registry().workers.values().flatten().take(WORKERS_MAX).cloned().collect();
+        futures::future::join_all(workers.iter().map(|worker| look_after(gateway, worker))).await;
+        if look % QUALITY_EVERY == 0 {
+            for worker in &workers {
+                quality(gateway, worker).await;
+            }
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+/// The name that requests give a model: its id, and its quantisation where there is one.
+pub(super) fn name(profile: &ModelProfile) -> String {
+    match profile.weight_quantization.as_str() {
+        "" | "none" => profile.id.clone(),
+        quantization => format!("{}:{quantization}", profile.id),
+    }
+}
+
+fn same_text(a: &ModelProfile, b: &ModelProfile) -> bool {
+    a.config_digest == b.config_digest
+        && a.tokenizer_digest == b.tokenizer_digest
+        && a.chat_template_digest == b.chat_template_digest
+}
+
+async fn models_and_workers(gateway: &Gateway) -> Result<(), ChainError> {
+    let chain = gateway.payer.clock().chain();
+    let on_chain = chain.models().await?;
+    let offered: Vec<Offered> = on_chain.into_iter().filter_map(|model| offer(gateway, model)).collect();
+    let mut workers = HashMap::new();
+    for offer in &offered {
+        let found = chain.workers(&offer.digest).await?;
+        workers
+            .insert(offer.digest, candidates(&offer.model, &offer.digest, &found, gateway.config.max_price.as_ref()));
+    }
+    gateway.registry().workers = workers;
+    *gateway.offered.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = offered;
+    Ok(())
+}
+
+fn offer(gateway: &Gateway, model: Model) -> Option<Offered> {
+    let profile = model.profile.as_ref()?;
+    let digest = Digest::from_slice(&model.profile_digest)?;
+    let mut text = gateway.models.iter().find(|known| same_text(&known.profile, profile))?.text.clone();
+    text.context_length = text.context_length.min(model.context_length);
+    Some(Offered { name: name(profile), digest, text, model })
+}
+
+/// Asks a worker how it is, and opens or tops up the session to it.
+async fn look_after(gateway: &Arc<Gateway>, worker: &WorkerRef) {
+    let info = gateway.payer.http().get::<WorkerInfo>(&format!("{}/polylink/v1/info", worker.endpoint)).await;
+    let reachable = match &info {
+        Ok(info) => info.operator == worker.operator && info.receipt_key == worker.receipt_key,
+        Err(error) => {
+            tracing::debug!(worker = worker.operator, %error, "a worker does not answer");
+            false
+        }
+    };
+    {
+        let mut registry = gateway.registry();
+        let health = registry.health.entry(worker.operator.clone()).or_default();
+        health.reachable = reachable;
+        health.load = info.map(|info| info.running + info.waiting).unwrap_or_default();
+    }
+    if reachable && let Err(error) = gateway.payer.session(worker).await {
+        tracing::warn!(worker = worker.operator, %error, "there is no session to this worker yet");
+    }
+}
+
+async fn quality(gateway: &Gateway, worker: &WorkerRef) {
+    let found = gateway.payer.clock().chain().quality(&worker.operator, &worker.profile).await;
+    if let Ok(Some(quality)) = found
+        && quality.audits > 0
+    {
+        gateway.registry().health.entry(worker.operator.clone()).or_default().alpha_bps = quality.alpha_bps;
+    }
+}
+
+/// Redeems users' newest vouchers once per epoch.
+pub(super) async fn redeem(gateway: &Arc<Gateway>) {
+    let mut clock = gateway.payer.clock().clone();
+    let mut done = clock.now().map(|time| time.epoch).unwrap_or_default();
+    // A voucher that the ledger refuses is not sent again and again.
+    let mut refused: BTreeMap<String, Instant> = BTreeMap::new();
+    loop {
+        clock.tick().await;
+        let Ok(time) = clock.now() else { continue };
+        if time.epoch == done {
+            continue;
+        }
+        done = time.epoch;
+        refused.retain(|_, at| at.elapsed() < Duration::from_secs(600));
+        let mut vouchers = gateway.payer.store().user_vouchers();
+        vouchers.retain(|(key, _, _)| !refused.contains_key(key));
+        for (key, voucher, amount) in vouchers.into_iter().take(REDEEM_MAX) {
+            let payee = gateway.config.account.address().account();
+            let message = tx::any(&MsgRedeem { payee, voucher: Some(voucher) });
+            match gateway.payer.clock().chain().broadcast(&gateway.config.account, vec![message]).await {
+                Ok(_) => {
+                    tracing::info!(key, %amount, "a user's voucher is redeemed");
+                    if let Err(error) = gateway.payer.store().user_redeemed(&key, amount) {
+                        tracing::warn!(%error, "a redemption is not noted");
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(key, %error, "a user's voucher cannot be redeemed");
+                    refused.insert(key, Instant::now());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! From an answer's events to OpenAI's objects, whole or in chunks.
+//!
+//! What always holds: the chunk with the `finish_reason` of the choice that ends last is sent only when the answer's
+//! receipt is there, and carries it; texts of the chunks, joined, are the text of the whole answer.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::error::ApiError;
+use super::request::Kind;
+use crate::model::Tokenizer;
+
+/// A completion token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenPiece {
+    /// The token.
+    pub id: u32,
+    /// Its logprob, when asked for.
+    pub logprob: Option<f32>,
+    /// The likeliest tokens, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// What is paid for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AnswerUsage {
+    /// Prompt tokens, cached ones included.
+    pub prompt_tokens: u64,
+    /// Of these, found in the prefix cache.
+    pub cached_tokens: u64,
+    /// Of all choices.
+    pub completion_tokens: u64,
+}
+
+/// Something that happened to an answer, in order. `Done` or `Failed` is the last.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AnswerEvent {
+    /// Completion tokens of one choice, and the text to show now.
+    Tokens {
+        /// Which choice.
+        choice: u32,
+        /// At least one.
+        tokens: Vec<TokenPiece>,
+        /// May lag behind the tokens.
+        text: String,
+    },
+    /// A choice has ended.
+    Finish {
+        /// Which choice.
+        choice: u32,
+        /// `stop` or `length`.
+        reason: String,
+        /// The last of its text.
+        text: String,
+    },
+    /// All is there and, where there is one, the receipt is verified.
+    Done {
+        /// Counts.
+        usage: AnswerUsage,
+        /// The `polylink` object.
+        polylink: Option<Value>,
+    },
+    /// It failed; nothing is billed.
+    Failed(ApiError),
+}
+
+/// What all objects of one answer have in common.
+pub(crate) struct Shape {
+    pub(crate) kind: Kind,
+    pub(crate) id: String,
+    pub(crate) model: String,
+    pub(crate) created: u64,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) logprobs: bool,
+    pub(crate) token_ids: bool,
+    pub(crate) include_usage: bool,
+    pub(crate) prompt_token_ids: Vec<u32>,
+}
+
+fn usage_object(usage: &AnswerUsage) -> Value {
+    json!({
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    })
+}
+
+impl Shape {
+    fn object(&self, name: &str) -> Map<String, Value> {
+        let mut object = Map::new();
+        object.insert("id".into(), self.id.clone().into());
+        object.insert("object".into(), name.into());
+        object.insert("created".into(), self.created.into());
+        object.insert("model".into(), self.model.clone().into());
+        object
+    }
+
+    fn token_object(&self, id: u32, logprob: f32) -> Value {
+        let text = self.tokenizer.token_text(id);
+        json!({"bytes": text.as_bytes(), "token": text, "logprob": logprob})
+    }
+
+    /// OpenAI's logprobs of some tokens: lists for chat, parallel arrays for completions.
+    fn logprobs(&self, tokens: &[TokenPiece], text_offset: &mut usize) -> Value {
+        if !self.logprobs {
+            return Value::Null;
+        }
+        if self.kind == Kind::Chat {
+            let content = tokens.iter().map(|token| {
+                let mut object = self.token_object(token.id, token.logprob.unwrap_or_default());
+                object["top_logprobs"] =
+                    token.top.iter().map(|(id, logprob)| self.token_object(*id, *logprob)).collect();
+                object
+            });
+            return json!({"content": content.collect::<Vec<_>>(), "refusal": null});
+        }
+        let mut offsets = Vec::new();
+        let (mut names, mut own, mut top) = (Vec::new(), Vec::new(), Vec::new());
+        for token in tokens {
+            let text = self.tokenizer.token_text(token.id);
+            offsets.push(*text_offset);
+            *text_offset += text.chars().count();
+            names.push(text);
+            own.push(token.logprob);
+            let best: Map<String, Value> =
+                token.top.iter().map(|(id, logprob)| (self.tokenizer.token_text(*id), json!(logprob))).collect();
+            top.push(best);
+        }
+        json!({"text_offset": offsets, "token_logprobs": own, "tokens": names, "top_logprobs": top})
+    }
+}
+
+/// Builds the chunks of a streamed answer.
+pub(crate) struct Chunks {
+    shape: Shape,
+    choices: Vec<ChunkState>,
+    /// The end of a choice, held back until it is known whether the answer ends with it.
+    held: Option<(u32, String)>,
+}
+
+#[derive(Clone, Default)]
+struct ChunkState {
+    started: bool,
+    text_offset: usize,
+}
+
+impl Chunks {
+    pub(crate) fn new(shape: Shape, n: u32) -> Self {
+        Self { shape, choices: vec![ChunkState::default(); n as usize], held: None }
+    }
+
+    /// The chunks that an event gives.
+    pub(crate) fn take(&mut self, event: AnswerEvent) -> Vec<Value> {
+        let mut out = Vec::new();
+        match event {
+            AnswerEvent::Tokens { choice, tokens, text } => {
+                if !text.is_empty() || self.shape.logprobs || self.shape.token_ids {
+                    out.push(self.chunk(choice, &text, &tokens, None));
+                }
+            }
+            AnswerEvent::Finish { choice, reason, text } => {
+                out.extend(self.release(None));
+                if !text.is_empty() {
+                    out.push(self.chunk(choice, &text, &[], None));
+                }
+                self.held = Some((choice, reason));
+            }
+            AnswerEvent::Done { usage, polylink } => {
+                out.extend(self.release(polylink));
+                if self.shape.include_usage {
+                    let mut last = self.shape.object(self.object_name());
+                    last.insert("choices".into(), json!([]));
+                    last.insert("usage".into(), usage_object(&usage));
+                    out.push(last.into());
+                }
+            }
+            AnswerEvent::Failed(error) => out.push(error.to_json()),
+        }
+        out
+    }
+
+    fn release(&mut self, polylink: Option<Value>) -> Option<Value> {
+        let (choice, reason) = self.held.take()?;
+        let mut chunk = self.chunk(choice, "", &[], Some(&reason));
+        if let Some(polylink) = polylink {
+            chunk["polylink"] = polylink;
+        }
+        Some(chunk)
+    }
+
+    fn object_name(&self) -> &'static str {
+        if self.shape.kind == Kind::Chat { "chat.completion.chunk" } else { "text_completion" }
+    }
+
+    fn chunk(&mut self, choice: u32, text: &str, tokens: &[TokenPiece], finish: Option<&str>) -> Value {
+        let mut state = self.choices.get(choice as usize).cloned().unwrap_or_default();
+        let first = !std::mem::replace(&mut state.started, true);
+        let mut object = self.shape.object(self.object_name());
+        let mut entry = json!({"index": choice, "finish_reason": finish});
+        entry["logprobs"] =
+            if tokens.is_empty() { Value::Null } else { self.shape.logprobs(tokens, &mut state.text_offset) };
+        if self.shape.kind == Kind::Chat {
+            let mut delta = Map::new();
+            if first {
+                delta.insert("role".into(), "assistant".into());
+            }
+            if finish.is_none() {
+                delta.insert("content".into(), text.into());
+            }
+            entry["delta"] = delta.into();
+        } else {
+            entry["text"] = text.into();
+        }
+        if self.shape.token_ids {
+            entry["token_ids"] = tokens.iter().map(|token| token.id).collect();
+            if first {
+                object.insert("prompt_token_ids".into(), self.shape.prompt_token_ids.clone().into());
+            }
+        }
+        object.insert("choices".into(), json!([entry]));
+        if self.shape.include_usage {
+            object.insert("usage".into(), Value::Null);
+        }
+        if let Some(kept) = self.choices.get_mut(choice as usize) {
+            *kept = state;
+        }
+        object.into()
+    }
+}
+
+/// Collects a whole answer.
+pub(crate) struct Whole {
+    shape: Shape,
+    choices: Vec<WholeChoice>,
+}
+
+#[derive(Clone, Default)]
+struct WholeChoice {
+    text: String,
+    tokens: Vec<TokenPiece>,
+    finish: Option<String>,
+}
+
+impl Whole {
+    pub(crate) fn new(shape: Shape, n: u32) -> Self {
+        Self { shape, choices: vec![WholeChoice::default(); n as usize] }
+    }
+
+    /// Takes an event; the object once it is complete.
+    pub(crate) fn take(&mut self, event: AnswerEvent) -> Result<Option<Value>, ApiError> {
+        match event {
+            AnswerEvent::Tokens { choice, tokens, text } => {
+                if let Some(state) = self.choices.get_mut(choice as usize) {
+                    state.text.push_str(&text);
+                    state.tokens.extend(tokens);
+                }
+            }
+            AnswerEvent::Finish { choice, reason, text } => {
+                if let Some(state) = self.choices.get_mut(choice as usize) {
+                    state.text.push_str(&text);
+                    state.finish = Some(reason);
+                }
+            }
+            AnswerEvent::Done { usage, polylink } => return Ok(Some(self.object(&usage, polylink))),
+            AnswerEvent::Failed(error) => return Err(error),
+        }
+        Ok(None)
+    }
+
+    fn object(&self, usage: &AnswerUsage, polylink: Option<Value>) -> Value {
+        let chat = self.shape.kind == Kind::Chat;
+        let mut object = self.shape.object(if chat { "chat.completion" } else { "text_completion" });
+        let choices = self.choices.iter().enumerate().map(|(index, choice)| {
+            let logprobs = self.shape.logprobs(&choice.tokens, &mut 0);
+            let mut entry = json!({"index": index, "finish_reason": choice.finish, "logprobs": logprobs});
+            if chat {
+                entry["message"] = json!({"role": "assistant", "content": choice.text, "refusal": null});
+            } else {
+                entry["text"] = choice.text.clone().into();
+            }
+            if self.shape.token_ids {
+                entry["token_ids"] = choice.tokens.iter().map(|token| token.id).collect();
+                if !chat {
+                    entry["prompt_token_ids"] = self.shape.prompt_token_ids.clone().into();
+                }
+            }
+            entry
+        });
+        object.insert("choices".into(), choices.collect());
+        object.insert("usage".into(), usage_object(usage));
+        if self.shape.token_ids && chat {
+            object.insert("prompt_token_ids".into(), self.shape.prompt_token_ids.clone().into());
+        }
+        if let Some(polylink) = polylink {
+            object.insert("polylink".into(), polylink);
+        }
+        object.into()
+    }
+}

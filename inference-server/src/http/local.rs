@@ -1,0 +1,207 @@
+//! An [`Answerer`] over an engine in this process: no chain, no sessions, no receipts. What a judge's own model, a
+//! benchmark of the engine alone, and this crate's tests use.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use prometheus::proto::MetricFamily;
+use serde_json::json;
+
+use super::answer::{AnswerEvent, AnswerUsage, TokenPiece};
+use super::error::ApiError;
+use super::front::{Answer, Answerer, Caller, ModelCard, unix_seconds, unknown_model};
+use super::metrics::engine_families;
+use super::request::{AnswerRequest, Kind, Prompt};
+use crate::engine::{EngineHandle, EngineStatus, GenerateRequest, TextEvent, TextStream};
+use crate::model::{ChatTemplate, LoadedModel, Tokenizer};
+
+/// The text side of a model: what turns a conversation into token ids and back.
+#[derive(Clone)]
+pub struct TextModel {
+    /// The tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The chat template, if the model has one.
+    pub template: Option<Arc<ChatTemplate>>,
+    /// Prompt and completion together.
+    pub context_length: u32,
+}
+
+/// Most tokens that an answer gets when its request names no limit.
+pub const MAX_TOKENS_DEFAULT: u32 = 4_096;
+
+impl TextModel {
+    /// Of a model folder.
+    pub fn of(model: &LoadedModel) -> Self {
+        Self {
+            tokenizer: Arc::clone(model.tokenizer()),
+            template: model.chat_template().cloned(),
+            context_length: model.context_length() as u32,
+        }
+    }
+
+    /// Token ids of a prompt, and the request's `max_tokens` when it named none.
+    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>, ApiError> {
+        match prompt {
+            Prompt::Chat(messages) => {
+                let none = || ApiError::field("messages", "this model has no chat template: use /v1/completions");
+                let template = self.template.as_ref().ok_or_else(none)?;
+                template.encode(messages, &self.tokenizer).map_err(|e| ApiError::field("messages", e.to_string()))
+            }
+            Prompt::Text(text) => self.tokenizer.encode(text).map_err(|e| ApiError::field("prompt", e.to_string())),
+            Prompt::Ids(ids) => match ids.iter().find(|id| **id as usize >= self.tokenizer.vocabulary()) {
+                Some(id) => {
+                    let size = self.tokenizer.vocabulary();
+                    Err(ApiError::field("prompt", format!("token {id} is not in the vocabulary of {size}")))
+                }
+                None => Ok(ids.clone()),
+            },
+        }
+    }
+
+    /// What is left of the context, up to what was asked for.
+    ///
+    /// # Errors
+    /// 400 with the numbers when the prompt fills it.
+    pub fn max_tokens(&self, prompt_tokens: usize, asked: u32) -> Result<u32, ApiError> {
+        let context = self.context_length as usize;
+        if prompt_tokens == 0 {
+            return Err(ApiError::field("prompt", "the prompt is empty: at least one token is expected"));
+        }
+        if prompt_tokens >= context {
+            let mut error = ApiError::field(
+                "prompt",
+                format!(
+                    "the prompt has {prompt_tokens} tokens, the model's context is {context}: shorten it, and leave room for an answer"
+                ),
+            );
+            error.code = Some("context_length_exceeded".into());
+            return Err(error);
+        }
+        let room = (context - prompt_tokens) as u32;
+        Ok(room.min(if asked == 0 { MAX_TOKENS_DEFAULT } else { asked }))
+    }
+}
+
+/// One model on one engine.
+pub struct LocalAnswerer {
+    engine: EngineHandle,
+    text: TextModel,
+    name: String,
+    created: u64,
+}
+
+impl LocalAnswerer {
+    /// Under the name that requests give.
+    pub fn new(engine: EngineHandle, text: TextModel, name: String) -> Self {
+        Self { engine, text, name, created: unix_seconds() }
+    }
+
+    fn begin(&self, request: AnswerRequest) -> Result<Answer, ApiError> {
+        if request.model != self.name {
+            return Err(unknown_model(&request.model, &[self.card()]));
+        }
+        let prompt_token_ids = self.text.encode(&request.prompt)?;
+        let mut sampling = request.sampling;
+        sampling.max_tokens = self.text.max_tokens(prompt_token_ids.len(), sampling.max_tokens)?;
+        let seed = match request.seed {
+            Some(seed) => seed,
+            None => random_bytes()?,
+        };
+        let (n, stop) = (sampling.n, sampling.stop.clone());
+        let stream = self.engine.submit(GenerateRequest {
+            prompt_ids: prompt_token_ids.clone(),
+            sampling,
+            seed,
+            tenant: [0; 32],
+            priority: 0,
+            logprobs: request.logprobs.unwrap_or(0),
+        })?;
+        let text = TextStream::new(stream, Arc::clone(&self.text.tokenizer), n, stop);
+        let events = futures::stream::unfold(text, |mut text| async move { Some((text.next().await?, text)) });
+        Ok(Answer {
+            id: answer_id(request.kind)?,
+            model: self.name.clone(),
+            tokenizer: Arc::clone(&self.text.tokenizer),
+            prompt_token_ids,
+            events: events.map(answer_event).boxed(),
+        })
+    }
+
+    fn card(&self) -> ModelCard {
+        ModelCard {
+            id: self.name.clone(),
+            created: self.created,
+            owned_by: "local".into(),
+            context_length: self.text.context_length,
+            polylink: json!(null),
+        }
+    }
+}
+
+fn answer_event(event: TextEvent) -> AnswerEvent {
+    match event {
+        TextEvent::Token { token, text } => AnswerEvent::Tokens {
+            choice: token.choice,
+            tokens: vec![TokenPiece {
+                id: token.id,
+                logprob: Some(token.logprob),
+                top: token.top.iter().map(|t| (t.token, t.logprob)).collect(),
+            }],
+            text,
+        },
+        TextEvent::Finished { choice, reason, text } => {
+            AnswerEvent::Finish { choice, reason: reason.as_str().into(), text }
+        }
+        TextEvent::Done { usage } => AnswerEvent::Done {
+            usage: AnswerUsage {
+                prompt_tokens: usage.prompt_tokens,
+                cached_tokens: usage.cached_tokens,
+                completion_tokens: usage.completion_tokens,
+            },
+            polylink: None,
+        },
+        TextEvent::Failed { code, message } => AnswerEvent::Failed(ApiError::unavailable(code.as_str(), message)),
+    }
+}
+
+impl Answerer for LocalAnswerer {
+    fn authorise(&self, _: &Caller) -> Result<(), ApiError> {
+        Ok(())
+    }
+    fn models(&self) -> BoxFuture<'_, Result<Vec<ModelCard>, ApiError>> {
+        Box::pin(async { Ok(vec![self.card()]) })
+    }
+    fn answer(&self, _: Caller, request: AnswerRequest) -> BoxFuture<'_, Result<Answer, ApiError>> {
+        Box::pin(async move { self.begin(request) })
+    }
+    fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async { engine_ready(&self.engine) })
+    }
+    fn families(&self) -> Vec<MetricFamily> {
+        engine_families(&self.engine, &self.name)
+    }
+}
+
+/// Whether an engine takes requests; else why not.
+pub(crate) fn engine_ready(engine: &EngineHandle) -> Result<(), String> {
+    match engine.status() {
+        EngineStatus::Ready => Ok(()),
+        EngineStatus::Unavailable(reason) => Err(format!("the engine cannot compute now: {reason}")),
+        EngineStatus::Draining => Err("the engine is draining".into()),
+        EngineStatus::Stopped => Err("the engine has stopped".into()),
+    }
+}
+
+/// 32 bytes from the operating system.
+pub(crate) fn random_bytes() -> Result<[u8; 32], ApiError> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|e| ApiError::internal(format!("the system gives no random bytes: {e}")))?;
+    Ok(bytes)
+}
+
+/// An id that nobody can guess: whoever knows it may read the answer's record with the same API key.
+pub(crate) fn answer_id(kind: Kind) -> Result<String, ApiError> {
+    let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
+    Ok(format!("{prefix}-{}", hex::encode(&random_bytes()?[..16])))
+}
