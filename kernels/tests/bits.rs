@@ -83,3 +83,80 @@ fn rows_do_not_depend_on_batch_chunks_or_cache() {
         }
     }
 }
+
+/// Draws `count` tokens for slot 0 after a prompt, each step fed by the last sample, beside `others` more sequences.
+fn generate(backend: &mut dyn Backend, others: u32, count: usize) -> Vec<(u32, u32, [u16; SKETCH_VALUES])> {
+    let slots: Vec<u32> = (0..=others).collect();
+    let tables: Vec<Vec<u32>> = slots.iter().map(|&slot| blocks(backend, slot, &KV)).collect();
+    let flat = tables.concat();
+    let span = |slot: u32| Span { start: slot * tables[0].len() as u32, length: tables[0].len() as u32 };
+    let prompts: Vec<Vec<u32>> = slots.iter().map(|&slot| tokens(40 + slot, 20 + 9 * slot as usize, 199)).collect();
+    let mut output = StepOutput::with_limits(&limits(), TINY.vocabulary, false);
+    let mut drawn = Vec::new();
+    for step in 0..count {
+        let mut inputs = Vec::new();
+        let sequence = |slot: u32, inputs: &mut Vec<TokenInput>| {
+            let prompt = &prompts[slot as usize];
+            let (first, rows) = if step == 0 { (0, prompt.len()) } else { (prompt.len() + step - 1, 1) };
+            match step {
+                0 => inputs.extend(prompt.iter().map(|&token| TokenInput::Id(token))),
+                _ => inputs.push(TokenInput::LastSample(slot)),
+            }
+            let (first_position, rows) = (first as u32, rows as u32);
+            SequenceRows { slot, first_position, rows, wanted: 1, blocks: span(slot), noise_key: key() }
+        };
+        // Slot 0 comes last in its step: its rows lie elsewhere in the batch than when it is alone.
+        let sequences: Vec<SequenceRows> = slots.iter().rev().map(|&slot| sequence(slot, &mut inputs)).collect();
+        let forward = ForwardStep { sequences: &sequences, tokens: &inputs, block_tables: &flat, logits_out: false };
+        let ticket = backend.submit(&Step::Forward(forward)).unwrap();
+        backend.wait(ticket, &mut output).unwrap();
+        let params = SampleParams { temperature: 9.0, top_p: 0.95, noise_key: key(), ..SampleParams::greedy() };
+        let none = Span::default();
+        let rows: Vec<SampleRow> = (0..=others)
+            .map(|row| SampleRow {
+                row,
+                slot: others - row,
+                params,
+                logit_bias: none,
+                suppressed: none,
+                mask: none,
+                logprobs: 0,
+            })
+            .collect();
+        let sample =
+            SampleStep { starts: &[], histories: &[], rows: &rows, logit_bias: &[], suppressed: &[], masks: &[] };
+        let ticket = backend.submit(&Step::Sample(sample)).unwrap();
+        backend.wait(ticket, &mut output).unwrap();
+        let last = output.samples[others as usize].token;
+        drawn.push((last.token, last.logprob.to_bits(), output.sketches[others as usize]));
+    }
+    drawn
+}
+
+#[test]
+fn a_generation_is_the_same_alone_in_company_and_on_replay() {
+    let mut expected = None;
+    for backend in backends() {
+        let mut backend = built(backend, Dtype::Bf16, WeightForm::Q8_0);
+        let alone = generate(&mut *backend, 0, 24);
+        assert_eq!(alone, generate(&mut *backend, 3, 24), "{}", backend.name());
+        // Replay: one prefill over prompt and completion gives every sketch, and every token has margin 0.
+        let mut all = tokens(40, 20, 199);
+        all.extend(alone.iter().map(|(token, ..)| *token));
+        let chunk = Chunk { slot: 0, first: 0, tokens: all[..all.len() - 1].to_vec(), wanted: 24 };
+        let replay = forward(&mut *backend, &KV, &[chunk]).unwrap();
+        let mut scratch = SampleScratch::new(TINY.vocabulary);
+        let params = SampleParams { temperature: 9.0, top_p: 0.95, noise_key: key(), ..SampleParams::greedy() };
+        let inputs =
+            DrawInputs { params: &params, prompt: &[], completion: &[], logit_bias: &[], suppressed: &[], mask: &[] };
+        for (index, logits) in replay.logits.chunks(TINY.vocabulary).enumerate() {
+            let logits: Vec<f32> = logits.iter().map(|bits| f32::from_bits(*bits)).collect();
+            let (token, _, sketch) = alone[index];
+            assert_eq!(replay.sketches[index], sketch);
+            let margin = replay_margin(&logits, &inputs, 20 + index as u32, token, &mut scratch).unwrap();
+            assert_eq!((margin.value(), margin.drawn), (0.0, token));
+        }
+        assert!(alone.iter().map(|(token, ..)| token).collect::<std::collections::BTreeSet<_>>().len() > 5);
+        assert_eq!(*expected.get_or_insert(alone.clone()), alone, "{}", backend.name());
+    }
+}

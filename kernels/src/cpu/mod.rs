@@ -290,3 +290,6 @@ impl Operations for CpuOperations {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,187 @@
+//! Packed operations against the plain ones, bit by bit, over awkward sizes, on every instruction set of this machine.
+
+use super::*;
+use crate::backend::Limits;
+use crate::reference::ReferenceOperations;
+use crate::step::{SequenceRows, Span};
+use crate::weights::PlainValues;
+use polylink_protocol::exact_math::f32_to_bf16;
+use polylink_protocol::noise::{NoiseKey, noise_key};
+
+const LIMITS: Limits = Limits { rows: 64, wanted_rows: 64, slots: 8, kv_blocks: 64, positions: 1024 };
+
+fn values(stream: u32, count: usize) -> Vec<f32> {
+    let key = noise_key(b"operations", stream);
+    (0..count as u32).map(|i| key.gumbel(stream, i) - 0.5).collect()
+}
+
+fn packed() -> Vec<CpuOperations> {
+    let available = InstructionSet::ALL.into_iter().filter(|set| {
+        if !set.available() {
+            println!("skipped {set}: this machine does not have it");
+        }
+        set.available()
+    });
+    available
+        .map(|set| {
+            let mut operations = CpuOperations { set, pool: Pool::new(2), quants: Vec::new(), scales: Vec::new() };
+            operations.reserve(Reserve { limits: LIMITS, integer_inputs: 512 });
+            operations
+        })
+        .collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+fn plain(shape: MatrixShape, kind: usize) -> PlainMatrix {
+    let values = values(7, shape.outputs * shape.inputs);
+    let values = match kind {
+        0 => PlainValues::F32(values),
+        1 => PlainValues::Bf16(values.into_iter().map(f32_to_bf16).collect()),
+        _ => {
+            let mut quants = vec![0; values.len()];
+            let blocks = values.as_chunks::<BLOCK>().0.iter().zip(quants.chunks_exact_mut(BLOCK));
+            let scales = blocks.map(|(values, quants)| crate::quantise::q8_0(values, quants)).collect();
+            PlainValues::Int8 { quants, scales }
+        }
+    };
+    PlainMatrix { shape, values }
+}
+
+#[test]
+fn products_of_awkward_sizes() {
+    let mut reference = ReferenceOperations::default();
+    for mut operations in packed() {
+        let mut case = 0;
+        for (outputs, inputs, range_length) in [
+            (1, 32, 32),
+            (16, 96, 32),
+            (17, 64, 64),
+            (31, 288, 96),
+            (48, 512, 32),
+            (70, 160, 64),
+            (33, 45, 45),
+            (5, 7, 3),
+        ] {
+            for (rows, kind) in (0..3).flat_map(|kind| [1, 2, 3, 5, 6, 7, 13, 49].map(|rows| (rows, kind))) {
+                if kind == 2 && (inputs % BLOCK != 0 || range_length % BLOCK != 0) {
+                    continue;
+                }
+                case += 1;
+                let ranges = usize::div_ceil(inputs, range_length);
+                let planes = if case % 3 == 0 { ranges } else { 1 };
+                let shape = MatrixShape { outputs, inputs, range_length, planes };
+                let input = values(case, rows * inputs);
+                let bias = values(1, outputs);
+                let bias = (planes == 1 && case % 2 == 0).then_some(&bias[..]);
+                let residual = planes == 1 && case % 5 < 2;
+                let start = values(2, rows * outputs * planes);
+                let (mut expected, mut found) = (start.clone(), start);
+                let matrix = reference.pack(plain(shape, kind));
+                reference.gemm(&matrix, &input, &mut expected, bias, residual).unwrap();
+                let matrix = operations.pack(plain(shape, kind));
+                operations.gemm(&matrix, &input, &mut found, bias, residual).unwrap();
+                assert_eq!(bits(&expected), bits(&found), "{} rows {rows} kind {kind} {shape:?}", operations.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_of_awkward_widths() {
+    let mut reference = ReferenceOperations::default();
+    for mut operations in packed() {
+        for (case, width) in [1, 15, 63, 64, 65, 130, 288].into_iter().enumerate() {
+            let (rows, stream) = (3, case as u32 + 50);
+            let (input, weight) = (values(stream, 2 * rows * width), values(9, width));
+            let (mut expected, mut found) = (vec![0.0; rows * width], vec![1.0; rows * width]);
+            reference.rms_norm(&input[..rows * width], &weight, 1e-6, &mut expected).unwrap();
+            operations.rms_norm(&input[..rows * width], &weight, 1e-6, &mut found).unwrap();
+            assert_eq!(bits(&expected), bits(&found), "norm of {width}");
+            reference.silu_mul(&input, &mut expected, width).unwrap();
+            operations.silu_mul(&input, &mut found, width).unwrap();
+            assert_eq!(bits(&expected), bits(&found), "silu of {width}");
+            let row = SketchRow { noise_key: noise_key(b"sketch", stream), position: stream };
+            let (mut expected, mut found) = ([[0; SKETCH_VALUES]; 3], [[1; SKETCH_VALUES]; 3]);
+            reference.sketch(&input[..rows * width], width, &[row; 3], &mut expected).unwrap();
+            operations.sketch(&input[..rows * width], width, &[row; 3], &mut found).unwrap();
+            assert_eq!(expected, found, "sketch of {width}");
+        }
+    }
+}
+
+/// One sequence of `length` positions on blocks in a scattered order, and its rows' bookkeeping.
+struct Sequence {
+    rows: [SequenceRows; 1],
+    tables: Vec<u32>,
+    sequence_of: Vec<u32>,
+    positions: Vec<u32>,
+}
+
+impl Sequence {
+    fn new(first: usize, length: usize, block_tokens: usize) -> Self {
+        let count = (first + length).div_ceil(block_tokens) as u32;
+        let rows = [SequenceRows {
+            slot: 0,
+            first_position: first as u32,
+            rows: length as u32,
+            wanted: 0,
+            blocks: Span { start: 0, length: count },
+            noise_key: NoiseKey(0),
+        }];
+        // 37 has no common factor with 256: a permutation of the blocks.
+        let tables = (0..count).map(|i| (i * 37 + 11) % 256).collect();
+        let positions = (first..first + length).map(|position| position as u32).collect();
+        Self { rows, tables, sequence_of: vec![0; length], positions }
+    }
+
+    fn batch(&self) -> Batch<'_> {
+        let Self { rows, tables, sequence_of, positions } = self;
+        Batch { sequences: rows, block_tables: tables, sequence_of, positions }
+    }
+}
+
+/// Appends `length` positions and attends from all of them, then from a few more: the bits of both outputs.
+fn attend<O: Operations>(operations: &mut O, spec: &AttentionSpec, length: usize) -> Vec<u32> {
+    let kv = KvSpec { layers: 2, heads: spec.kv_heads, head_dim: spec.head_dim };
+    let mut cache = vec![0f32; 256 * operations.block_floats(&kv)];
+    let half = spec.head_dim / 2;
+    let (sine, cosine) = (values(3, 1024 * half), values(4, 1024 * half));
+    let rope = RopeTable { sine, cosine };
+    let width = (spec.query_heads + 2 * spec.kv_heads) * spec.head_dim;
+    let mut all = Vec::new();
+    for (first, length) in [(0, length), (length, 3)] {
+        let sequence = Sequence::new(first, length, operations.block_tokens());
+        let mut qkv = values(20 + first as u32, length * width);
+        operations.rope_append(spec, &rope, &sequence.batch(), &kv, 1, &mut cache, &mut qkv).unwrap();
+        let mut output = vec![0f32; length * spec.query_heads * spec.head_dim];
+        operations.attention(spec, &sequence.batch(), &kv, 1, &cache, &qkv, &mut output).unwrap();
+        assert!(output.iter().all(|value| value.is_finite()));
+        all.extend(bits(&output));
+    }
+    all
+}
+
+#[test]
+fn attention_of_awkward_lengths_heads_and_windows() {
+    let mut reference = ReferenceOperations::default();
+    for (length, head_dim, group, window) in [
+        (1, 16, 1, None),
+        (17, 32, 3, None),
+        (255, 48, 1, None),
+        (257, 64, 2, Some(1)),
+        (300, 80, 1, Some(256)),
+        (530, 32, 2, Some(300)),
+        (513, 128, 1, None),
+    ] {
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let spec = AttentionSpec { query_heads: 2 * group, kv_heads: 2, head_dim, scale, window };
+        let expected = attend(&mut reference, &spec, length);
+        for mut operations in packed() {
+            let found = attend(&mut operations, &spec, length);
+            assert!(expected == found, "{} length {length} {spec:?}", operations.name());
+        }
+    }
+}
