@@ -2,6 +2,7 @@
 //! `key=value` transactions. What is tested is what every ledger needs of the two: calls in the
 //! order of the specification, proofs that hold against the headers, and no loss when either process
 //! is killed.
+#![allow(clippy::unwrap_used, missing_docs)]
 
 mod comet;
 

@@ -53,8 +53,12 @@ impl Snapshot {
         self.0.head.app_hash
     }
 
-    /// The value of `key`, or the failure of the disk.
+    /// The value of `key`, or the failure of the disk. A key that no table may hold, as a query can
+    /// ask for, is not there.
     pub fn read(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        if key.len() > MAX_KEY_BYTES {
+            return Ok(None);
+        }
         Ok(self.0.database.get(&self.0.tables.state, key)?.map(|value| value.to_vec()))
     }
 
@@ -111,14 +115,14 @@ fn tree_error(height: u64) -> impl Fn(anyhow::Error) -> StoreError {
 }
 
 /// Stops the caller; see the invariant in [`super::state`].
-fn failed(error: fjall::Error) -> ! {
-    panic!("the state cannot be read, the disk failed: {error}")
+fn failed(error: impl std::fmt::Display) -> ! {
+    panic!("the state cannot be read: {error}")
 }
 
 impl StateRead for Snapshot {
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        match self.0.database.get(&self.0.tables.state, key) {
-            Ok(value) => value.map(|value| value.to_vec()),
+        match self.read(key) {
+            Ok(value) => value,
             Err(error) => failed(error),
         }
     }
