@@ -120,6 +120,8 @@ pub struct Bed {
     pub state: MemoryState,
     pub ctx: Context,
     pub profile: Digest,
+    /// What the accounts were given at the start, bonds included.
+    genesis: u128,
 }
 
 impl Bed {
@@ -138,13 +140,14 @@ impl Bed {
         genesis.market.workers.push(register_worker(WORKER));
         genesis.tiqe.judges = (0..judges).map(register_judge).collect();
         alter(&mut genesis);
+        let given = genesis.accounts.iter().map(|account| account.balance.0).sum();
         let blocks = genesis.epoch_blocks();
         let mut state = MemoryState::default();
         let mut ctx = Context::new(CHAIN, 0, BlockTime::default(), blocks);
         for module in [crate::bank::MODULE].iter().chain(&HOOKS) {
             (module.genesis)(&mut ctx, &mut state, &genesis).unwrap();
         }
-        let mut bed = Bed { state, ctx, profile: profile_digest(&profile()) };
+        let mut bed = Bed { state, ctx, profile: profile_digest(&profile()), genesis: given };
         bed.begin();
         bed
     }
@@ -247,7 +250,7 @@ impl Bed {
     }
 
     pub fn submit_beacon(&mut self, number: u8, epoch: u64) -> Result<(), TxError> {
-        let query = QueryBeaconRequest { epoch: epoch - 1, profile_digest: self.profile.to_vec() };
+        let query = QueryBeaconRequest { epoch: epoch.saturating_sub(1), profile_digest: self.profile.to_vec() };
         let previous = Digest::from_slice(&self.ask(&query).unwrap().beacon).unwrap();
         let proof = vrf(number).prove(&vrf_input(CHAIN, &previous, epoch, &self.profile)).unwrap();
         let profile_digest = self.profile.to_vec();
@@ -295,8 +298,7 @@ impl Bed {
     pub fn check_books(&self) {
         bank::scan(&self.state).unwrap();
         let (minted, burned) = bank::flows(&self.state, DENOM);
-        let genesis = FUNDS * self.holders();
-        assert_eq!(bank::supply(&self.state, DENOM).0 + burned.0, genesis + minted.0);
+        assert_eq!(bank::supply(&self.state, DENOM).0 + burned.0, self.genesis + minted.0);
         let all = |prefix: u8| self.state.iter_prefix(&[prefix]).map(|(_, value)| value).collect::<Vec<_>>();
         let uplk = |text: &str| records::uplk(text).0;
         let escrow: u128 = all(keys::SESSION)
@@ -329,10 +331,5 @@ impl Bed {
             .map(|judge| uplk(&judge.bond))
             .sum();
         assert_eq!(self.balance(Pool::JudgeBonds), judges, "judge bonds");
-    }
-
-    /// Funded accounts of the genesis: five and the judges, which hold their bonds from the start.
-    fn holders(&self) -> u128 {
-        5 + self.state.iter_prefix(&[tiqe::keys::JUDGE]).count() as u128
     }
 }

@@ -1,1 +1,5 @@
-//! Tests of the market.
+//! Tests of the market: refusals, the life of sessions, pots and bonds, and the books after random messages.
+
+mod epochs;
+mod random;
+mod refusals;

@@ -1,1 +1,5 @@
-//! Tests of the audit.
+//! Tests of the audit: rounds, penalties, trials, and refusals.
+
+mod refusals;
+mod rounds;
+mod trials;

@@ -1,0 +1,146 @@
+//! Trials: evidence opens one, fresh samples and two thirds of the bond convict, and only then anyone is slashed.
+
+use polylink_protocol::market_v1::{MsgCloseSession, MsgRedeem, MsgUnbond};
+use polylink_protocol::tiqe_v1::*;
+
+use crate::bank::Pool;
+use crate::market::testbed::*;
+use crate::market::{self, vesting};
+
+fn cheating(_: u8, _: u32) -> Score {
+    Score {
+        cross_bps: 7_000,
+        evidence_milli: 6_000,
+        replayed: true,
+        tokens: 9,
+        token_mismatches: 3,
+        ..Default::default()
+    }
+}
+
+fn serve(bed: &mut Bed, session: u64, epoch: u64, score: impl Fn(u8, u32) -> Score) {
+    bed.until(epoch + 1, 1);
+    bed.commit(epoch, root(20, 2_000)).unwrap();
+    bed.redeem(session, epoch, 40_000 * u128::from(epoch + 1), 20 * (epoch + 1)).unwrap();
+    bed.run_round(epoch, &[0, 1, 2], score);
+}
+
+fn trials(bed: &Bed) -> Vec<Trial> {
+    bed.ask(&QueryTrialsRequest { worker: WORKER.account() }).unwrap().trials
+}
+
+fn findings(trial: &Trial, evidence_milli: i64) -> Scores {
+    let score = |sample: &Sample| Score { sample: sample.number, evidence_milli, ..Default::default() };
+    Scores { scores: trial.samples.iter().map(score).collect() }
+}
+
+/// A bed with a trial whose samples are drawn, in epoch 2.
+fn tried() -> (Bed, u64, Trial) {
+    let mut bed = Bed::new(3);
+    let session = bed.open_session(1_000_000);
+    serve(&mut bed, session, 0, cheating);
+    let open = trials(&bed);
+    assert_eq!((open.len(), open[0].state(), open[0].opened_epoch), (1, TrialState::Open, 1));
+    assert!(open[0].samples.is_empty());
+    assert_eq!(bed.vote(0, 1, true, &Scores::default()).unwrap_err().code(), ("tiqe", 22));
+    serve(&mut bed, session, 1, cheating);
+    let trial = trials(&bed).remove(0);
+    assert_eq!(trials(&bed).len(), 1, "one trial at a time");
+    assert_eq!((trial.evidence_epoch, trial.deadline_epoch, trial.samples.len()), (1, 5, 8));
+    (bed, session, trial)
+}
+
+#[test]
+fn a_cheating_worker_is_convicted_slashed_and_jailed() {
+    let (mut bed, session, trial) = tried();
+    // Pay and unbonding wait for the verdict.
+    let (held, balance) = (bed.balance(Pool::MarketVesting), bed.balance(WORKER));
+    bed.until(3, 2);
+    assert_eq!((bed.balance(Pool::MarketVesting), bed.balance(WORKER)), (held, balance));
+    bed.send(&MsgUnbond { operator: WORKER.account(), amount: "100000000".into() }).unwrap();
+
+    for number in [0, 1, 2] {
+        bed.vote(number, trial.id, true, &findings(&trial, 6_000)).unwrap();
+    }
+    assert_eq!(bed.vote(0, trial.id, true, &findings(&trial, 6_000)).unwrap_err().code(), ("tiqe", 14));
+    let burned = crate::bank::flows(&bed.state, "uplk").1.0;
+    bed.block();
+    let trial = trials(&bed).remove(0);
+    assert_eq!(trial.state(), TrialState::Guilty);
+    assert_eq!(trial.votes.len(), 3);
+    // Half of the bond, although it is unbonding, and all that had not vested.
+    assert_eq!((trial.slashed.as_str(), trial.clawed_back.as_str()), ("50000000", held.to_string().as_str()));
+    assert_eq!(crate::bank::flows(&bed.state, "uplk").1.0 - burned, 50_000_000 + held);
+    assert_eq!(bed.balance(Pool::MarketVesting), 0);
+    let worker = market::worker(&bed.state, &WORKER).unwrap();
+    assert!(worker.jailed);
+    assert_eq!(worker.unbonding[0].amount, "50000000");
+
+    // No receipts, vouchers or sessions any more; the payer has the rest back at once.
+    assert_eq!(bed.commit(2, root(1, 1)).unwrap_err().code(), ("market", 14));
+    let voucher = Some(voucher(session, 2, 100_000, 50));
+    assert_eq!(bed.refused(&MsgRedeem { payee: WORKER.account(), voucher }), ("market", 14));
+    let close = MsgCloseSession { signer: PAYER.account(), session, voucher: None };
+    assert_eq!(bed.send(&close).unwrap().refund, "920000");
+    assert!(!crate::tiqe::on_trial(&bed.state, &WORKER));
+}
+
+#[test]
+fn two_thirds_of_the_bond_do_not_convict_and_who_does_not_vote_pays() {
+    let (mut bed, _, trial) = tried();
+    bed.vote(0, trial.id, true, &findings(&trial, 6_000)).unwrap();
+    bed.vote(1, trial.id, true, &findings(&trial, 6_000)).unwrap();
+    bed.until(5, 19);
+    assert_eq!(trials(&bed)[0].state(), TrialState::Open);
+    bed.block();
+    let trial = trials(&bed).remove(0);
+    assert_eq!(trial.state(), TrialState::Acquitted);
+    assert!(!market::worker(&bed.state, &WORKER).unwrap().jailed);
+    let judges = bed.ask(&QueryJudgesRequest {}).unwrap().judges;
+    assert_eq!(judges.iter().map(|j| j.bond.as_str()).collect::<Vec<_>>(), ["100000000", "100000000", "99000000"]);
+    // The statistic begins anew, and the pay that waited is released.
+    let query = QueryQualityRequest { worker: WORKER.account(), profile_digest: bed.profile.to_vec() };
+    assert_eq!(bed.ask(&query).unwrap().quality.unwrap().cusum_milli, 0);
+    bed.until(16, 1);
+    assert_eq!(vesting::of(&bed.state, &WORKER, 16).amount, "0");
+    assert_eq!(bed.vote(2, trial.id, true, &findings(&trial, 0)).unwrap_err().code(), ("tiqe", 22));
+}
+
+#[test]
+fn votes_are_refused_by_name() {
+    let (mut bed, _, trial) = tried();
+    assert_eq!(bed.vote(0, 99, true, &findings(&trial, 0)).unwrap_err().code(), ("tiqe", 21));
+    assert_eq!(bed.vote(9, trial.id, true, &findings(&trial, 0)).unwrap_err().code(), ("tiqe", 2));
+    assert_eq!(bed.vote(0, trial.id, true, &Scores::default()).unwrap_err().code(), ("tiqe", 20));
+    assert_eq!(bed.vote(0, trial.id, true, &findings(&trial, 6_001)).unwrap_err().code(), ("tiqe", 20));
+    bed.until(6, 0);
+    assert_eq!(bed.vote(0, trial.id, true, &findings(&trial, 0)).unwrap_err().code(), ("tiqe", 22));
+}
+
+#[test]
+fn an_accused_worker_that_goes_silent_stays_on_trial() {
+    let mut bed = Bed::new(3);
+    let session = bed.open_session(1_000_000);
+    serve(&mut bed, session, 0, cheating);
+    bed.until(2, 0);
+    let held = bed.balance(Pool::MarketVesting);
+    assert!(held > 0);
+    bed.until(12, 5);
+    assert_eq!(trials(&bed)[0].state(), TrialState::Open);
+    assert_eq!(bed.balance(Pool::MarketVesting), held);
+}
+
+#[test]
+fn an_honest_worker_is_not_tried() {
+    let mut bed = Bed::new(3);
+    let session = bed.open_session(100_000_000);
+    for epoch in 0..30 {
+        serve(&mut bed, session, epoch, |number, sample| Score {
+            cross_bps: 7_000 + 300 * (sample % 4),
+            // Now and then a doubtful answer among exact ones.
+            evidence_milli: if (epoch + u64::from(sample)) % 11 == 0 { 2_500 } else { -900 + i64::from(number) },
+            ..Default::default()
+        });
+    }
+    assert!(trials(&bed).is_empty());
+}
