@@ -132,7 +132,14 @@ impl StateRead for Snapshot {
         if end.is_some_and(|end| end <= start) {
             return Box::new(std::iter::empty());
         }
-        let range = (Included(start), end.map_or(Unbounded, Excluded));
+        // The database panics on keys beyond its own limit, and a query may ask from any. No stored
+        // key is longer than ours: against them a longer bound compares as its beginning does, except
+        // that a key equal to the beginning lies below the bound.
+        let start = start.get(..MAX_KEY_BYTES + 1).map_or(Included(start), |long| Excluded(&long[..MAX_KEY_BYTES]));
+        let end = end.map_or(Unbounded, |end| {
+            end.get(..MAX_KEY_BYTES + 1).map_or(Excluded(end), |long| Included(&long[..MAX_KEY_BYTES]))
+        });
+        let range = (start, end);
         let rows = self.0.database.range::<&[u8], _>(&self.0.tables.state, range);
         let pair = |guard: fjall::Guard| match guard.into_inner() {
             Ok((key, value)) => (key.to_vec(), value.to_vec()),

@@ -83,7 +83,12 @@ fn keys_are_bounded() {
     // Reading has no such bound: what cannot be there is not there.
     for bytes in [MAX_KEY_BYTES + 1, 70_000] {
         assert_eq!(store.get(&vec![7; bytes]), None);
-        assert_eq!(store.snapshot().iter_prefix(&vec![8; bytes]).count(), 0);
+        let bound = vec![7; bytes];
+        let snapshot = store.snapshot();
+        assert_eq!(snapshot.iter_prefix(&bound).count(), 0);
+        assert_eq!(snapshot.iter_range(&[], Some(&bound), Order::Ascending).count(), 1);
+        assert_eq!(snapshot.iter_range(&bound, None, Order::Descending).count(), 0);
+        assert_eq!(snapshot.iter_range(&[6], Some(&vec![8; bytes]), Order::Descending).count(), 1);
     }
 }
 
