@@ -6,8 +6,9 @@ Conversations are sorted by length within windows and cut into micro-batches of
 about 2,048 tokens, so that almost nothing is padding; four of these make a
 step. Answer tokens weigh 1, the rest 0.1 (a judging score 4). Matrices learn
 by Muon (Jordan 2024: momentum, orthogonalised by Newton-Schulz), the rest by
-AdamW; the rate warms up, stays for the first 22 %, drops to a third and falls
-linearly.
+AdamW; the rate warms up, stays for the first 22 %, drops to a third (with
+batches this small, what follows is mostly noise above that: the loss of nano
+fell from 0.44 to 0.34 within 100 steps of the drop) and falls linearly.
 
 The order of the data is a function of the seed alone, so a checkpoint (weights,
 both optimisers' states, the step) resumes exactly. Started again with the same
@@ -134,13 +135,12 @@ def weighted_loss(model: Llama, rows: torch.Tensor, weights: torch.Tensor) -> to
     return (F.cross_entropy(logits, rows[:, 1:].flatten(), reduction="none") * weights[:, 1:].flatten()).sum()
 
 
-def rate(step: int, steps: int, warm: int = 50, hold: float = 0.225) -> float:
-    """Share of the full learning rate at `step` of `steps`: `warm` steps of rise, then full up to the share `hold`."""
+def rate(step: int, steps: int, warm: int = 50, hold: float = 0.225, after: float = 0.3) -> float:
+    """Share of the full learning rate at `step` of `steps`: a rise, full up to the share `hold`, then from `after` down."""
     fall = int(hold * steps)
     if step < warm:
         return (step + 1) / warm
-    # Full speed only at first: with batches this small, what follows is mostly noise above a third of it.
-    return 1.0 if step < fall else 0.3 * max(0.02, (steps - step) / (steps - fall))
+    return 1.0 if step < fall else after * max(0.02, (steps - step) / (steps - fall))
 
 
 def main() -> None:
@@ -150,6 +150,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
     parser.add_argument("--tokens", type=int, default=22_000_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--hold", type=float, default=0.225, help="share of the steps at the full rate")
+    parser.add_argument("--after", type=float, default=0.3, help="share of the full rate that the fall begins at")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="compile the step (needs a C++ compiler)")
     parser.add_argument("--export", type=Path, help="model folder to write at the end")
@@ -185,7 +187,7 @@ def main() -> None:
     for step in range(first, steps):
         for optimiser, full in optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = full * rate(step, steps)
+                group["lr"] = full * rate(step, steps, hold=args.hold, after=args.after)
         total = 0.0
         parts = []
         for batch in batches[step * MICROS : (step + 1) * MICROS]:
