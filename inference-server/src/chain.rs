@@ -215,6 +215,7 @@ pub struct ChainClock {
     chain: Arc<dyn Chain>,
     chain_id: Arc<str>,
     newest: watch::Receiver<(ChainTime, Instant)>,
+    told: Arc<watch::Sender<(ChainTime, Instant)>>,
     _task: Arc<AbortOnDrop>,
 }
 
@@ -226,9 +227,13 @@ impl Drop for AbortOnDrop {
     }
 }
 
-async fn look(chain: &dyn Chain) -> Result<ChainTime, ChainError> {
-    let params = chain.market_params().await?;
+/// Parameters change with an epoch at the earliest, so they are asked for once per epoch.
+async fn look(chain: &dyn Chain, known: Option<ChainTime>) -> Result<ChainTime, ChainError> {
     let (epoch, height) = chain.epoch().await?;
+    if let Some(known) = known.filter(|known| known.epoch == epoch) {
+        return Ok(ChainTime { height, ..known });
+    }
+    let params = chain.market_params().await?;
     let (epoch_blocks, receipts_window) = (params.epoch_blocks, params.receipts_window_blocks);
     Ok(ChainTime { epoch, height, epoch_blocks, receipts_window })
 }
@@ -238,7 +243,7 @@ impl ChainClock {
     pub async fn start(chain: Arc<dyn Chain>) -> Self {
         let mut said = None;
         let (chain_id, time) = loop {
-            match (chain.chain_id().await, look(&*chain).await) {
+            match (chain.chain_id().await, look(&*chain, None).await) {
                 (Ok(id), Ok(time)) => break (id, time),
                 (Err(error), _) | (_, Err(error)) => {
                     if said.is_none_or(|at: Instant| at.elapsed() > Duration::from_secs(5)) {
@@ -250,17 +255,19 @@ impl ChainClock {
             }
         };
         let (sender, newest) = watch::channel((time, Instant::now()));
-        let followed = Arc::clone(&chain);
+        let told = Arc::new(sender);
+        let (followed, sender) = (Arc::clone(&chain), Arc::clone(&told));
         let task = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(CLOCK_PERIOD).await;
-                match look(&*followed).await {
+                let known = sender.borrow().0;
+                match look(&*followed, Some(known)).await {
                     Ok(time) => drop(sender.send((time, Instant::now()))),
                     Err(error) => tracing::debug!(%error, "the chain does not answer"),
                 }
             }
         });
-        Self { chain, chain_id: chain_id.into(), newest, _task: Arc::new(AbortOnDrop(task)) }
+        Self { chain, chain_id: chain_id.into(), newest, told, _task: Arc::new(AbortOnDrop(task)) }
     }
 
     /// The chain that it follows.
@@ -290,7 +297,16 @@ impl ChainClock {
 
     /// Asks the chain now, for when the clock may lag behind somebody else's.
     pub async fn ask(&self) -> Result<ChainTime, ChainError> {
-        look(&*self.chain).await
+        let known = self.newest.borrow().0;
+        let time = look(&*self.chain, Some(known)).await?;
+        self.told.send_if_modified(|newest| {
+            let newer = time.height > newest.0.height;
+            if newer {
+                *newest = (time, Instant::now());
+            }
+            newer
+        });
+        Ok(time)
     }
 
     /// Waits for the next look.

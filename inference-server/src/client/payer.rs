@@ -77,6 +77,11 @@ impl PayerError {
         }
     }
 
+    /// Whether the worker's clock is ahead of ours, or the epoch ended on the way.
+    fn is_stale_epoch(&self) -> bool {
+        matches!(self, Self::Call(CallError::Refused { error, .. }) if ["epoch_closed", "epoch_ahead"].contains(&error.code()))
+    }
+
     /// Whether the worker is to be left alone for a while.
     pub fn is_workers_fault(&self) -> bool {
         match self {
@@ -291,6 +296,8 @@ impl Payer {
             profile_digest: worker.profile.to_vec(),
         };
         self.clock.chain().broadcast(&self.config.account, vec![tx::any(&message)]).await?;
+        // A request of an epoch before the opening could not be paid.
+        self.clock.ask().await?;
         let found = self.find(worker, epoch).await?.ok_or_else(|| PayerError::NoSession(worker.operator.clone()))?;
         tracing::info!(session = found.id, worker = worker.operator, deposit = found.deposit, "session opened");
         Ok(found)
@@ -316,8 +323,24 @@ impl Payer {
         Ok(())
     }
 
-    /// Signs a request, sends it, and returns when the answer's first event is there.
+    /// Signs a request, sends it, and returns when the answer's first event is there. Where the epoch ended on the way,
+    /// it is signed once more for the new one.
     pub async fn ask(
+        self: &Arc<Self>,
+        session: &Arc<PayerSession>,
+        ask: &Ask,
+        charge: Option<Charge>,
+    ) -> Result<Upstream, PayerError> {
+        match self.ask_once(session, ask, charge.clone()).await {
+            Err(error) if error.is_stale_epoch() => {
+                self.clock.ask().await?;
+                self.ask_once(session, ask, charge).await
+            }
+            other => other,
+        }
+    }
+
+    async fn ask_once(
         self: &Arc<Self>,
         session: &Arc<PayerSession>,
         ask: &Ask,

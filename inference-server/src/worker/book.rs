@@ -190,6 +190,9 @@ impl SessionBook {
     }
 
     fn mark_used(&mut self, index: u64) {
+        if index < self.used_below {
+            return;
+        }
         self.used.insert(index);
         while self.used.len() > INDEX_SPAN || self.used.first() == Some(&self.used_below) {
             let Some(first) = self.used.pop_first() else { break };

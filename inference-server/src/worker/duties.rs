@@ -49,9 +49,15 @@ pub(super) async fn run(worker: &Worker) {
     let mut clock = worker.clock.clone();
     // Epochs before the restart: the chain says whether they are committed, the journal what the root was.
     let mut done_before = 0;
+    let mut redeemed_again = 0;
     loop {
         clock.tick().await;
         let Ok(time) = clock.now() else { continue };
+        // Vouchers for the last answers of an epoch may come after its receipts were committed; its pot still takes them.
+        if time.epoch > redeemed_again && time.offset() >= time.receipts_window {
+            redeem(worker, time.epoch - 1).await;
+            redeemed_again = time.epoch;
+        }
         let running = time.epoch.checked_sub(1).map_or(0, |ended| worker.store.running(ended));
         match duty(&time, done_before, running) {
             Duty::Wait => {}

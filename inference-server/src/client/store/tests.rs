@@ -1,1 +1,133 @@
+//! Indexes, budgets, answers and vouchers across restarts.
 
+use super::*;
+
+fn reopen(folder: &Path) -> PayerStore {
+    for _ in 0..200 {
+        match PayerStore::open(folder) {
+            Err(JournalError::Locked { .. }) => std::thread::sleep(std::time::Duration::from_millis(5)),
+            other => return other.unwrap(),
+        }
+    }
+    panic!("the lock is never given back");
+}
+
+fn charge(budget: Option<u128>, session: bool) -> Charge {
+    Charge {
+        key_id: "key-a".into(),
+        budget: budget.map(Amount),
+        session: session.then(|| (99, ServiceKey::from_bytes(&[4; 32]))),
+    }
+}
+
+async fn begin(store: &PayerStore, charge: Option<&Charge>, worst: u128) -> Result<u64, PayError> {
+    let running = |index: u64| (Running { request: Digest([index as u8; 32]), epoch: 3, worst: Amount(worst) }, ());
+    store.begin(7, (Amount(100_000), 100), charge, Amount(worst), running).await.map(|(index, ())| index)
+}
+
+async fn answered(store: &PayerStore, index: u64, amount: u128, charge: Option<(&Charge, Amount)>) {
+    let record = AnswerRecord {
+        request: Default::default(),
+        receipt: Default::default(),
+        prompt_salt: vec![1],
+        prompt_token_ids: vec![2, 3],
+        completion_salt: vec![],
+        completions: vec![vec![4]],
+        path: None,
+        root: None,
+    };
+    let owed = Owed { receipt: Digest([index as u8; 32]), epoch: 3, amount: Amount(amount) };
+    let answer_id = format!("chatcmpl-{index}");
+    let answered = Answered {
+        session: 7,
+        index,
+        owed,
+        answer_id: &answer_id,
+        record: Some(&record),
+        charge,
+        tokens: (2, 1),
+        endpoint: "http://w",
+    };
+    store.answered("c", answered).await.unwrap();
+}
+
+#[tokio::test]
+async fn no_index_is_given_out_twice_even_after_a_crash() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut given = std::collections::BTreeSet::new();
+    for _ in 0..3 {
+        let store = reopen(folder.path());
+        for _ in 0..70 {
+            let index = begin(&store, None, 10).await.unwrap();
+            assert!(given.insert(index), "{index} twice");
+            store.abandon(7, index);
+        }
+    }
+    assert!(given.last().unwrap() < &500);
+}
+
+#[tokio::test]
+async fn answers_and_their_costs_survive() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = reopen(folder.path());
+    let charge = charge(Some(100), true);
+    for _ in 0..2 {
+        let index = begin(&store, Some(&charge), 50).await.unwrap();
+        answered(&store, index, 20, Some((&charge, Amount(50)))).await;
+    }
+    let unknown = begin(&store, Some(&charge), 30).await.unwrap();
+    drop(store);
+    let store = reopen(folder.path());
+    let account = store.key("key-a");
+    assert_eq!((account.spent, account.answers, account.reserved), (Amount(40), 2, Amount::ZERO));
+    assert_eq!((account.prompt_tokens, account.completion_tokens), (4, 2));
+    let voucher = account.voucher.unwrap();
+    polylink_protocol::market::verify_voucher(&voucher, &ServiceKey::from_bytes(&[4; 32]).public_key()).unwrap();
+    let body = voucher.voucher.unwrap();
+    assert_eq!((body.session, body.amount.as_str(), body.count, body.epoch), (99, "40", 2, 3));
+    let (record, key_id, endpoint) = store.answer("chatcmpl-0").unwrap().unwrap();
+    assert_eq!(
+        (record.prompt_token_ids.as_slice(), key_id.as_str(), endpoint.as_str()),
+        (&[2, 3][..], "key-a", "http://w")
+    );
+    assert!(store.answer("chatcmpl-9").unwrap().is_none());
+    let book = store.book(7);
+    assert_eq!(book.owed.len(), 2);
+    assert!(book.running.contains_key(&unknown), "its fate is asked of the worker");
+}
+
+#[tokio::test]
+async fn a_key_never_spends_beyond_its_budget() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = reopen(folder.path());
+    let charge = charge(Some(100), false);
+    let first = begin(&store, Some(&charge), 60).await.unwrap();
+    let refused = begin(&store, Some(&charge), 60).await;
+    assert!(matches!(refused, Err(PayError::Budget { left: Amount(40), .. })));
+    store.abandon(7, first);
+    store.release(Some(&charge), Amount(60));
+    let second = begin(&store, Some(&charge), 60).await.unwrap();
+    answered(&store, second, 60, Some((&charge, Amount(60)))).await;
+    assert!(matches!(begin(&store, Some(&charge), 41).await, Err(PayError::Budget { .. })));
+    assert!(begin(&store, Some(&charge), 40).await.is_ok());
+}
+
+#[tokio::test]
+async fn the_same_voucher_is_sent_until_it_is_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = ServiceKey::from_bytes(&[5; 32]);
+    let store = reopen(folder.path());
+    let index = begin(&store, None, 50).await.unwrap();
+    answered(&store, index, 20, None).await;
+    let call = store.voucher("c", 7, &key).await.unwrap().unwrap();
+    let second = begin(&store, None, 50).await.unwrap();
+    answered(&store, second, 20, None).await;
+    drop(store);
+    let store = reopen(folder.path());
+    assert_eq!(store.voucher("c", 7, &key).await.unwrap().unwrap(), call);
+    store.acknowledged(7).unwrap();
+    let next = store.voucher("c", 7, &key).await.unwrap().unwrap();
+    assert_eq!(next.indexes, [second]);
+    store.acknowledged(7).unwrap();
+    assert_eq!(store.voucher("c", 7, &key).await.unwrap(), None);
+}
