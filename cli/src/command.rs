@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::error::CliError;
 use crate::output::Output;
-use crate::{bench, config, keys, node, query, status, tx, verify};
+use crate::{bench, chat, config, gateway, judge, keys, node, query, serve, status, tx, up, verify};
 
 const AFTER_HELP: &str = "\
 Start here:
@@ -46,6 +46,8 @@ struct ForScripts<T: Args> {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Start a whole network on this machine and ask it one question
+    Up(up::UpArgs),
     /// State, addresses and health of the network in this home
     Status(ForScripts<status::StatusArgs>),
     /// Stop the network in this home
@@ -55,6 +57,14 @@ enum Command {
     /// The ledger alone, for CometBFT to connect to
     #[command(hide = true)]
     Ledger(node::LedgerArgs),
+    /// Run a worker: the engine behind signed receipts, or an OpenAI endpoint alone
+    Serve(serve::ServeArgs),
+    /// Run a gateway: the OpenAI endpoint over the workers of the chain, and its API keys
+    Gateway(ForScripts<gateway::GatewayArgs>),
+    /// Ask a question through a gateway, or a worker directly
+    Chat(chat::ChatArgs),
+    /// Run a judge: audit what workers served
+    Judge(judge::JudgeArgs),
     /// Make, list and show keys
     Keys(ForScripts<keys::KeysArgs>),
     /// Send transactions
@@ -122,6 +132,11 @@ fn parse(args: &[OsString]) -> Result<Cli, Stop> {
 
 async fn run(cli: Cli, home: &Path) -> Result<(), CliError> {
     match cli.command {
+        Command::Up(a) => up::run(&a, home).await,
+        Command::Serve(a) => serve::run(&a, home).await,
+        Command::Gateway(a) => gateway::run(&a.inner, home, &Output { json: a.json }).await,
+        Command::Chat(a) => chat::run(&a, home).await,
+        Command::Judge(a) => judge::run(&a, home).await,
         Command::Status(a) => status::run(&a.inner, home, &Output { json: a.json }).await,
         Command::Down(a) => status::down(&a, home).await,
         Command::Node(a) => node::run(&a, home).await,

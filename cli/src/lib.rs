@@ -5,18 +5,24 @@
 
 pub mod bench;
 pub mod chain;
+pub mod chat;
 pub mod config;
 pub mod error;
 pub mod files;
+pub mod gateway;
 pub mod home;
+pub mod judge;
 pub mod keys;
+pub mod models;
 pub mod node;
 pub mod output;
 pub mod query;
+pub mod serve;
 pub mod shutdown;
 pub mod status;
 pub mod supervise;
 pub mod tx;
+pub mod up;
 pub mod verify;
 
 mod command;

@@ -15,7 +15,8 @@ mod fetch;
 
 pub use answer::check_answer;
 pub use command::{VerifyArgs, header, run};
-pub use evidence::{ChainEvidence, LightBlock, StateProof, check_evidence};
+pub use evidence::{ChainEvidence, LightBlock, StateProof, check_evidence, check_signatures};
+pub use fetch::evidence;
 
 use polylink_protocol::transcript::AnswerRecord;
 use serde::{Deserialize, Serialize};

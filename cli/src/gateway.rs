@@ -1,0 +1,188 @@
+//! `polylink gateway`: the OpenAI endpoint over the workers that the chain knows, and its API keys.
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use polylink_inference_server::gateway::keys::ApiKeys;
+use polylink_inference_server::gateway::{self, GatewayConfig, GatewayModel};
+use polylink_inference_server::http::FrontLimits;
+use polylink_inference_server::http::local::TextModel;
+use polylink_inference_server::http::server;
+use polylink_protocol::Amount;
+use polylink_protocol::keys::ServiceKey;
+use polylink_protocol::market_v1::TokenPrices;
+
+use crate::chain::{RpcArgs, parse_amount};
+use crate::error::CliError;
+use crate::files;
+use crate::home::Home;
+use crate::keys::{Keyring, Kind, random_bytes};
+use crate::models::{self, Quantize};
+use crate::output::Output;
+use crate::serve::GRACE;
+use crate::shutdown;
+
+/// A user's session with a gateway expires this many epochs after its opening.
+pub const USER_EXPIRY_EPOCHS: u64 = 90_000;
+
+/// `polylink gateway`.
+#[derive(Args, Debug)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Examples:
+  polylink gateway --key gateway --listen 127.0.0.1:8080 --model nano
+  polylink gateway key new alice --from user --deposit 10plk    an API key that spends alice's session"
+)]
+pub struct GatewayArgs {
+    #[command(subcommand)]
+    action: Option<Action>,
+    /// Account of the keyring: pays workers, is paid by users
+    #[arg(long, env = "POLYLINK_KEY", default_value = "gateway")]
+    key: String,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, env = "POLYLINK_LISTEN", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Folder of a model that it can offer (tokenizer and template), or the name of one in ./models; once per model
+    #[arg(long, env = "POLYLINK_MODEL", default_value = "nano")]
+    model: Vec<String>,
+    /// Deposit of each session with a worker; also what is added when little is left
+    #[arg(long, value_parser = parse_amount, default_value = "100plk")]
+    deposit: Amount,
+    /// Answers that may be unpaid at a worker
+    #[arg(long, default_value_t = 64)]
+    window: u32,
+    /// Epochs from a session's opening to its expiry
+    #[arg(long, default_value_t = 1_000)]
+    expiry_epochs: u64,
+    /// Never ask a worker that wants more than this many uplk for 1,000 completion tokens
+    #[arg(long)]
+    max_price_completion: Option<u64>,
+    /// Answers under way at once; more get 429
+    #[arg(long, default_value_t = 256)]
+    max_answers: usize,
+    #[command(flatten)]
+    rpc: RpcArgs,
+}
+
+#[derive(Subcommand, Debug)]
+enum Action {
+    /// API keys of the gateway in this home
+    #[command(subcommand)]
+    Key(KeyAction),
+}
+
+#[derive(Subcommand, Debug)]
+enum KeyAction {
+    /// Make an API key, charged to a new session of an account
+    New {
+        /// For people
+        name: String,
+        /// Account of the keyring that pays
+        #[arg(long, default_value = "user")]
+        from: String,
+        /// Deposit of its session with the gateway
+        #[arg(long, value_parser = parse_amount, default_value = "10plk")]
+        deposit: Amount,
+        /// The most that the key may spend [default: the session]
+        #[arg(long, value_parser = parse_amount)]
+        budget: Option<Amount>,
+        /// Requests per minute; 0: no limit
+        #[arg(long, default_value_t = 0)]
+        rate: u32,
+        /// The gateway's account
+        #[arg(long, default_value = "gateway")]
+        gateway: String,
+        #[command(flatten)]
+        rpc: RpcArgs,
+    },
+}
+
+/// Where the keys of a gateway lie.
+pub fn api_keys_file(home: &Home, key: &str) -> PathBuf {
+    home.service(key).join("api-keys.json")
+}
+
+/// What a new API key is to be.
+pub struct NewKey<'a> {
+    /// For people.
+    pub name: &'a str,
+    /// Who pays.
+    pub from: &'a str,
+    /// The gateway's account.
+    pub gateway: &'a str,
+    /// Into the session's escrow.
+    pub deposit: Amount,
+    /// The most that it may spend.
+    pub budget: Option<Amount>,
+    /// Requests per minute.
+    pub rate: u32,
+}
+
+/// Opens the session and makes the key.
+pub async fn new_api_key(home: &Home, chain: &polylink_protocol::client::ChainClient, new: &NewKey<'_>) -> Result<String, CliError> {
+    let wrong = |e: &dyn std::fmt::Display| CliError::role("gateway", e);
+    let ring = Keyring::new(home.path());
+    let (user, gateway) = (ring.account(new.from)?, ring.account(new.gateway)?.address());
+    let expiry = chain.epoch().await?.0 + USER_EXPIRY_EPOCHS;
+    let session = gateway::open_user_session(chain, &user, &gateway, new.deposit, random_bytes()?, expiry).await;
+    files::create_dir(&home.service(new.gateway))?;
+    let keys = ApiKeys::open(&api_keys_file(home, new.gateway)).map_err(|e| wrong(&e))?;
+    keys.create(new.name, new.budget, new.rate, Some(session.map_err(|e| wrong(&e))?)).map_err(|e| wrong(&e))
+}
+
+fn text_models(names: &[String]) -> Result<Vec<GatewayModel>, CliError> {
+    names
+        .iter()
+        .map(|name| {
+            let (model, profile) = models::open(&models::resolve(name), Quantize::None, None)?;
+            let template = model.chat_template().map(Arc::clone);
+            let template = template.ok_or_else(|| CliError::value("--model", format!("{name} has no chat template")))?;
+            let context_length = model.context_length() as u32;
+            let text = TextModel { tokenizer: Arc::clone(model.tokenizer()), template: Some(template), context_length };
+            Ok(GatewayModel { profile, text })
+        })
+        .collect()
+}
+
+/// Runs `polylink gateway`.
+pub async fn run(args: &GatewayArgs, home: &Path, output: &Output) -> Result<(), CliError> {
+    let home_layout = Home::new(home)?;
+    if let Some(Action::Key(KeyAction::New { name, from, deposit, budget, rate, gateway, rpc })) = &args.action {
+        let new = NewKey { name, from, gateway, deposit: *deposit, budget: *budget, rate: *rate };
+        let key = new_api_key(&home_layout, &rpc.client(home)?, &new).await?;
+        output.value(&json!({"name": name, "api_key": key}));
+        return Ok(());
+    }
+    let wrong = |e: &dyn std::fmt::Display| CliError::role("gateway", e);
+    let ring = Keyring::new(home);
+    let spend = format!("{}-spend", args.key);
+    ring.ensure(&spend, Kind::Service)?;
+    let chain = args.rpc.client(home)?;
+    let config = GatewayConfig {
+        account: ring.account(&args.key)?,
+        spend_key: ServiceKey::from_bytes(&ring.service_secret(&spend)?),
+        deposit: args.deposit,
+        window: args.window,
+        expiry_epochs: args.expiry_epochs,
+        max_price: args.max_price_completion.map(|completion| TokenPrices {
+            prompt: u64::MAX,
+            cached_prompt: u64::MAX,
+            completion,
+        }),
+        journal: home_layout.service(&args.key),
+        api_keys: api_keys_file(&home_layout, &args.key),
+        limits: FrontLimits { answers_max: args.max_answers, ..FrontLimits::default() },
+    };
+    let models = text_models(&args.model)?;
+    let listener = server::bind(args.listen).await.map_err(|e| wrong(&e))?;
+    let running = gateway::start(config, models, Arc::new(chain), listener).await.map_err(|e| wrong(&e))?;
+    println!("http://{}/v1", running.address());
+    let reason = shutdown::requested().await?;
+    tracing::info!(reason, "the gateway stops");
+    running.stop(GRACE).await;
+    Ok(())
+}
