@@ -149,7 +149,9 @@ pub enum AdmissionError {
     #[error("the prompt is empty: at least one token is expected")]
     EmptyPrompt,
     /// HTTP 400: the prompt alone fills the model's context.
-    #[error("the prompt has {prompt_tokens} tokens, the model's context is {context_length}: leave room for at least one token of answer")]
+    #[error(
+        "the prompt has {prompt_tokens} tokens, the model's context is {context_length}: leave room for at least one token of answer"
+    )]
     PromptTooLong {
         /// Tokens of the prompt.
         prompt_tokens: usize,
@@ -157,7 +159,9 @@ pub enum AdmissionError {
         context_length: usize,
     },
     /// HTTP 400: prompt and longest answer can never be held in the KV cache together.
-    #[error("prompt ({prompt_tokens} tokens) and max_tokens ({max_tokens}) need {needed_blocks} KV blocks of {block_tokens} tokens, this engine has {kv_blocks}: shorten one of them")]
+    #[error(
+        "prompt ({prompt_tokens} tokens) and max_tokens ({max_tokens}) need {needed_blocks} KV blocks of {block_tokens} tokens, this engine has {kv_blocks}: shorten one of them"
+    )]
     NeverFits {
         /// Tokens of the prompt.
         prompt_tokens: usize,

@@ -290,7 +290,11 @@ impl KvPool {
             }
         }
         assert_eq!(named, self.by_name.len(), "every name belongs to a block");
-        assert_eq!(BlockCounts { free: self.free.len(), cached, in_use }, self.counts(), "free + cached + in use = total");
+        assert_eq!(
+            BlockCounts { free: self.free.len(), cached, in_use },
+            self.counts(),
+            "free + cached + in use = total"
+        );
         let (mut linked, mut at) = (0, self.oldest);
         while at != NONE {
             assert_eq!(self.blocks[at as usize].references, 0, "a cached block is held by nobody");

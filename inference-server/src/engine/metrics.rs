@@ -21,7 +21,8 @@ impl LatencyHistogram {
     /// Counts one.
     pub fn observe(&self, latency: Duration) {
         let us = latency.as_micros().min(u128::from(u64::MAX)) as u64;
-        let bucket = LATENCY_BUCKETS_MS.iter().position(|&bound| us <= bound * 1_000).unwrap_or(LATENCY_BUCKETS_MS.len());
+        let bucket =
+            LATENCY_BUCKETS_MS.iter().position(|&bound| us <= bound * 1_000).unwrap_or(LATENCY_BUCKETS_MS.len());
         self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
         self.sum_us.fetch_add(us, Ordering::Relaxed);
     }

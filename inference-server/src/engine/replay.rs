@@ -104,7 +104,8 @@ impl Replayer {
         let mut replayed = Vec::with_capacity(request.completion_ids.len());
         let params = sample_params(request.sampling, request.seed, request.choice);
         let ends = end_tokens(request.sampling, &self.end_tokens);
-        let mut bias: Vec<(u32, f32)> = request.sampling.logit_bias.iter().map(|bias| (bias.token, bias.bias)).collect();
+        let mut bias: Vec<(u32, f32)> =
+            request.sampling.logit_bias.iter().map(|bias| (bias.token, bias.bias)).collect();
         bias.retain(|(token, _)| (*token as usize) < self.vocabulary);
         let (prompt, completion) = (request.prompt_ids, request.completion_ids);
         let min_tokens = request.sampling.min_tokens as usize;
@@ -148,12 +149,16 @@ impl Replayer {
         let (prompt, completion) = (request.prompt_ids, request.completion_ids);
         let total = prompt.len() + completion.len();
         if prompt.is_empty() || total > self.limits.positions {
-            let reason = format!("1 to {} tokens of prompt and completion are expected, it has {total}", self.limits.positions);
+            let reason =
+                format!("1 to {} tokens of prompt and completion are expected, it has {total}", self.limits.positions);
             return Err(ReplayError::Transcript(reason));
         }
         let all = || prompt.iter().chain(completion).copied();
         if let Some(token) = all().find(|&token| token as usize >= self.vocabulary) {
-            return Err(ReplayError::Transcript(format!("token {token} is not in the vocabulary of {}", self.vocabulary)));
+            return Err(ReplayError::Transcript(format!(
+                "token {token} is not in the vocabulary of {}",
+                self.vocabulary
+            )));
         }
         let noise_key = sample_params(request.sampling, request.seed, request.choice).noise_key;
         // The last token is drawn, never read; rows from the prompt's last on give logits.

@@ -117,7 +117,11 @@ impl StepPlan {
     /// With room for any plan of `running_max` sequences.
     pub fn with_capacity(running_max: usize) -> Self {
         let room = Vec::with_capacity;
-        Self { rows: room(running_max), preempted: Vec::with_capacity(running_max), started: Vec::with_capacity(running_max) }
+        Self {
+            rows: room(running_max),
+            preempted: Vec::with_capacity(running_max),
+            started: Vec::with_capacity(running_max),
+        }
     }
 
     /// Rows in all.
@@ -238,7 +242,8 @@ impl Scheduler {
             self.tenants[known].live += 1;
             return known as u32;
         }
-        let served = self.tenants.iter().filter(|tenant| tenant.live > 0).map(|tenant| tenant.served).min().unwrap_or(0);
+        let served =
+            self.tenants.iter().filter(|tenant| tenant.live > 0).map(|tenant| tenant.served).min().unwrap_or(0);
         let tenant = Tenant { key, served, live: 1 };
         match self.tenants.iter().position(|tenant| tenant.live == 0) {
             Some(vacant) => {
@@ -411,12 +416,23 @@ impl Scheduler {
         let running = live().filter(|sequence| matches!(sequence.state, State::Running { .. })).count();
         assert_eq!(running, self.running.len(), "running sequences");
         assert_eq!(self.slots.len() + running, self.running_max, "slots");
-        assert_eq!(live().filter(|sequence| sequence.state == State::Waiting).count(), self.waiting.len(), "waiting ones");
+        assert_eq!(
+            live().filter(|sequence| sequence.state == State::Waiting).count(),
+            self.waiting.len(),
+            "waiting ones"
+        );
         assert_eq!(live().count(), self.live(), "live sequences");
-        assert_eq!(self.tenants.iter().map(|tenant| tenant.live as usize).sum::<usize>(), self.live(), "tenants' sequences");
+        assert_eq!(
+            self.tenants.iter().map(|tenant| tenant.live as usize).sum::<usize>(),
+            self.live(),
+            "tenants' sequences"
+        );
         for sequence in live() {
             let covered = self.pool.covered(&sequence.table);
-            assert!(sequence.computed <= sequence.tokens.len() && sequence.computed <= covered, "computed ≤ tokens, covered");
+            assert!(
+                sequence.computed <= sequence.tokens.len() && sequence.computed <= covered,
+                "computed ≤ tokens, covered"
+            );
         }
         if self.live() == 0 {
             assert_eq!(self.pool.counts().in_use, 0, "an idle engine holds no block");

@@ -69,7 +69,10 @@ fn checked(mut config: EngineConfig, model: &LoadedModel) -> Result<EngineConfig
     if let Some(split) = &config.split
         && (split.shares.len() != split.peers.len() + 1 || split.peers.is_empty())
     {
-        return wrong("split", "one proportion for this process and one per peer are expected, such as 2:1 and one peer".into());
+        return wrong(
+            "split",
+            "one proportion for this process and one per peer are expected, such as 2:1 and one peer".into(),
+        );
     }
     Ok(config)
 }
@@ -139,7 +142,8 @@ fn kv_blocks(size: KvCacheSize, layout: KvLayout) -> Result<usize, EngineError> 
         KvCacheSize::Bytes(bytes) => bytes / layout.bytes_per_block.max(1),
     };
     if !(1..u32::MAX as usize / layout.block_tokens.max(1)).contains(&blocks) {
-        let reason = format!("it must hold at least one block of {} bytes, and fewer than 2³² tokens", layout.bytes_per_block);
+        let reason =
+            format!("it must hold at least one block of {} bytes, and fewer than 2³² tokens", layout.bytes_per_block);
         return Err(EngineError::Config { field: "kv_cache", reason });
     }
     Ok(blocks)

@@ -64,7 +64,11 @@ impl TextStream {
     /// `n` choices; `stop` as in the request's sampling parameters (each not empty).
     pub fn new(stream: RequestStream, tokenizer: Arc<Tokenizer>, n: u32, stop: Vec<String>) -> Self {
         let choices = (0..n)
-            .map(|_| Choice { detokenizer: Detokenizer::new(Arc::clone(&tokenizer)), held: String::new(), finished: false })
+            .map(|_| Choice {
+                detokenizer: Detokenizer::new(Arc::clone(&tokenizer)),
+                held: String::new(),
+                finished: false,
+            })
             .collect();
         let stop = stop.into_iter().filter(|text| !text.is_empty()).collect();
         Self { stream, stop, choices, pending: VecDeque::new(), completion_tokens: 0 }

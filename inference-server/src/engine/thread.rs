@@ -53,7 +53,7 @@ impl EngineThread {
     /// Until stopped or drained. Requests that are live then fail with `engine_stopped` as their queues are dropped.
     pub(crate) fn run(mut self) {
         let _tell = TellStopped(Arc::clone(&self.shared));
-        loop {
+        while !self.stopping {
             if self.core.is_idle() {
                 self.core.check();
                 if self.draining {

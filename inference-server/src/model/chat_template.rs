@@ -77,6 +77,10 @@ impl ChatTemplate {
     /// # Errors
     /// As [`ChatTemplate::render`].
     pub fn encode(&self, messages: &[ChatMessage], tokenizer: &Tokenizer) -> Result<Vec<u32>, ModelError> {
+        let plain = |role: &str| !role.is_empty() && role.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if let Some(message) = messages.iter().find(|message| !plain(&message.role)) {
+            return Err(ModelError::Template { reason: format!("role {:?} is not a plain word", message.role) });
+        }
         if !messages.iter().any(|message| tokenizer.has_special(&message.content)) {
             return tokenizer.encode(&self.render(messages)?);
         }

@@ -65,14 +65,23 @@ impl LlamaConfig {
             intermediate_size: size(config, "intermediate_size")?,
             num_hidden_layers: size(config, "num_hidden_layers")?,
             num_attention_heads: heads,
-            num_key_value_heads: if set(config, "num_key_value_heads") { size(config, "num_key_value_heads")? } else { heads },
+            num_key_value_heads: if set(config, "num_key_value_heads") {
+                size(config, "num_key_value_heads")?
+            } else {
+                heads
+            },
             head_dim: if set(config, "head_dim") { size(config, "head_dim")? } else { hidden_size / heads },
             max_position_embeddings: size(config, "max_position_embeddings")?,
-            rms_norm_eps: config["rms_norm_eps"].as_f64().ok_or_else(|| wrong("rms_norm_eps", "a number is expected"))? as f32,
+            rms_norm_eps: config["rms_norm_eps"]
+                .as_f64()
+                .ok_or_else(|| wrong("rms_norm_eps", "a number is expected"))? as f32,
             rope_theta: if theta.is_null() {
                 10_000.0
             } else {
-                theta.as_f64().filter(|theta| *theta > 1.0).ok_or_else(|| wrong("rope_theta", "a number above 1 is expected"))?
+                theta
+                    .as_f64()
+                    .filter(|theta| *theta > 1.0)
+                    .ok_or_else(|| wrong("rope_theta", "a number above 1 is expected"))?
             },
             tie_word_embeddings: config["tie_word_embeddings"].as_bool().unwrap_or(false),
             eos_token_ids: token_ids(config, "eos_token_id")?,

@@ -8,7 +8,9 @@ use polylink_kernels::BackendError;
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// The folder does not exist.
-    #[error("model folder {folder} does not exist: give a folder in Hugging Face layout (config.json, model.safetensors, tokenizer.json, tokenizer_config.json)")]
+    #[error(
+        "model folder {folder} does not exist: give a folder in Hugging Face layout (config.json, model.safetensors, tokenizer.json, tokenizer_config.json)"
+    )]
     NoFolder {
         /// As given.
         folder: PathBuf,

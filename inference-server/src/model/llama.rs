@@ -126,7 +126,8 @@ pub(crate) fn load(
     let mlp_planes = planes(&mlp_ranges, &|shard| shard.mlp.clone());
 
     let mut loader = Loader { weights, backend, form, buffers: Default::default() };
-    let mut program = ProgramBuilder::new(KvSpec { layers: config.num_hidden_layers, heads: kv_heads, head_dim }, vocabulary);
+    let mut program =
+        ProgramBuilder::new(KvSpec { layers: config.num_hidden_layers, heads: kv_heads, head_dim }, vocabulary);
     let rope = program.rope(RopeSpec { frequencies: rope_frequencies(config.rope_theta, head_dim), scale: 1.0 });
     let (x, h) = (program.step_buffer(hidden), program.step_buffer(hidden));
     let qkv = program.step_buffer((attention.query_heads + 2 * kv_heads) * head_dim);
@@ -165,15 +166,13 @@ pub(crate) fn load(
         let mlp_shape = [config.intermediate_size, hidden];
         let mlp_shard = Shard::rows(own.mlp.clone(), hidden);
         let weight = loader.prepare(
-            &[
-                (&name("mlp.gate_proj"), mlp_shape, mlp_shard.clone()),
-                (&name("mlp.up_proj"), mlp_shape, mlp_shard),
-            ],
+            &[(&name("mlp.gate_proj"), mlp_shape, mlp_shard.clone()), (&name("mlp.up_proj"), mlp_shape, mlp_shard)],
             KRanges::whole(hidden),
         )?;
         program.push(Op::Gemm { weight, input: h, output: gate_up, epilogue: Epilogue::default() });
         program.push(Op::SiluMul { input: gate_up, output: middle });
-        let down = (&*name("mlp.down_proj"), [hidden, config.intermediate_size], Shard::columns(hidden, own.mlp.clone()));
+        let down =
+            (&*name("mlp.down_proj"), [hidden, config.intermediate_size], Shard::columns(hidden, own.mlp.clone()));
         let weight = loader.prepare(&[down], mlp_ranges)?;
         program.row_parallel(weight, middle, &mlp_planes, rank, add_to_x, x);
     }

@@ -58,7 +58,10 @@ impl SplitPlan {
         let cut = |what: &str, size: usize, piece: usize| {
             let pieces = size.div_ceil(piece);
             if pieces < shares.len() {
-                return Err(refuse(format!("the model has only {pieces} pieces of {what} for {} devices", shares.len())));
+                return Err(refuse(format!(
+                    "the model has only {pieces} pieces of {what} for {} devices",
+                    shares.len()
+                )));
             }
             Ok(share_out(pieces, shares).into_iter().map(move |r| r.start * piece..(r.end * piece).min(size)))
         };
@@ -66,7 +69,9 @@ impl SplitPlan {
         let mlp = cut("MLP columns", config.intermediate_size, KRanges::mlp(config.intermediate_size).length)?;
         let vocabulary = cut("vocabulary", config.vocab_size, VOCABULARY_PIECE)?;
         let shards = kv_heads.zip(mlp).zip(vocabulary);
-        Ok(Self { shards: shards.map(|((kv_heads, mlp), vocabulary)| ModelShard { kv_heads, mlp, vocabulary }).collect() })
+        Ok(Self {
+            shards: shards.map(|((kv_heads, mlp), vocabulary)| ModelShard { kv_heads, mlp, vocabulary }).collect(),
+        })
     }
 
     /// Devices.
@@ -88,9 +93,7 @@ fn share_out(pieces: usize, shares: &[u32]) -> Vec<Range<usize>> {
         let next = match given.cmp(&pieces) {
             std::cmp::Ordering::Equal => break,
             std::cmp::Ordering::Less => ranks.max_by_key(|&r| (lacks(r, counts[r]), std::cmp::Reverse(r))),
-            std::cmp::Ordering::Greater => {
-                ranks.filter(|&r| counts[r] > 1).min_by_key(|&r| (lacks(r, counts[r]), r))
-            }
+            std::cmp::Ordering::Greater => ranks.filter(|&r| counts[r] > 1).min_by_key(|&r| (lacks(r, counts[r]), r)),
         };
         let Some(rank) = next else { break };
         if given < pieces { counts[rank] += 1 } else { counts[rank] -= 1 }

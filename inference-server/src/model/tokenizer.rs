@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::config::read_json;
 use super::error::ModelError;
 
 /// A model's tokenizer.
@@ -24,8 +25,12 @@ impl Tokenizer {
     /// # Errors
     /// [`ModelError::Damaged`] if it is not a tokenizer.
     pub fn open(file: &Path) -> Result<Self, ModelError> {
-        let inner = tokenizers::Tokenizer::from_file(file)
-            .map_err(|error| ModelError::Damaged { file: file.to_owned(), reason: error.to_string() })?;
+        let damaged = |reason: String| ModelError::Damaged { file: file.to_owned(), reason };
+        // The tokenizers crate panics on some malformed files: JSON that is none is found here, the rest is caught.
+        read_json(file)?;
+        let inner = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_file(file))
+            .map_err(|_| damaged("it is not a tokenizer that is understood".into()))?
+            .map_err(|error| damaged(error.to_string()))?;
         let special = inner
             .get_added_tokens_decoder()
             .into_values()

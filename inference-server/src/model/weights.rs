@@ -136,8 +136,8 @@ fn read_header(file: &Path, shard: usize, tensors: &mut BTreeMap<String, TensorP
     }
     let mut header = vec![0; header_bytes as usize];
     source.read_exact(&mut header).map_err(|error| unreadable(file, &error))?;
-    let metadata: Metadata =
-        serde_json::from_slice(&header).map_err(|error| damaged(format!("its header is not one of safetensors: {error}")))?;
+    let metadata: Metadata = serde_json::from_slice(&header)
+        .map_err(|error| damaged(format!("its header is not one of safetensors: {error}")))?;
     let data_start = 8 + header_bytes;
     for (name, info) in metadata.tensors() {
         let wrong = |reason: String| ModelError::Tensor { tensor: name.clone(), reason };
@@ -159,8 +159,13 @@ fn read_header(file: &Path, shard: usize, tensors: &mut BTreeMap<String, TensorP
                 data_start + end as u64
             )));
         }
-        let place =
-            TensorPlace { shard, offset: data_start + start as u64, bytes: end - start, shape: info.shape.clone(), dtype };
+        let place = TensorPlace {
+            shard,
+            offset: data_start + start as u64,
+            bytes: end - start,
+            shape: info.shape.clone(),
+            dtype,
+        };
         if tensors.insert(name.clone(), place).is_some() {
             return Err(wrong("it occurs in two shards".into()));
         }

@@ -52,7 +52,8 @@ impl TcpCollective {
         for slice in slices {
             self.buffer.extend(slice.iter().flat_map(|value| value.to_le_bytes()));
         }
-        write_by(&mut self.streams[stream], &self.buffer, deadline).map_err(|error| self.error(self.other(stream), &error))
+        write_by(&mut self.streams[stream], &self.buffer, deadline)
+            .map_err(|error| self.error(self.other(stream), &error))
     }
 
     /// Receives one message into slices, which must be filled exactly.

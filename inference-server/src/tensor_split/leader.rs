@@ -4,8 +4,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use polylink_kernels::{
-    Backend, BackendError, Collective, CollectiveError, KRanges, KvLayout, KvSpec, Limits, Part, Program, Step, StepOutput,
-    Ticket, WeightForm, WeightId,
+    Backend, BackendError, Collective, CollectiveError, KRanges, KvLayout, KvSpec, Limits, Part, Program, Step,
+    StepOutput, Ticket, WeightForm, WeightId,
 };
 
 use super::collective::TcpCollective;

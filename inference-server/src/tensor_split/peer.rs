@@ -122,7 +122,12 @@ impl Peer {
         }
         let split = SplitPlan::new(self.model.config(), &plan.shares).map_err(|error| error.to_string())?;
         if plan.rank == 0 || plan.rank >= split.world() || plan.positions > self.model.context_length() {
-            return Err(format!("rank {} of {} with {} positions is no plan", plan.rank, split.world(), plan.positions));
+            return Err(format!(
+                "rank {} of {} with {} positions is no plan",
+                plan.rank,
+                split.world(),
+                plan.positions
+            ));
         }
         if [plan.rows, plan.wanted_rows, plan.slots].iter().any(|&limit| limit == 0 || limit > 65_536) {
             return Err("the plan's limits are out of range (1 to 65,536)".into());
@@ -130,9 +135,13 @@ impl Peer {
         let mut backend = empty_backend(self.config.backend, self.config.threads).map_err(|error| error.to_string())?;
         let layout = backend.kv_layout(&kv_spec(&self.model, &split, plan.rank));
         if layout.block_tokens != plan.block_tokens {
-            return Err(format!("blocks of {} positions here, {} at the leader", layout.block_tokens, plan.block_tokens));
+            return Err(format!(
+                "blocks of {} positions here, {} at the leader",
+                layout.block_tokens, plan.block_tokens
+            ));
         }
-        send_frame(control, kind::ACCEPTED, &[], Instant::now() + HANDSHAKE_TIMEOUT).map_err(|error| error.to_string())?;
+        send_frame(control, kind::ACCEPTED, &[], Instant::now() + HANDSHAKE_TIMEOUT)
+            .map_err(|error| error.to_string())?;
         let mut data = self.accept_data()?;
         answer(&mut data, Channel::Data, &self.config.secret, group).map_err(|error| error.to_string())?;
         let program = self.model.load(&split, plan.rank, &mut *backend).map_err(|error| error.to_string())?;

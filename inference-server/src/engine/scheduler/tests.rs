@@ -169,9 +169,11 @@ fn simulation_keeps_every_invariant() {
             steps += 1;
             while rng.random_bool(0.3) && scheduler.live() < 32 && step < 9_000 {
                 // Few different tokens and tenants, so that prefixes are shared often.
-                let prompt: Vec<u32> = (0..rng.random_range(1..30)).map(|i| u32::from(rng.random_bool(0.02)) + i).collect();
+                let prompt: Vec<u32> =
+                    (0..rng.random_range(1..30)).map(|i| u32::from(rng.random_bool(0.02)) + i).collect();
                 let total = (prompt.len() + rng.random_range(1..20)).min(blocks * BLOCK);
-                let id = scheduler.add(new(prompt, rng.random_range(0..3), rng.random_range(0..2))).expect("there is room");
+                let id =
+                    scheduler.add(new(prompt, rng.random_range(0..3), rng.random_range(0..2))).expect("there is room");
                 tokens_max.insert(id, total);
             }
             if rng.random_bool(0.02) && !tokens_max.is_empty() {
@@ -208,5 +210,8 @@ fn simulation_keeps_every_invariant() {
         }
         assert_eq!(scheduler.live(), 0, "everything that came was finished");
     }
-    assert!(steps >= 100_000 && preempted > 100 && hits > 100 && finished > 1_000, "{steps} {preempted} {hits} {finished}");
+    assert!(
+        steps >= 100_000 && preempted > 100 && hits > 100 && finished > 1_000,
+        "{steps} {preempted} {hits} {finished}"
+    );
 }

@@ -1,0 +1,231 @@
+//! One model over two processes, through real TCP: the same bits, and what happens when one of them dies.
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use polylink_inference_server::engine::{
+    BackendKind, Engine, EngineConfig, EngineHandle, EngineStatus, Event, FailureCode, SplitConfig,
+};
+use polylink_inference_server::model::Quantization;
+use polylink_inference_server::tensor_split::{Peer, PeerConfig};
+use polylink_protocol::market_v1::Sampling;
+
+use crate::support::*;
+
+const SECRET: &str = "a secret of the test";
+
+fn peer_config(listen: SocketAddr) -> PeerConfig {
+    PeerConfig { listen, secret: SECRET.into(), threads: 1, backend: BackendKind::Cpu }
+}
+
+fn any_port() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+/// A peer on a thread of this process, which ends with it.
+fn peer_thread(name: &str, quantization: Quantization) -> SocketAddr {
+    let peer = Peer::bind(peer_config(any_port()), quantized(name, quantization)).unwrap();
+    let address = peer.local_addr().unwrap();
+    std::thread::spawn(move || peer.serve());
+    address
+}
+
+fn split_over(shares: &[u32], peers: &[SocketAddr]) -> EngineConfig {
+    let split = SplitConfig {
+        shares: shares.to_vec(),
+        peers: peers.to_vec(),
+        secret: SECRET.into(),
+        timeout: Duration::from_secs(4),
+    };
+    EngineConfig { split: Some(split), ..small() }
+}
+
+fn bits(engine: &EngineHandle, salt: u32) -> Vec<(u32, u32, [u8; 16])> {
+    let answer = run(engine, request(prompt(salt, 60), noisy(), 5));
+    answer.choices[0].tokens.iter().map(|token| (token.id, token.logprob.to_bits(), token.sketch)).collect()
+}
+
+#[test]
+fn two_and_three_devices_give_the_bits_of_one() {
+    for quantization in [Quantization::None, Quantization::Q8_0] {
+        let alone = Engine::start(quantized("nano", quantization), small()).unwrap();
+        let peer = || peer_thread("nano", quantization);
+        for (shares, peers) in
+            [(&[2, 1][..], vec![peer()]), (&[1, 2], vec![peer()]), (&[1, 1, 1], vec![peer(), peer()])]
+        {
+            let split = Engine::start(quantized("nano", quantization), split_over(shares, &peers)).unwrap();
+            for salt in 1..4 {
+                assert_eq!(bits(&split, salt), bits(&alone, salt), "{quantization:?} {shares:?}");
+            }
+        }
+    }
+}
+
+/// Runs only as a child process of the tests below: a peer that prints its address and serves until it is killed.
+#[test]
+fn peer_process() {
+    let Ok(listen) = std::env::var("POLYLINK_TEST_PEER_LISTEN") else { return };
+    let peer = Peer::bind(peer_config(listen.parse().unwrap()), model("nano")).unwrap();
+    println!("\nlistening {}", peer.local_addr().unwrap());
+    peer.serve().unwrap();
+}
+
+struct PeerProcess {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl PeerProcess {
+    fn start(listen: SocketAddr) -> Self {
+        use std::io::BufRead;
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "split::peer_process", "--nocapture"])
+            .env("POLYLINK_TEST_PEER_LISTEN", listen.to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        let address =
+            lines.find_map(|line| line.unwrap().strip_prefix("listening ").map(|a| a.parse().unwrap())).unwrap();
+        // Whatever else it prints must not fill the pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, address }
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for PeerProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_peer_process_that_is_killed_fails_its_requests_in_time_and_the_engine_recovers() {
+    let mut peer = PeerProcess::start(any_port());
+    let engine = Engine::start(model("nano"), split_over(&[2, 1], &[peer.address])).unwrap();
+    let alone = start("nano", small());
+    assert_eq!(bits(&engine, 1), bits(&alone, 1));
+
+    let sampling = Sampling { max_tokens: 900, ..sampling() };
+    let mut stream = engine.submit(request(prompt(2, 50), sampling, 0)).unwrap();
+    for _ in 0..3 {
+        assert!(matches!(stream.blocking_next(), Some(Event::Token(_))));
+    }
+    peer.kill();
+    let killed = Instant::now();
+    let last = std::iter::from_fn(|| stream.blocking_next()).last().unwrap();
+    assert!(matches!(last, Event::Failed { code: FailureCode::PeerLost, .. }), "{last:?}");
+    let took = killed.elapsed();
+    println!("a killed peer failed its request after {took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    let refused = engine.submit(request(prompt(2, 50), noisy(), 0));
+    if let Err(error) = refused {
+        assert_eq!(error.http_status(), 503, "{error}");
+    }
+
+    // The same address again: the engine finds it by itself.
+    let _peer = PeerProcess::start(peer.address);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while engine.status() != EngineStatus::Ready {
+        assert!(Instant::now() < deadline, "{:?}", engine.status());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(bits(&engine, 3), bits(&alone, 3));
+}
+
+#[test]
+fn a_peer_that_falls_silent_fails_its_requests_within_the_timeout() {
+    // A relay in between, which stops passing anything on.
+    let peer = peer_thread("pico", Quantization::None);
+    let relay = Relay::start(peer);
+    let mut config = split_over(&[2, 1], &[relay.address]);
+    config.split.as_mut().unwrap().timeout = Duration::from_millis(800);
+    let engine = Engine::start(model("pico"), config).unwrap();
+    let mut stream = engine.submit(request(prompt(2, 50), Sampling { max_tokens: 900, ..sampling() }, 0)).unwrap();
+    assert!(matches!(stream.blocking_next(), Some(Event::Token(_))));
+    relay.silence();
+    let silent = Instant::now();
+    let last = std::iter::from_fn(|| stream.blocking_next()).last().unwrap();
+    assert!(matches!(last, Event::Failed { code: FailureCode::PeerLost, .. }), "{last:?}");
+    assert!(silent.elapsed() < Duration::from_secs(3), "{:?}", silent.elapsed());
+}
+
+struct Relay {
+    address: SocketAddr,
+    silent: std::sync::Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Relay {
+    fn start(to: SocketAddr) -> Self {
+        use std::io::{Read, Write};
+        use std::sync::atomic::Ordering;
+        let listener = std::net::TcpListener::bind(any_port()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let silent = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let flag = silent.clone();
+        std::thread::spawn(move || {
+            for inbound in listener.incoming() {
+                let inbound = inbound.unwrap();
+                let outbound = std::net::TcpStream::connect(to).unwrap();
+                for (mut from, mut to) in
+                    [(inbound.try_clone().unwrap(), outbound.try_clone().unwrap()), (outbound, inbound)]
+                {
+                    to.set_nodelay(true).unwrap();
+                    let flag = flag.clone();
+                    std::thread::spawn(move || {
+                        let mut buffer = [0; 65_536];
+                        while let Ok(length @ 1..) = from.read(&mut buffer) {
+                            while flag.load(Ordering::Relaxed) {
+                                std::thread::sleep(Duration::from_millis(20));
+                            }
+                            if to.write_all(&buffer[..length]).is_err() {
+                                return;
+                            }
+                        }
+                        let _ = to.shutdown(std::net::Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Self { address, silent }
+    }
+
+    fn silence(&self) {
+        self.silent.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn groups_that_do_not_fit_are_refused_by_name() {
+    let peer = peer_thread("pico", Quantization::None);
+    let refusal = |name: &str, quantization, change: &dyn Fn(&mut SplitConfig)| {
+        let mut config = split_over(&[2, 1], &[peer]);
+        change(config.split.as_mut().unwrap());
+        Engine::start(quantized(name, quantization), config).unwrap_err().to_string()
+    };
+    let none = |_: &mut SplitConfig| {};
+    let other_model = refusal("nano", Quantization::None, &none);
+    assert!(other_model.contains("same folder"), "{other_model}");
+    let other_weights = refusal("pico", Quantization::Q8_0, &none);
+    assert!(other_weights.contains("same folder and quantisation"), "{other_weights}");
+    let stranger = refusal("pico", Quantization::None, &|split| split.secret = "guessed".into());
+    assert!(stranger.contains("secret"), "{stranger}");
+    let nobody = refusal("pico", Quantization::None, &|split| split.peers = vec![closed_port()]);
+    assert!(nobody.contains("polylink serve --join"), "{nobody}");
+    let too_many = refusal("pico", Quantization::None, &|split| split.peers.push(peer));
+    assert!(too_many.contains("split"), "{too_many}");
+    // After all of these the peer still serves.
+    let engine = Engine::start(model("pico"), split_over(&[2, 1], &[peer])).unwrap();
+    assert_eq!(bits(&engine, 1), bits(&start("pico", small()), 1));
+}
+
+fn closed_port() -> SocketAddr {
+    std::net::TcpListener::bind(any_port()).unwrap().local_addr().unwrap()
+}
