@@ -1,11 +1,13 @@
 //! A real CometBFT node for tests: one validator in a temporary home, on free ports, with the
-//! settings that the network uses.
+//! settings that the network uses. Each test binary uses a part of it.
+#![allow(dead_code)]
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tendermint_rpc::client::CompatMode;
 use tendermint_rpc::{Client, HttpClient};
 
@@ -36,7 +38,8 @@ impl Comet {
         Comet { binary, home: home.to_path_buf(), rpc_port, child: None }
     }
 
-    /// Starts the node and waits until it has made a block beyond those it knew.
+    /// Starts the node and waits until a block beyond those it knew is executed. It tells of a block
+    /// once that is stored, which is before it is executed: so until there are two.
     pub async fn start(&mut self) -> HttpClient {
         let log = std::fs::File::options().create(true).append(true).open(self.home.join("node.log")).unwrap();
         let child = Command::new(&self.binary)
@@ -50,13 +53,17 @@ impl Comet {
         let client = self.client();
         let first = self.wait_for("an answer of the RPC", || client.status()).await;
         let height = first.sync_info.latest_block_height.value();
-        self.wait_for_height(&client, height + 1).await;
+        self.wait_for_height(&client, height + 2).await;
         client
     }
 
-    pub fn client(&self) -> HttpClient {
-        let url = format!("http://127.0.0.1:{}", self.rpc_port);
-        HttpClient::builder(url.parse().unwrap()).compat_mode(CompatMode::V0_38).build().unwrap()
+    /// The address of its RPC.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.rpc_port)
+    }
+
+    fn client(&self) -> HttpClient {
+        HttpClient::builder(self.url().parse().unwrap()).compat_mode(CompatMode::V0_38).build().unwrap()
     }
 
     /// Waits until the chain has reached `height`.
@@ -101,6 +108,33 @@ impl Comet {
         }
         child.kill().unwrap();
         child.wait().unwrap();
+        false
+    }
+
+    /// Alters the genesis document.
+    pub fn edit_genesis(&self, edit: impl FnOnce(&mut Value)) {
+        let path = self.home.join("config/genesis.json");
+        let mut genesis = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        edit(&mut genesis);
+        std::fs::write(path, genesis.to_string()).unwrap();
+    }
+
+    /// The validator's public key, in base64.
+    pub fn consensus_key(&self) -> String {
+        let key = std::fs::read(self.home.join("config/priv_validator_key.json")).unwrap();
+        let key: Value = serde_json::from_slice(&key).unwrap();
+        key["pub_key"]["value"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits for the node to end by itself; returns whether it did.
+    pub fn ends(&mut self, within: Duration) -> bool {
+        let begin = Instant::now();
+        while begin.elapsed() < within {
+            if self.child.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some()) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         false
     }
 
