@@ -9,11 +9,14 @@ use jmt::storage::{NodeKey, StaleNodeIndex, TreeUpdateBatch};
 use jmt::{KeyHash, Sha256Jmt};
 
 use super::snapshot::{Head, Snapshot};
-use super::tree::{EMPTY_ROOT, Tables, TreeView, encode_node, encode_value, key_hash, node_row, root_of, value_row};
+use super::tree::{
+    EMPTY_ROOT, NODE, Tables, TreeView, VALUE, encode_node, encode_value, key_hash, node_row, preimage_row, root_of,
+    value_row,
+};
 use super::{AppHash, Changes, MAX_KEY_BYTES, Order, StateRead, StoreError, prune};
 
-const SCHEMA: &[u8] = b"schema";
-const HEAD: &[u8] = b"head";
+const SCHEMA: &[u8] = b"mschema";
+const HEAD: &[u8] = b"mhead";
 
 /// Nibble paths of the root's rows, which `jmt` lets one make only through a key.
 pub(super) fn root_key(version: u64) -> NodeKey {
@@ -103,15 +106,8 @@ impl Store {
             let layout = || KeyspaceCreateOptions::default().max_memtable_size(16 << 20);
             database.keyspace(name, layout).map_err(open)
         };
-        let tables = Tables {
-            meta: table("meta")?,
-            state: table("state")?,
-            nodes: table("nodes")?,
-            values: table("values")?,
-            preimages: table("preimages")?,
-            stale: table("stale")?,
-        };
-        match tables.meta.get(SCHEMA)? {
+        let tables = Tables { state: table("state")?, tree: table("tree")? };
+        match tables.tree.get(SCHEMA)? {
             Some(found) => {
                 let found = u64::from_be_bytes(fixed(&found, "the schema version")?);
                 if found != options.schema_version {
@@ -119,11 +115,11 @@ impl Store {
                 }
             }
             None => {
-                tables.meta.insert(SCHEMA, options.schema_version.to_be_bytes())?;
+                tables.tree.insert(SCHEMA, options.schema_version.to_be_bytes())?;
                 database.persist(PersistMode::SyncAll)?;
             }
         }
-        let head = match tables.meta.get(HEAD)? {
+        let head = match tables.tree.get(HEAD)? {
             Some(row) => decode_head(&row)?,
             None => Head { height: 0, oldest: 0, app_hash: EMPTY_ROOT },
         };
@@ -226,18 +222,20 @@ impl Store {
         let mut batch = self.0.database.batch().durability(Some(PersistMode::SyncAll));
         let new_stale = tree.stale_node_index_batch.len() + overwritten.len();
         let changed = |key: &KeyHash| tree.node_batch.values().contains_key(&(height, *key));
-        prune::prune(&newest, tables, &mut batch, oldest, 2 * new_stale + prune::SLACK, changed)?;
+        for row in prune::due(&newest, tables, oldest, 2 * new_stale + prune::SLACK, changed)? {
+            batch.remove(&tables.tree, row);
+        }
         put_tree(&mut batch, tables, height, &tree, &overwritten);
         for (key, value) in &changes {
             match value {
                 Some(value) => {
-                    batch.insert(&tables.preimages, key_hash(key).0, key.as_slice());
+                    batch.insert(&tables.tree, preimage_row(&key_hash(key)), key.as_slice());
                     batch.insert(&tables.state, key.as_slice(), value.as_slice());
                 }
                 None => batch.remove(&tables.state, key.as_slice()),
             }
         }
-        batch.insert(&tables.meta, HEAD, encode_head(&head));
+        batch.insert(&tables.tree, HEAD, encode_head(&head));
         batch.commit()?;
 
         let next = Snapshot::new(self.0.database.snapshot(), tables.clone(), head);
@@ -256,12 +254,15 @@ impl Store {
         Err(StoreError::Damaged(format!("the flat table at height {} does not hash to the root", newest.height())))
     }
 
-    /// Rows of the tables `nodes` and `values`: what pruning keeps bounded. A full scan, for tests
-    /// and reports.
+    /// How many tree nodes and versions of values are kept: what pruning bounds. A full scan, for
+    /// tests and reports.
     pub fn tree_rows(&self) -> Result<(usize, usize), StoreError> {
         let newest = self.snapshot();
-        let database = newest.database();
-        Ok((database.len(&self.0.tables.nodes)?, database.len(&self.0.tables.values)?))
+        let count = |kind: u8| {
+            let mut rows = newest.database().prefix(&self.0.tables.tree, [kind]).map(fjall::Guard::key);
+            rows.try_fold(0, |count, row| row.map(|_| count + 1))
+        };
+        Ok((count(NODE)?, count(VALUE)?))
     }
 }
 
@@ -273,16 +274,16 @@ fn put_tree(
     overwritten: &[KeyHash],
 ) {
     for (key, node) in tree.node_batch.nodes() {
-        batch.insert(&tables.nodes, node_row(key), encode_node(node));
+        batch.insert(&tables.tree, node_row(key), encode_node(node));
     }
     for ((version, key), value) in tree.node_batch.values() {
-        batch.insert(&tables.values, value_row(key, *version), encode_value(value.as_deref()));
+        batch.insert(&tables.tree, value_row(key, *version), encode_value(value.as_deref()));
     }
     for stale in &tree.stale_node_index_batch {
-        batch.insert(&tables.stale, prune::stale_node_row(stale), []);
+        batch.insert(&tables.tree, prune::stale_node_row(stale), []);
     }
     for key in overwritten {
-        batch.insert(&tables.stale, prune::stale_value_row(height, key), []);
+        batch.insert(&tables.tree, prune::stale_value_row(height, key), []);
     }
 }
 

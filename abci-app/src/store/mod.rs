@@ -6,16 +6,17 @@
 //! the tree. A block is first *staged* ([`Store::stage`]: the new root, nothing durable), then
 //! *committed* ([`Store::commit`]).
 //!
-//! | table | key | value |
+//! | table | row | content |
 //! | --- | --- | --- |
-//! | `meta` | `schema` · `head` | version (8) · height (8) ‖ oldest readable height (8) ‖ root (32) |
 //! | `state` | key | value |
-//! | `nodes` | version (8) ‖ nibble path (borsh) | tree node (borsh) |
-//! | `values` | SHA-256 of the key ‖ version (8) | 1 ‖ value, or 0 where deleted |
-//! | `preimages` | SHA-256 of the key | key |
-//! | `stale` | version since which it is stale (8) ‖ 0 ‖ node key, or 1 ‖ SHA-256 of the key | – |
+//! | `tree` | `mschema` | version of this layout and of the state's keys (8) |
+//! | | `mhead` | height (8) ‖ oldest readable height (8) ‖ root (32) |
+//! | | `n` ‖ version (8) ‖ nibble path (borsh) | tree node (borsh) |
+//! | | `v` ‖ SHA-256 of the key ‖ version (8) | 1 ‖ value, or 0 where deleted |
+//! | | `p` ‖ SHA-256 of the key | key |
+//! | | `s` ‖ version since which it is stale (8) ‖ a row `n`…, or `v` ‖ SHA-256 of the key | – |
 //!
-//! Integers are big-endian. Invariants: nothing becomes durable before `commit`, which writes all
+//! Integers are big-endian. Invariants: nothing becomes durable before `commit`, which writes both
 //! tables in one atomic batch that is on the disk when it returns; the flat table always hashes to
 //! the root; a height within the pruning window can be read and proved.
 

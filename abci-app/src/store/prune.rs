@@ -5,87 +5,84 @@
 //! stale and some slack, so that a backlog (after the window was shortened) shrinks while no block
 //! ever waits for all of it.
 
-use fjall::{OwnedWriteBatch, Readable};
+use std::collections::BTreeSet;
+
+use fjall::Readable;
 use jmt::KeyHash;
 use jmt::storage::StaleNodeIndex;
 
+use super::StoreError;
 use super::snapshot::Snapshot;
-use super::tree::{Tables, node_row, value_row};
-use super::{StoreError, prefix_end};
+use super::tree::{NODE, STALE, Tables, VALUE, node_row, preimage_row, value_row};
 
 /// Rows of backlog that any commit removes, whatever its own size.
 pub(super) const SLACK: usize = 1024;
 
-const NODE: u8 = 0;
-const VALUE: u8 = 1;
-
 /// The row that marks a node as stale.
 pub(super) fn stale_node_row(stale: &StaleNodeIndex) -> Vec<u8> {
-    let mut row = stale.stale_since_version.to_be_bytes().to_vec();
-    row.push(NODE);
-    row.extend(node_row(&stale.node_key));
-    row
+    stale_row(stale.stale_since_version, &node_row(&stale.node_key))
 }
 
 /// The row that marks the values of a key below `height` as stale.
 pub(super) fn stale_value_row(height: u64, key: &KeyHash) -> Vec<u8> {
-    let mut row = height.to_be_bytes().to_vec();
-    row.push(VALUE);
-    row.extend(key.0);
-    row
+    stale_row(height, &[&[VALUE], &key.0[..]].concat())
 }
 
-/// Adds to `batch` the removal of at most `limit` stale rows that no height from `oldest` on needs.
-/// `changed` says which keys the batch itself writes: their rows are not touched, for one batch may
-/// not both write and remove a row.
-pub(super) fn prune(
+fn stale_row(since: u64, what: &[u8]) -> Vec<u8> {
+    [&[STALE], &since.to_be_bytes()[..], what].concat()
+}
+
+/// The rows that no height from `oldest` on needs, found through at most `limit` marks; the marks are
+/// among them. `changed` says which keys the commit itself writes: their preimages stay.
+pub(super) fn due(
     newest: &Snapshot,
     tables: &Tables,
-    batch: &mut OwnedWriteBatch,
     oldest: u64,
     limit: usize,
     changed: impl Fn(&KeyHash) -> bool,
-) -> Result<(), StoreError> {
-    let database = newest.database();
-    let due = oldest.saturating_add(1).to_be_bytes();
-    for guard in database.range(&tables.stale, ..due).take(limit) {
-        let row = guard.key()?;
-        let damaged = || StoreError::Damaged("a row of the table `stale` has no known form".into());
-        let (since, rest) = row.split_first_chunk::<8>().ok_or_else(damaged)?;
-        match rest.split_first() {
-            Some((&NODE, node)) => batch.remove(&tables.nodes, node),
+) -> Result<BTreeSet<Vec<u8>>, StoreError> {
+    let mut rows = BTreeSet::new();
+    let marks = stale_row(0, &[])..stale_row(oldest.saturating_add(1), &[]);
+    for guard in newest.database().range(&tables.tree, marks).take(limit) {
+        let mark = guard.key()?;
+        let damaged = || StoreError::Damaged("a mark of staleness has no known form".into());
+        let (since, what) = mark[1..].split_first_chunk::<8>().ok_or_else(damaged)?;
+        match what.split_first() {
+            Some((&NODE, _)) => {
+                rows.insert(what.to_vec());
+            }
             Some((&VALUE, key)) => {
                 let key = KeyHash(key.try_into().map_err(|_| damaged())?);
-                drop_values(newest, tables, batch, &key, u64::from_be_bytes(*since), &changed)?;
+                due_values(newest, tables, &mut rows, &key, u64::from_be_bytes(*since), &changed)?;
             }
             _ => return Err(damaged()),
         }
-        batch.remove(&tables.stale, row.to_vec());
+        rows.insert(mark.to_vec());
     }
-    Ok(())
+    Ok(rows)
 }
 
-/// Removes the values of `key` that were written before `since`; where it was deleted then, the
-/// marker too, and the preimage if the key has not come back.
-fn drop_values(
+/// The values of `key` that were written before `since`; where it was deleted then, the marker too,
+/// and the preimage if the key has not come back.
+fn due_values(
     newest: &Snapshot,
     tables: &Tables,
-    batch: &mut OwnedWriteBatch,
+    rows: &mut BTreeSet<Vec<u8>>,
     key: &KeyHash,
     since: u64,
     changed: &impl Fn(&KeyHash) -> bool,
 ) -> Result<(), StoreError> {
     let database = newest.database();
-    for guard in database.range(&tables.values, value_row(key, 0)..value_row(key, since)) {
-        batch.remove(&tables.values, guard.key()?.to_vec());
+    for guard in database.range(&tables.tree, value_row(key, 0)..value_row(key, since)) {
+        rows.insert(guard.key()?.to_vec());
     }
     let marker = value_row(key, since);
-    if database.get(&tables.values, &marker)?.is_some_and(|value| *value == [0]) {
-        let end = prefix_end(&key.0).unwrap_or_else(|| vec![0xff; 41]);
-        let came_back = database.range(&tables.values, value_row(key, since + 1)..end).next().is_some();
-        batch.remove(&tables.values, marker);
+    if database.get(&tables.tree, &marker)?.is_some_and(|value| *value == [0]) {
+        let later = value_row(key, since + 1)..=value_row(key, u64::MAX);
+        let came_back = database.range(&tables.tree, later).next().is_some();
+        rows.insert(marker);
         if !came_back && !changed(key) {
-            batch.remove(&tables.preimages, key.0);
+            rows.insert(preimage_row(key));
         }
     }
     Ok(())

@@ -200,6 +200,42 @@ fn pruning_bounds_the_tree_and_spares_the_window() {
     assert!(nodes <= keep as usize + 2 && values == 0, "{nodes} nodes, {values} values stay");
 }
 
+/// A shorter window leaves a backlog, in which a key can be due several times over.
+#[test]
+fn a_shortened_window_is_caught_up_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let change = |height: u64| {
+        let value = |index: u64| (!(height + index).is_multiple_of(3)).then(|| vec![height as u8]);
+        (0..30).map(|index| (KeyBuilder::new(1).u64(index).finish(), value(index))).collect::<Changes>()
+    };
+    let store = open(&dir, 1000);
+    for height in 1..=40 {
+        commit(&store, change(height), height);
+    }
+    let before = store.tree_rows().unwrap();
+    drop(store);
+    let store = open(&dir, 2);
+    assert_eq!(store.snapshot().oldest(), 1, "what was readable is so until the next commit");
+    for height in 41..=50 {
+        let root = commit(&store, change(height), height);
+        let now = store.snapshot();
+        assert_eq!(now.oldest(), height - 2);
+        for index in 0..30 {
+            let key = KeyBuilder::new(1).u64(index).finish();
+            let proof = now.prove(&key, height).unwrap();
+            assert!(verify_proof(&root, &key, proof.value.as_deref(), &proof.encode()));
+        }
+    }
+    let after = store.tree_rows().unwrap();
+    assert!(after.0 * 4 < before.0 && after.1 * 4 < before.1, "{before:?} then {after:?}");
+    drop(store);
+    // A longer window does not bring back what is gone.
+    let store = open(&dir, 1000);
+    commit(&store, change(51), 51);
+    assert_eq!(store.snapshot().oldest(), 48);
+    store.check().unwrap();
+}
+
 #[test]
 fn proofs_do_not_hold_for_anything_else() {
     let dir = tempfile::tempdir().unwrap();

@@ -13,13 +13,20 @@ use super::AppHash;
 /// The tables of the store.
 #[derive(Clone)]
 pub(super) struct Tables {
-    pub meta: Keyspace,
+    /// Current values.
     pub state: Keyspace,
-    pub nodes: Keyspace,
-    pub values: Keyspace,
-    pub preimages: Keyspace,
-    pub stale: Keyspace,
+    /// All else; a row's first byte says what it is.
+    pub tree: Keyspace,
 }
+
+/// First byte of a tree node's row.
+pub(super) const NODE: u8 = b'n';
+/// First byte of a value's row.
+pub(super) const VALUE: u8 = b'v';
+/// First byte of a preimage's row.
+pub(super) const PREIMAGE: u8 = b'p';
+/// First byte of a mark of staleness.
+pub(super) const STALE: u8 = b's';
 
 /// The root of a state without any key. It is never empty, as an application hash may not be.
 pub const EMPTY_ROOT: AppHash = *b"SPARSE_MERKLE_PLACEHOLDER_HASH__";
@@ -31,7 +38,8 @@ pub(super) fn key_hash(key: &[u8]) -> KeyHash {
 
 /// The row of a node: version first, big-endian, so that a block's nodes lie together.
 pub(super) fn node_row(key: &NodeKey) -> Vec<u8> {
-    let mut row = key.version().to_be_bytes().to_vec();
+    let mut row = vec![NODE];
+    row.extend(key.version().to_be_bytes());
     borsh::to_writer(&mut row, key.nibble_path()).expect("a Vec grows as it is written to");
     row
 }
@@ -43,7 +51,12 @@ pub(super) fn encode_node(node: &Node) -> Vec<u8> {
 
 /// The row of a key's value at a version.
 pub(super) fn value_row(key: &KeyHash, version: Version) -> Vec<u8> {
-    [&key.0[..], &version.to_be_bytes()].concat()
+    [&[VALUE], &key.0[..], &version.to_be_bytes()].concat()
+}
+
+/// The row of a key's preimage.
+pub(super) fn preimage_row(key: &KeyHash) -> Vec<u8> {
+    [&[PREIMAGE], &key.0[..]].concat()
 }
 
 /// The encoding of a value or of its absence.
@@ -64,7 +77,7 @@ pub(super) struct TreeView<'a> {
 
 impl TreeReader for TreeView<'_> {
     fn get_node_option(&self, node_key: &NodeKey) -> Result<Option<Node>> {
-        if let Some(row) = self.snapshot.get(&self.tables.nodes, node_row(node_key))? {
+        if let Some(row) = self.snapshot.get(&self.tables.tree, node_row(node_key))? {
             return Ok(Some(borsh::from_slice(&row).context("a tree node does not decode")?));
         }
         let is_root = node_key.nibble_path().is_empty();
@@ -73,7 +86,7 @@ impl TreeReader for TreeView<'_> {
 
     fn get_value_option(&self, max_version: Version, key_hash: KeyHash) -> Result<Option<OwnedValue>> {
         let rows = value_row(&key_hash, 0)..=value_row(&key_hash, max_version);
-        let Some(newest) = self.snapshot.range(&self.tables.values, rows).next_back() else { return Ok(None) };
+        let Some(newest) = self.snapshot.range(&self.tables.tree, rows).next_back() else { return Ok(None) };
         let value = newest.value()?;
         match value.split_first() {
             Some((1, value)) => Ok(Some(value.to_vec())),
@@ -89,7 +102,7 @@ impl TreeReader for TreeView<'_> {
 
 impl HasPreimage for TreeView<'_> {
     fn preimage(&self, key_hash: KeyHash) -> Result<Option<Vec<u8>>> {
-        Ok(self.snapshot.get(&self.tables.preimages, key_hash.0)?.map(|key| key.to_vec()))
+        Ok(self.snapshot.get(&self.tables.tree, preimage_row(&key_hash))?.map(|key| key.to_vec()))
     }
 }
 
