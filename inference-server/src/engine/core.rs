@@ -423,3 +423,7 @@ fn append<T: Copy>(list: &mut Vec<T>, values: &[T]) -> Span {
     list.extend_from_slice(values);
     Span { start, length: values.len() as u32 }
 }
+
+#[cfg(test)]
+#[path = "core/tests.rs"]
+mod tests;

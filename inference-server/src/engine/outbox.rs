@@ -122,7 +122,9 @@ impl Outbox {
 impl Drop for Outbox {
     /// A reader never waits for an engine that is gone.
     fn drop(&mut self) {
-        self.failed(FailureCode::EngineStopped, "the engine stopped before the answer was complete: ask again");
+        if !self.shared.lock().closed {
+            self.failed(FailureCode::EngineStopped, "the engine stopped before the answer was complete: ask again");
+        }
     }
 }
 

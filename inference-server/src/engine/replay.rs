@@ -57,6 +57,9 @@ pub enum ReplayError {
     Backend(#[from] BackendError),
 }
 
+/// What is done with every completion token: its logits, sketch and index, and the sampler's scratch.
+type EachToken<'a> = dyn FnMut(&[f32], [u8; SKETCH_BYTES], usize, &mut SampleScratch) + 'a;
+
 /// A model that replays transcripts, one at a time. Blocks while it computes: keep it on a thread of its own.
 pub struct Replayer {
     backend: Box<dyn Backend>,
@@ -140,12 +143,8 @@ impl Replayer {
         Ok(rows)
     }
 
-    /// Runs the model over prompt and completion; `each(logits, sketch, index of the completion token)`.
-    fn forward(
-        &mut self,
-        request: &ReplayRequest<'_>,
-        each: &mut dyn FnMut(&[f32], [u8; SKETCH_BYTES], usize, &mut SampleScratch),
-    ) -> Result<(), ReplayError> {
+    /// Runs the model over prompt and completion.
+    fn forward(&mut self, request: &ReplayRequest<'_>, each: &mut EachToken<'_>) -> Result<(), ReplayError> {
         let (prompt, completion) = (request.prompt_ids, request.completion_ids);
         let total = prompt.len() + completion.len();
         if prompt.is_empty() || total > self.limits.positions {

@@ -296,7 +296,7 @@ impl Scheduler {
             let worst = self.running.len() - 1;
             assert!(worst > 0, "a sequence that runs alone has its blocks: checked at admission");
             let worst = self.running.remove(worst);
-            self.to_waiting(worst);
+            self.preempt(worst);
             plan.preempted.push(worst);
         }
     }
@@ -365,7 +365,7 @@ impl Scheduler {
     }
 
     /// Takes slot and blocks away; the sequence will compute all of it again (or find it in the prefix cache).
-    fn to_waiting(&mut self, id: SequenceId) {
+    fn preempt(&mut self, id: SequenceId) {
         let sequence = self.sequences[id.index()].as_mut().expect("ids are held by live sequences only");
         let State::Running { slot } = sequence.state else { unreachable!("only running sequences are preempted") };
         self.pool.release(&mut sequence.table);

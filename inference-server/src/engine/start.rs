@@ -94,13 +94,13 @@ pub(crate) fn kv_spec(model: &LoadedModel, split: &SplitPlan, rank: usize) -> Kv
 }
 
 /// A backend that is ready to compute.
-struct Built {
-    backend: Box<dyn Backend>,
-    info: EngineInfo,
-    limits: Limits,
+pub(super) struct Built {
+    pub(super) backend: Box<dyn Backend>,
+    pub(super) info: EngineInfo,
+    pub(super) limits: Limits,
 }
 
-fn build(model: &LoadedModel, config: &EngineConfig) -> Result<Built, EngineError> {
+pub(super) fn build(model: &LoadedModel, config: &EngineConfig) -> Result<Built, EngineError> {
     let split = match &config.split {
         Some(split) => SplitPlan::new(model.config(), &split.shares)?,
         None => SplitPlan::whole(model.config()),

@@ -105,7 +105,3 @@ fn template_error(error: minijinja::Error) -> ModelError {
     let reason = error.detail().map_or_else(|| error.to_string(), str::to_owned);
     ModelError::Template { reason }
 }
-
-#[cfg(test)]
-#[path = "chat_template/tests.rs"]
-mod tests;

@@ -52,8 +52,8 @@ impl LlamaConfig {
         for field in ["attention_bias", "mlp_bias"] {
             refuse_unless(config, field, "biases are not built", |v| v == false)?;
         }
-        refuse_unless(config, "rope_scaling", "RoPE scaling is not built", |v| plain_rope(v))?;
-        refuse_unless(config, "rope_parameters", "RoPE scaling is not built", |v| plain_rope(v))?;
+        refuse_unless(config, "rope_scaling", "RoPE scaling is not built", plain_rope)?;
+        refuse_unless(config, "rope_parameters", "RoPE scaling is not built", plain_rope)?;
         refuse_unless(config, "quantization_config", "quantised folders are not built: use a bf16 one", |_| false)?;
         let heads = size(config, "num_attention_heads")?;
         let hidden_size = size(config, "hidden_size")?;

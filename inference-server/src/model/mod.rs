@@ -127,7 +127,8 @@ impl LoadedModel {
         let tokens = TemplateTokens { bos: named("bos_token"), eos: named("eos_token") };
         let chat_template = text.map(|text| ChatTemplate::parse(text, tokens)).transpose()?.map(Arc::new);
         if tokenizer.vocabulary() > config.vocab_size {
-            let reason = format!("tokenizer.json has {} tokens, the model only {}", tokenizer.vocabulary(), config.vocab_size);
+            let reason =
+                format!("tokenizer.json has {} tokens, the model only {}", tokenizer.vocabulary(), config.vocab_size);
             return Err(ModelError::Config { field: "vocab_size".into(), reason });
         }
         let weights = Weights::open(folder)?;
@@ -280,6 +281,3 @@ fn template_text(folder: &Path, tokenizer_config: &serde_json::Value) -> Result<
     let text = String::from_utf8(read_bounded(&file, 1 << 20)?);
     text.map(Some).map_err(|error| ModelError::Damaged { file, reason: error.to_string() })
 }
-
-#[cfg(test)]
-mod tests;

@@ -143,7 +143,3 @@ impl Detokenizer {
         after.strip_prefix(before.as_str()).unwrap_or_default().to_owned()
     }
 }
-
-#[cfg(test)]
-#[path = "tokenizer/tests.rs"]
-mod tests;

@@ -9,8 +9,11 @@ use polylink_inference_server::model::Quantization;
 
 use crate::support::*;
 
+/// One token: choice, id, bits of its logprob, sketch, bits of the likeliest tokens' logprobs.
+type TokenBits = (u32, u32, u32, [u8; 16], Vec<(u32, u32)>);
+
 /// Everything that a judge or a user could compare, bit for bit.
-fn bits(answer: &Answer) -> Vec<(u32, u32, u32, [u8; 16], Vec<(u32, u32)>)> {
+fn bits(answer: &Answer) -> Vec<TokenBits> {
     let tokens = answer.choices.iter().flat_map(|choice| &choice.tokens);
     tokens
         .map(|token| {

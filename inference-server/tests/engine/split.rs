@@ -118,8 +118,8 @@ fn a_peer_process_that_is_killed_fails_its_requests_in_time_and_the_engine_recov
     for _ in 0..3 {
         assert!(matches!(stream.blocking_next(), Some(Event::Token(_))));
     }
-    peer.kill();
     let killed = Instant::now();
+    peer.kill();
     let last = std::iter::from_fn(|| stream.blocking_next()).last().unwrap();
     assert!(matches!(last, Event::Failed { code: FailureCode::PeerLost, .. }), "{last:?}");
     let took = killed.elapsed();

@@ -1,0 +1,97 @@
+//! A step allocates nothing, counted: whatever its requests ask for, whether they start, run, are preempted or end.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use polylink_protocol::market_v1::{LogitBias, Sampling};
+
+use super::*;
+use crate::engine::handle::{Command, EngineHandle};
+use crate::engine::start::build;
+use crate::engine::{EngineConfig, GenerateRequest, KvCacheSize, RequestStream};
+use crate::model::{LoadedModel, Quantization};
+
+struct Bench {
+    core: Core,
+    backend: Box<dyn Backend>,
+    handle: EngineHandle,
+    commands: Receiver<Command>,
+    steps: usize,
+}
+
+impl Bench {
+    fn new(config: EngineConfig) -> Self {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/pico");
+        let model = LoadedModel::open(folder, Quantization::None).unwrap();
+        let built = build(&model, &config).unwrap();
+        let vocabulary = model.config().vocab_size;
+        let shared = Arc::new(Shared::new(built.info, model.end_tokens().to_vec(), vocabulary));
+        let core = Core::new(Arc::clone(&shared), &built.limits, vocabulary, config.prefix_cache);
+        let (sender, commands) = sync_channel(64);
+        let handle = EngineHandle::new(shared, sender, std::thread::spawn(|| {}));
+        Self { core, backend: built.backend, handle, commands, steps: 0 }
+    }
+
+    fn admit(&mut self, request: GenerateRequest) -> RequestStream {
+        let stream = self.handle.submit(request).unwrap();
+        let Ok(Command::Run(job)) = self.commands.try_recv() else { panic!("a request was sent") };
+        self.core.admit(job);
+        stream
+    }
+
+    /// Steps until nothing is live, or `steps` of them; returns the allocations within them.
+    fn run(&mut self, steps: usize) -> u64 {
+        let mut allocations = 0;
+        for _ in 0..steps {
+            if self.core.is_idle() {
+                break;
+            }
+            let counted = allocation_counter::measure(|| self.core.step(&mut *self.backend).unwrap());
+            allocations += counted.count_total;
+            self.steps += 1;
+        }
+        allocations
+    }
+}
+
+fn request(salt: u32, length: u32, sampling: Sampling, logprobs: u32) -> GenerateRequest {
+    let prompt_ids = (0..length).map(|i| 100 + (salt * 7919 + i * 31) % 1500).collect();
+    GenerateRequest { prompt_ids, sampling, seed: [salt as u8; 32], tenant: [0; 32], priority: 0, logprobs }
+}
+
+fn sampling() -> Sampling {
+    Sampling { temperature: 1.0, top_p: 0.9, repetition_penalty: 1.0, max_tokens: 40, n: 1, ..Sampling::default() }
+}
+
+#[test]
+fn a_step_allocates_nothing() {
+    let config = EngineConfig {
+        threads: 1,
+        token_budget: 24,
+        kv_cache: KvCacheSize::Blocks(20),
+        context_length: Some(256),
+        ..EngineConfig::default()
+    };
+    let seen = allocation_counter::measure(|| drop(std::hint::black_box(vec![1; 100]))).count_total;
+    assert!(seen > 0, "the counter counts");
+    let mut bench = Bench::new(config);
+    let penalties = Sampling { repetition_penalty: 1.2, presence_penalty: 0.5, ignore_eos: true, ..sampling() };
+    let bias = (0..50).map(|token| LogitBias { token, bias: 0.5 }).collect();
+    let mut streams = Vec::new();
+    for round in 0..3 {
+        streams.push(bench.admit(request(1, 100, sampling(), 20)));
+        streams.push(bench.admit(request(2 + round, 60, Sampling { n: 3, ..penalties.clone() }, 5)));
+        streams.push(bench.admit(request(9, 90, Sampling { logit_bias: vec![], min_tokens: 30, ..sampling() }, 0)));
+        let biased = Sampling { logit_bias: Vec::clone(&bias), min_tokens: 10, ..penalties.clone() };
+        streams.push(bench.admit(request(5, 90, biased, 0)));
+        assert_eq!(bench.run(7), 0, "round {round}");
+        // In the middle of it: one more, and one less.
+        streams.push(bench.admit(request(20 + round, 30, sampling(), 0)));
+        drop(streams.swap_remove(0));
+        assert_eq!(bench.run(1000), 0, "round {round}");
+        bench.core.check();
+    }
+    let preemptions = bench.handle.metrics().preemptions.load(std::sync::atomic::Ordering::Relaxed);
+    let hits = bench.handle.metrics().prefix_hits.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(preemptions > 0 && hits > 0 && bench.steps > 100, "{preemptions} {hits} {}", bench.steps);
+}
