@@ -16,11 +16,12 @@ use crate::keys::{Keyring, Kind};
 /// Judges of a local network.
 pub const JUDGES: usize = 3;
 /// Accounts with coins from the start, and how many PLK each has.
-const FUNDED: [(&str, u128); 9] = [
+const FUNDED: [(&str, u128); 10] = [
     ("user", 1_000_000),
     ("gateway", 1_000_000),
     ("worker", 10_000),
     ("worker-2", 10_000),
+    ("worker-3", 10_000),
     ("provider", 1_000),
     ("validator", 10_000),
     ("judge-1", 10_000),

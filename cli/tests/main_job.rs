@@ -1,0 +1,272 @@
+//! The main job, end to end: a real answer is served, paid for, audited, settled and proved, and what goes in wrongly
+//! is refused with what to do.
+
+mod common;
+
+use common::{Net, content, held_out};
+use polylink_cli::verify::{LightBlock, ReceiptFile, check_answer, check_evidence};
+use polylink_protocol::market_v1::{QueryPotRequest, QueryPotResponse};
+use polylink_protocol::tiqe_v1::{QueryRoundRequest, QueryRoundResponse};
+use polylink_protocol::{Message, market_v1 as market};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// What the genesis of `polylink up` puts into the accounts, in uplk.
+const GENESIS_SUPPLY: u128 = 2_071_000_000_000;
+
+fn uplk(value: &Value) -> u128 {
+    value.as_str().unwrap_or_else(|| panic!("not an amount: {value}")).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_served_paid_audited_and_proved() {
+    let net = Net::up(&[]);
+    let (epoch, records) = ask_within_one_epoch(&net).await;
+    refusals(&net).await;
+    net.until_epoch(epoch + 2).await;
+    let pot = the_epoch_is_settled(&net, epoch, &records).await;
+    supply_is_conserved(&net);
+    the_receipt_is_proved(&net, &records[0]).await;
+    println!("pot of epoch {epoch}: {pot:#}");
+    a_second_up_continues(net).await;
+}
+
+/// Asks held-out questions until some of the receipts share an epoch; returns it and all records.
+async fn ask_within_one_epoch(net: &Net) -> (u64, Vec<Value>) {
+    let questions = held_out(1);
+    let (mut right, mut records) = (0, Vec::new());
+    for (question, short) in &questions {
+        let answer = net.answer(question).await;
+        right += usize::from(content(&answer).contains(short.as_str()));
+        assert!(answer["polylink"]["receipt"].is_object(), "no receipt in {answer:#}");
+        records.push(net.record(answer["id"].as_str().unwrap()).await);
+    }
+    println!("{right} of {} held-out questions answered rightly", questions.len());
+    assert!(right * 2 > questions.len(), "the served model answers {right} of {} questions", questions.len());
+    let mut by_epoch = BTreeMap::<u64, usize>::new();
+    for record in &records {
+        *by_epoch.entry(record["receipt"]["receipt"]["epoch"].as_u64().unwrap()).or_default() += 1;
+    }
+    let (epoch, _) = by_epoch.into_iter().max_by_key(|(_, n)| *n).unwrap();
+    records.retain(|r| r["receipt"]["receipt"]["epoch"] == epoch);
+    (epoch, records)
+}
+
+/// The receipts root, the judges' reveals, the median, the worker's reward, the user's spending: by CLI and RPC alike.
+async fn the_epoch_is_settled(net: &Net, epoch: u64, records: &[Value]) -> Value {
+    let pot = net.json(&["query", "pot", &epoch.to_string()])["pot"].clone();
+    assert_eq!(pot["settled"], true, "{pot:#}");
+    let receipt = &records[0]["receipt"]["receipt"];
+    let served: u128 = records.iter().map(|r| uplk(&r["receipt"]["receipt"]["amount"])).sum();
+    assert!(pot["root"]["count"].as_u64().unwrap() >= records.len() as u64, "{pot:#}");
+    assert!(uplk(&pot["root"]["amount"]) >= served && uplk(&pot["redeemed"]) >= served, "{pot:#}");
+    assert!(uplk(&pot["worker_reward"]) > 0 && uplk(&pot["judge_reward"]) > 0 && uplk(&pot["royalty"]) > 0, "{pot:#}");
+    assert!(pot["alpha_bps"].as_u64().unwrap() > 3_000, "an honest worker's quality: {pot:#}");
+
+    let round = net.json(&["query", "round", &epoch.to_string()])["round"].clone();
+    assert!(round["outputs"].as_array().unwrap().len() >= 2, "beacon outputs: {round:#}");
+    let revealed = round["seats"].as_array().unwrap().iter().filter(|s| s["revealed"]["scores"].is_array()).count();
+    assert!(revealed >= 2, "reveals of {revealed} judges: {round:#}");
+    let results = round["results"].as_array().unwrap();
+    assert!(!results.is_empty() && results.iter().all(|r| r["reveals"].as_u64() >= Some(2)), "{round:#}");
+    assert!(results.iter().all(|r| r["evidence_milli"].as_i64() < Some(0)), "evidence against an honest worker: {round:#}");
+
+    let session = net.json(&["query", "session", &receipt["session"].to_string()])["session"].clone();
+    assert!(uplk(&session["redeemed"]) >= served, "what the gateway has spent: {session:#}");
+    let worker = net.json(&["query", "worker"]);
+    assert!(uplk(&worker["vesting"]["amount"]) > 0, "{worker:#}");
+
+    let profile_digest = hex::decode(pot["profile_digest"].as_str().unwrap()).unwrap();
+    let request = QueryPotRequest { epoch, worker: pot["worker"].as_str().unwrap().into(), profile_digest: profile_digest.clone() };
+    let raw = net.abci_query("/polylink.market.v1.Query/Pot", &request.encode_to_vec()).await;
+    assert_eq!(serde_json::to_value(QueryPotResponse::decode(raw.as_slice()).unwrap().pot).unwrap(), pot);
+    let request = QueryRoundRequest { epoch, profile_digest };
+    let raw = net.abci_query("/polylink.tiqe.v1.Query/Round", &request.encode_to_vec()).await;
+    assert_eq!(serde_json::to_value(QueryRoundResponse::decode(raw.as_slice()).unwrap().round).unwrap(), round);
+    pot
+}
+
+/// Supply now − supply at genesis = all that was minted − all that was burned.
+fn supply_is_conserved(net: &Net) {
+    for _ in 0..20 {
+        let supply = || uplk(&net.json(&["query", "supply"])["amount"]);
+        let before = supply();
+        let (mut minted, mut burned) = (0, 0);
+        for number in 0..=net.epoch() {
+            let epoch = net.json(&["query", "epoch", &number.to_string()])["epoch"].clone();
+            let epoch: market::Epoch = serde_json::from_value(epoch).unwrap();
+            minted += epoch.minted.parse::<u128>().unwrap_or(0);
+            burned += epoch.burned.parse::<u128>().unwrap_or(0);
+        }
+        if supply() == before {
+            println!("supply {before}: minted {minted}, burned {burned}");
+            assert!(burned > 0, "fees burn a part of them");
+            assert_eq!(GENESIS_SUPPLY + minted - burned, before);
+            return;
+        }
+    }
+    panic!("the supply changes with every look");
+}
+
+/// `polylink verify` online and offline, and a named fault for every altered field.
+async fn the_receipt_is_proved(net: &Net, record: &Value) {
+    // Asked for anew: now with the path to the committed root.
+    let id = (record["receipt"]["receipt"]["session"].clone(), record["receipt"]["receipt"]["index"].clone());
+    let url = format!("{}/polylink/v1/proof?session={}&index={}", net.worker, id.0, id.1);
+    let proof: Value = net.http.get(url).send().await.unwrap().json().await.unwrap();
+    let mut record = record.clone();
+    (record["path"], record["root"]) = (proof["path"].clone(), proof["root"].clone());
+    let file = |name: &str| net.home.path().join(name).display().to_string();
+    let (receipt, full, trusted) = (file("receipt.json"), file("full.json"), file("trusted.json"));
+    std::fs::write(&receipt, record.to_string()).unwrap();
+    let header = net.run(&["query", "header", "--height", "2"]);
+    std::fs::write(&trusted, &header.stdout).unwrap();
+    assert_eq!(net.json(&["verify", &receipt, "--signatures-only"])["verified"], "signatures");
+    assert_eq!(net.json(&["verify", &receipt, "--save", &full])["verified"], "full");
+    assert_eq!(net.json(&["verify", &full, "--trusted-header", &trusted])["verified"], "full");
+
+    let trusted: LightBlock = serde_json::from_slice(&header.stdout).unwrap();
+    let good: Value = serde_json::from_str(&std::fs::read_to_string(&full).unwrap()).unwrap();
+    let check = |file: &Value| {
+        let file = ReceiptFile::from_json(&file.to_string())?;
+        check_answer(&file.answer)?;
+        check_evidence(&file.answer, file.chain.as_ref().unwrap(), &trusted, tendermint::Time::now())
+    };
+    assert_eq!(check(&good), Ok(()));
+    let mut places = Vec::new();
+    leaves(&good, "", &mut places);
+    assert!(places.len() > 80, "only {} fields", places.len());
+    for place in &places {
+        let mut altered = good.clone();
+        let leaf = altered.pointer_mut(place).unwrap();
+        let new = alter(leaf);
+        *leaf = new;
+        let fault = check(&altered).expect_err(place);
+        assert!(!fault.part.is_empty() && !fault.reason.is_empty(), "{place}: {fault:?}");
+    }
+    println!("{} fields altered one by one, each a named fault", places.len());
+    let mut altered = good.clone();
+    altered["answer"]["receipt"]["receipt"]["amount"] = "1".into();
+    std::fs::write(&receipt, altered.to_string()).unwrap();
+    let said = net.fails(&["verify", &receipt]);
+    assert!(said.contains("signature") || said.contains("amount"), "{said}");
+}
+
+fn leaves(value: &Value, at: &str, found: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => map.iter().for_each(|(key, v)| leaves(v, &format!("{at}/{key}"), found)),
+        Value::Array(list) => list.iter().enumerate().for_each(|(i, v)| leaves(v, &format!("{at}/{i}"), found)),
+        Value::Null => {}
+        _ => found.push(at.to_owned()),
+    }
+}
+
+/// Another value of the same kind: a text with one character changed, a number one more, the other truth.
+fn alter(leaf: &Value) -> Value {
+    match leaf {
+        Value::Bool(truth) => Value::Bool(!truth),
+        Value::Number(n) if n.is_f64() => json!(n.as_f64().unwrap() * 0.5 + 0.25),
+        Value::Number(n) => json!(n.as_i64().map_or(1, |n| n + 1)),
+        Value::String(text) if text.is_empty() => Value::String("x".into()),
+        Value::String(text) => {
+            let mut chars: Vec<char> = text.chars().collect();
+            let at = chars.len() / 2;
+            chars[at] = if chars[at] == '1' { '2' } else { '1' };
+            Value::String(chars.into_iter().collect())
+        }
+        other => panic!("not a leaf: {other}"),
+    }
+}
+
+/// Bad input is refused by an error that says what is wrong.
+async fn refusals(net: &Net) {
+    let model = &net.model;
+    let ask = |more: Value| {
+        let mut body = json!({"model": model, "messages": [{"role": "user", "content": "Hi"}]});
+        more.as_object().unwrap().iter().for_each(|(k, v)| body[k] = v.clone());
+        body.to_string()
+    };
+    let long = "many words ".repeat(3_000);
+    let key = net.api_key.as_str();
+    for (what, key, body, status, says) in [
+        ("malformed JSON", key, "{\"model\": ".to_owned(), 400, "JSON"),
+        ("unknown model", key, ask(json!({"model": "org/other"})), 404, "org/other"),
+        ("prompt too long", key, ask(json!({"messages": [{"role": "user", "content": long}]})), 400, "context"),
+        ("wrong key", "sk-polylink-wrong", ask(json!({})), 401, "key"),
+        ("no key", "", ask(json!({})), 401, "key"),
+        ("tools", key, ask(json!({"tools": [{"type": "function", "function": {"name": "f"}}]})), 400, "tools"),
+        ("response_format", key, ask(json!({"response_format": {"type": "json_object"}})), 400, "response_format"),
+        ("temperature", key, ask(json!({"temperature": 9})), 400, "temperature"),
+        ("body over the limit", key, "x".repeat(2 << 20), 413, "1048576"),
+    ] {
+        let (got, answer) = net.post("/v1/chat/completions", key, &body).await;
+        assert_eq!(got, status, "{what}: {answer}");
+        let message = answer["error"]["message"].as_str().unwrap_or_else(|| panic!("{what}: no error object: {answer}"));
+        assert!(message.contains(says) || answer["error"]["param"] == says, "{what}: {message}");
+    }
+    // No funds: a key whose session holds almost nothing.
+    let poor = net.json(&["gateway", "key", "new", "poor", "--deposit", "1uplk"]);
+    let (status, answer) = net.post("/v1/chat/completions", poor["api_key"].as_str().unwrap(), &ask(json!({}))).await;
+    assert_eq!(status, 402, "no funds: {answer}");
+    // A forged voucher.
+    let voucher = json!({"voucher": {"voucher": {"chain_id": "x", "session": 1, "epoch": 0, "amount": "5", "count": 1,
+                         "receipts_hash": ""}, "signature": "00".repeat(64)}, "indexes": [0]});
+    let forged = net.http.post(format!("{}/polylink/v1/vouchers", net.worker)).body(voucher.to_string()).send().await.unwrap();
+    assert!(forged.status().is_client_error(), "forged voucher: {}", forged.status());
+    // Garbage and a transaction of another chain.
+    for bytes in [vec![], vec![0xff; 40], b"not a transaction".to_vec()] {
+        use base64::Engine as _;
+        let tx = base64::engine::general_purpose::STANDARD.encode(&bytes);
+        let body = json!({"jsonrpc": "2.0", "id": 1, "method": "broadcast_tx_sync", "params": {"tx": tx}});
+        let answer: Value = net.http.post(&net.rpc).json(&body).send().await.unwrap().json().await.unwrap();
+        let refused = answer["result"]["code"].as_u64().is_some_and(|c| c != 0) || answer["error"].is_object();
+        assert!(refused, "garbage of {} bytes: {answer}", bytes.len());
+    }
+    assert!(net.fails(&["tx", "send", "worker", "99999999999plk"]).contains("insufficient"), "more than there is");
+    assert!(net.fails(&["tx", "send", "nobody", "1plk"]).contains("nobody"));
+    assert!(net.fails(&["tx", "send", "worker", "1.5"]).contains("not an amount"));
+    assert!(net.fails(&["query", "tx", "zz"]).contains("hexadecimal"));
+    assert!(net.fails(&["query", "session", "999999"]).contains("999999"));
+    assert!(net.fails(&["up", "--detach"]).contains("runs in"), "a second supervisor in one home");
+    wrong_chain_id(net).await;
+}
+
+/// A well-signed transaction for another chain id.
+async fn wrong_chain_id(net: &Net) {
+    use base64::Engine as _;
+    use polylink_protocol::cosmos::cosmos::{bank::v1beta1::MsgSend, base::v1beta1::Coin};
+    use polylink_protocol::tx::{SignContext, any, sign_direct};
+    let user = polylink_cli::keys::Keyring::new(net.home.path()).account("user").unwrap();
+    let account = net.json(&["query", "account", "user"]);
+    let me = user.address().account();
+    let coin = Coin { denom: "uplk".into(), amount: "1".into() };
+    let send = MsgSend { from_address: me.clone(), to_address: me, amount: vec![coin] };
+    let context = SignContext {
+        chain_id: "another-chain".into(),
+        account_number: account["account_number"].as_u64().unwrap(),
+        sequence: account["sequence"].as_u64().unwrap(),
+        gas_limit: 200_000,
+        fee: polylink_protocol::Amount(100_000),
+        memo: String::new(),
+    };
+    let tx = base64::engine::general_purpose::STANDARD.encode(sign_direct(vec![any(&send)], &context, &user));
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": "broadcast_tx_sync", "params": {"tx": tx}});
+    let answer: Value = net.http.post(&net.rpc).json(&body).send().await.unwrap().json().await.unwrap();
+    assert_eq!(answer["result"]["code"], 4, "unauthorized: {answer}");
+}
+
+/// Down, up: the same chain, the same key, the same balances.
+async fn a_second_up_continues(mut net: Net) {
+    let before = net.status();
+    let balance = net.json(&["query", "balance", "provider"])["amount"].clone();
+    net.down();
+    assert_eq!(net.status()["health"], "stopped");
+    let home = std::mem::replace(&mut net.home, tempfile::tempdir().unwrap());
+    std::mem::forget(net);
+    let net = Net::up_in(home, &[]);
+    let after = net.status();
+    assert_eq!((&after["chain_id"], &after["api_key"]), (&before["chain_id"], &before["api_key"]));
+    assert!(after["height"].as_u64() >= before["height"].as_u64());
+    assert!(uplk(&net.json(&["query", "balance", "provider"])["amount"]) >= uplk(&balance));
+    assert!(!content(&net.answer("What is 2 plus 3?").await).is_empty());
+}
