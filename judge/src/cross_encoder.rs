@@ -70,12 +70,16 @@ impl CrossEncoder {
             let needed = QUESTION_TOKENS + ANSWER_TOKENS + 3;
             return Err(wrong("config.json", format!("max_position_embeddings of at least {needed} is expected")));
         }
-        let mut joiner = Tokenizer::from_bytes(read("tokenizer.json")?).map_err(|e| wrong("tokenizer.json", e.to_string()))?;
+        let mut joiner =
+            Tokenizer::from_bytes(read("tokenizer.json")?).map_err(|e| wrong("tokenizer.json", e.to_string()))?;
         joiner.with_padding(None);
         joiner.with_truncation(None).map_err(|e| wrong("tokenizer.json", e.to_string()))?;
         let cut = |max_length, direction| {
             let mut part = joiner.clone();
-            let truncation = TruncationParams { max_length, direction, strategy: TruncationStrategy::LongestFirst, stride: 0 };
+            // The texts are users' and models': what looks like a special token in them stays text.
+            part.set_encode_special_tokens(true);
+            let truncation =
+                TruncationParams { max_length, direction, strategy: TruncationStrategy::LongestFirst, stride: 0 };
             part.with_truncation(Some(truncation)).map_err(|e| wrong("tokenizer.json", e.to_string()))?;
             Ok::<_, JudgeError>(part)
         };
@@ -94,11 +98,8 @@ impl CrossEncoder {
 
     /// The probability of each pair, in their order.
     pub fn score(&mut self, pairs: &[Pair]) -> Result<Vec<f32>, JudgeError> {
-        let mut encoded = pairs
-            .iter()
-            .enumerate()
-            .map(|(row, pair)| self.encode(row, pair))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut encoded =
+            pairs.iter().enumerate().map(|(row, pair)| self.encode(row, pair)).collect::<Result<Vec<_>, _>>()?;
         encoded.sort_by_key(|e| e.ids.len());
         let mut scores = vec![0.0; pairs.len()];
         for batch in encoded.chunks(BATCH_MAX) {
@@ -134,10 +135,7 @@ impl CrossEncoder {
                 .flat_map(|e| of(e).iter().copied().chain(std::iter::repeat_n(pad, length - e.ids.len())))
                 .collect()
         };
-        let mask: Vec<u32> = batch
-            .iter()
-            .flat_map(|e| (0..length).map(|i| u32::from(i < e.ids.len())))
-            .collect();
+        let mask: Vec<u32> = batch.iter().flat_map(|e| (0..length).map(|i| u32::from(i < e.ids.len()))).collect();
         let ids = Tensor::from_vec(fill(|e| &e.ids, self.config.pad_token_id), shape, &Device::Cpu)?;
         let types = Tensor::from_vec(fill(|e| &e.types, 0), shape, &Device::Cpu)?;
         let mask = Tensor::from_vec(mask, shape, &Device::Cpu)?;

@@ -97,7 +97,13 @@ impl Auditor {
         }
     }
 
-    fn finding(&mut self, transcript: &Transcript, cross: f32, llm: Option<f64>, clip_milli: u64) -> Result<Finding, JudgeError> {
+    fn finding(
+        &mut self,
+        transcript: &Transcript,
+        cross: f32,
+        llm: Option<f64>,
+        clip_milli: u64,
+    ) -> Result<Finding, JudgeError> {
         let bps = |p: f64| (p.clamp(0.0, 1.0) * 10_000.0).round() as u32;
         let mut score = Score {
             cross_bps: bps(f64::from(cross)),

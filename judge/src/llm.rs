@@ -130,7 +130,8 @@ impl LlmJudge {
     /// The score of one pair, 0 to 1.
     pub async fn score(&self, pair: &Pair) -> Result<f64, LlmError> {
         let url = format!("{}/chat/completions", self.endpoint.url.trim_end_matches('/'));
-        let unreachable = |e: reqwest::Error| LlmError::Unreachable { url: url.clone(), reason: e.without_url().to_string() };
+        let unreachable =
+            |e: reqwest::Error| LlmError::Unreachable { url: url.clone(), reason: e.without_url().to_string() };
         let body = json!({
             "model": self.endpoint.model,
             "messages": [{"role": "user", "content": self.rubric.prompt(pair)}],
@@ -193,7 +194,8 @@ mod tests {
 
     #[test]
     fn the_score_is_an_expected_value() {
-        let top = |five: f64, one: f64| vec![("5".into(), five.ln()), (" 1".into(), one.ln()), ("x".into(), 0.5_f64.ln())];
+        let top =
+            |five: f64, one: f64| vec![("5".into(), five.ln()), (" 1".into(), one.ln()), ("x".into(), 0.5_f64.ln())];
         assert!((rubric().expected(&top(0.3, 0.1)).unwrap() - 0.75).abs() < 1e-9);
         assert_eq!(rubric().expected(&[("x".into(), -0.1)]), None);
     }

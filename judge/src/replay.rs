@@ -19,7 +19,8 @@ pub struct LocalReplay(Replayer);
 impl LocalReplay {
     /// Loads the model; the number of threads changes no bit.
     pub fn open(model: &LoadedModel, threads: usize) -> Result<Self, JudgeError> {
-        let replayer = Replayer::new(model, BackendKind::Cpu, threads).map_err(|e| JudgeError::Replay(e.to_string()))?;
+        let replayer =
+            Replayer::new(model, BackendKind::Cpu, threads).map_err(|e| JudgeError::Replay(e.to_string()))?;
         Ok(Self(replayer))
     }
 }

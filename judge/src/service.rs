@@ -221,8 +221,7 @@ impl Judge {
             let scores = self.audit(trial.evidence_epoch, &profile, &trial.samples).await?;
             let guilty = is_guilty(&scores);
             tracing::info!(trial = trial.id, worker = trial.worker, guilty, "vote in a trial");
-            let message =
-                MsgVoteTrial { judge: me.clone(), trial: trial.id, guilty, scores: Some(Scores { scores }) };
+            let message = MsgVoteTrial { judge: me.clone(), trial: trial.id, guilty, scores: Some(Scores { scores }) };
             self.send(tx::any(&message)).await?;
             self.voted.insert(trial.id);
         }
@@ -240,4 +239,3 @@ fn is_guilty(scores: &[Score]) -> bool {
     let evidence: i64 = scores.iter().map(|s| s.evidence_milli).sum();
     evidence > 0 || (!scores.is_empty() && scores.iter().all(|s| s.missing))
 }
-

@@ -90,7 +90,10 @@ pub fn verify(disclosure: Disclosure, expected: &Expected<'_>) -> Result<Transcr
     require(receipt.worker == expected.worker, "the receipt is another worker's")?;
     require(receipt.request_digest == market::request_digest(&request).0, "the receipt is of another request")?;
     let same = (receipt.session, receipt.index, receipt.epoch) == (request.session, request.index, request.epoch);
-    require(same && receipt.profile_digest == request.profile_digest, "receipt and request name different sessions, indexes, epochs or profiles")?;
+    require(
+        same && receipt.profile_digest == request.profile_digest,
+        "receipt and request name different sessions, indexes, epochs or profiles",
+    )?;
     require(receipt.epoch == expected.epoch, "the receipt is of another epoch")?;
     require(receipt.profile_digest == expected.profile.0, "the receipt is of another profile")?;
 
@@ -112,7 +115,10 @@ pub fn verify(disclosure: Disclosure, expected: &Expected<'_>) -> Result<Transcr
 
     let tokens: usize = completions.iter().map(|c| c.token_ids.len()).sum();
     require(receipt.completion_tokens == tokens as u64, "the receipt counts other completion tokens than there are")?;
-    require(receipt.prompt_tokens == disclosure.prompt_token_ids.len() as u64, "the receipt counts other prompt tokens than there are")?;
+    require(
+        receipt.prompt_tokens == disclosure.prompt_token_ids.len() as u64,
+        "the receipt counts other prompt tokens than there are",
+    )?;
     require(receipt.cached_tokens <= receipt.prompt_tokens, "the receipt counts more cached than prompt tokens")?;
 
     let leaf = Leaf {
@@ -133,7 +139,10 @@ fn pair_sketches(completions: Vec<Vec<u32>>, sketches: &[Vec<u8>]) -> Result<Vec
         .zip(sketches)
         .map(|(token_ids, bytes)| {
             let (chunks, rest) = bytes.as_chunks::<SKETCH_BYTES>();
-            require(rest.is_empty() && chunks.len() == token_ids.len(), "a choice has not one sketch of 16 bytes per token")?;
+            require(
+                rest.is_empty() && chunks.len() == token_ids.len(),
+                "a choice has not one sketch of 16 bytes per token",
+            )?;
             Ok(Completion { token_ids, sketches: chunks.to_vec() })
         })
         .collect()

@@ -71,8 +71,11 @@ impl Layer {
     }
 
     fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
-        let (q, k, v) =
-            (self.split(&self.query.forward(x)?)?, self.split(&self.key.forward(x)?)?, self.split(&self.value.forward(x)?)?);
+        let (q, k, v) = (
+            self.split(&self.query.forward(x)?)?,
+            self.split(&self.key.forward(x)?)?,
+            self.split(&self.value.forward(x)?)?,
+        );
         let scale = (q.dim(D::Minus1)? as f64).sqrt().recip();
         let scores = (q.matmul(&k.t()?.contiguous()?)? * scale)?.broadcast_add(bias)?;
         let mixed = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&v)?;

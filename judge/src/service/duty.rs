@@ -32,7 +32,12 @@ pub(super) fn duty(params: &Params, height: u64, audited: u64, round: Option<&Ro
     }
     match seat {
         Some(seat) if (commit..reveal).contains(&offset) && seat.commitment.is_empty() => Duty::Commit,
-        Some(seat) if (reveal..settle).contains(&offset) && !seat.commitment.is_empty() && seat.revealed.is_none() && scored => {
+        Some(seat)
+            if (reveal..settle).contains(&offset)
+                && !seat.commitment.is_empty()
+                && seat.revealed.is_none()
+                && scored =>
+        {
             Duty::Reveal
         }
         _ => Duty::None,
@@ -63,7 +68,9 @@ mod tests {
     fn duties_follow_the_windows() {
         let mut round = Round::default();
         // The round over epoch 4 runs in the blocks 100 to 119.
-        for (next, expected) in [(99, Duty::None), (104, Duty::None), (105, Duty::Beacon), (108, Duty::Beacon), (109, Duty::None)] {
+        for (next, expected) in
+            [(99, Duty::None), (104, Duty::None), (105, Duty::Beacon), (108, Duty::Beacon), (109, Duty::None)]
+        {
             assert_eq!(at(next, &round, false), expected, "block {next}");
         }
         round.outputs.push(BeaconOutput { judge: "me".into(), beta: vec![] });

@@ -103,7 +103,8 @@ impl Journal {
         if fs::metadata(&self.findings).is_ok_and(|m| m.len() > FINDINGS_BYTES_MAX) {
             let _ = fs::rename(&self.findings, self.findings.with_extension("jsonl.1"));
         }
-        let written = OpenOptions::new().create(true).append(true).open(&self.findings).and_then(|mut f| writeln!(f, "{line}"));
+        let written =
+            OpenOptions::new().create(true).append(true).open(&self.findings).and_then(|mut f| writeln!(f, "{line}"));
         if let Err(error) = written {
             tracing::warn!(%error, "a finding was not written down");
         }

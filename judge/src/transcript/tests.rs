@@ -63,7 +63,13 @@ fn case() -> Case {
         completions: vec![completion],
         sketches: vec![sketch.concat()],
     };
-    Case { disclosure, spend_key: spend.public_key().to_vec(), receipt_key: signer.public_key().to_vec(), profile, root }
+    Case {
+        disclosure,
+        spend_key: spend.public_key().to_vec(),
+        receipt_key: signer.public_key().to_vec(),
+        profile,
+        root,
+    }
 }
 
 fn check(case: &Case, disclosure: Disclosure, point: u128) -> Result<Transcript, TranscriptError> {
