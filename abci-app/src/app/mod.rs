@@ -144,6 +144,8 @@ impl Application for App {
         pb::ResponseProcessProposal { status: status.into() }
     }
 
+    /// Executes the block. Who signed the last one, and evidence of misbehaviour, will matter to slashing, which is not
+    /// built; they change nothing yet.
     fn finalize_block(&self, request: pb::RequestFinalizeBlock) -> pb::ResponseFinalizeBlock {
         let mut consensus = lock(&self.0.consensus);
         let store = &self.0.store;

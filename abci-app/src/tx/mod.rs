@@ -7,6 +7,8 @@
 mod amino;
 pub mod ante;
 pub mod decode;
+#[cfg(test)]
+mod fuzz;
 pub mod schema;
 #[cfg(test)]
 mod tests;
