@@ -59,3 +59,4 @@ console.log(`CosmJS: chain ${chainId}, simulated ${gas} gas, sent ${sent.transac
 client.disconnect();
 reader.disconnect();
 poor.disconnect();
+process.exit(0); // idle connections would hold the process for a minute

@@ -27,8 +27,9 @@ pub(super) fn duty(params: &Params, height: u64, audited: u64, round: Option<&Ro
     let settle = reveal + params.reveal_window_blocks;
     let seat = round.and_then(|r| r.seats.iter().find(|s| s.judge == me));
     if (beacon..commit).contains(&offset) {
-        let sent = round.is_some_and(|r| r.outputs.iter().any(|o| o.judge == me));
-        return if sent { Duty::None } else { Duty::Beacon };
+        // The ledger opens a round when receipts are committed; an epoch without any has none.
+        let waited_for = round.is_some_and(|r| r.outputs.iter().all(|o| o.judge != me));
+        return if waited_for { Duty::Beacon } else { Duty::None };
     }
     match seat {
         Some(seat) if (commit..reveal).contains(&offset) && seat.commitment.is_empty() => Duty::Commit,
