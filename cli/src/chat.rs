@@ -13,11 +13,11 @@ use polylink_inference_server::chain::ChainClock;
 use polylink_inference_server::client::text::ChoiceText;
 use polylink_inference_server::client::{Ask, Payer, PayerConfig, UpstreamEvent, WorkerRef};
 use polylink_inference_server::model::ChatMessage;
+use polylink_protocol::Amount;
 use polylink_protocol::keys::ServiceKey;
 use polylink_protocol::market::{max_prices, profile_digest};
 use polylink_protocol::market_v1::Sampling;
 use polylink_protocol::transcript::{AnswerRecord, WorkerInfo};
-use polylink_protocol::Amount;
 
 use crate::chain::{RpcArgs, parse_amount};
 use crate::error::CliError;
@@ -167,10 +167,14 @@ async fn direct(args: &ChatArgs, url: &str, home: &Path) -> Result<Direct, CliEr
     let profile = profile_digest(&info.profile);
     // What a worker says of itself counts for nothing: keys and prices are the chain's.
     let operator = info.operator.parse().map_err(|e| CliError::value("the worker's operator", e))?;
-    let record = chain.worker(&operator).await?.ok_or_else(|| wrong(&format!("{} is no worker of this chain", info.operator)))?;
+    let record = chain
+        .worker(&operator)
+        .await?
+        .ok_or_else(|| wrong(&format!("{} is no worker of this chain", info.operator)))?;
     let epoch_price = chain.model(&profile).await?.and_then(|m| m.price).unwrap_or_default();
     let offer = record.offers.iter().find(|o| o.profile_digest == profile.0);
-    let ask = offer.and_then(|o| o.ask).ok_or_else(|| wrong(&"the worker offers another model on chain than it says"))?;
+    let ask =
+        offer.and_then(|o| o.ask).ok_or_else(|| wrong(&"the worker offers another model on chain than it says"))?;
     let worker = WorkerRef {
         operator: info.operator,
         endpoint: url.to_owned(),
@@ -211,7 +215,9 @@ async fn stream(url: &str, request: reqwest::RequestBuilder) -> Result<String, C
         while let Some(end) = buffer.iter().position(|b| *b == b'\n') {
             let line: Vec<u8> = buffer.drain(..=end).collect();
             let line = String::from_utf8_lossy(&line);
-            let Some(data) = line.trim().strip_prefix("data:").map(str::trim).filter(|d| *d != "[DONE]") else { continue };
+            let Some(data) = line.trim().strip_prefix("data:").map(str::trim).filter(|d| *d != "[DONE]") else {
+                continue;
+            };
             let event: Value = serde_json::from_str(data).map_err(|e| CliError::http(url, e))?;
             if let Some(message) = event["error"]["message"].as_str() {
                 return Err(CliError::http(url, message));
@@ -230,7 +236,10 @@ async fn ask_worker(direct: &Direct, args: &ChatArgs, messages: &[ChatMessage]) 
     let prompt_token_ids = direct.model.encode_chat(messages).map_err(|e| CliError::value("question", e))?;
     let room = direct.model.context_length().saturating_sub(prompt_token_ids.len());
     if room == 0 {
-        return Err(CliError::value("question", format!("{} tokens do not fit the model's context", prompt_token_ids.len())));
+        return Err(CliError::value(
+            "question",
+            format!("{} tokens do not fit the model's context", prompt_token_ids.len()),
+        ));
     }
     let sampling = Sampling {
         temperature: args.temperature,
@@ -245,7 +254,13 @@ async fn ask_worker(direct: &Direct, args: &ChatArgs, messages: &[ChatMessage]) 
         None => random_bytes()?,
     };
     let session = direct.payer.session(&direct.worker).await.map_err(|e| wrong(&e))?;
-    let ask = Ask { prompt_token_ids, sampling, seed, logprobs: None, answer_id: format!("chat-{}", hex::encode(random_bytes::<8>()?)) };
+    let ask = Ask {
+        prompt_token_ids,
+        sampling,
+        seed,
+        logprobs: None,
+        answer_id: format!("chat-{}", hex::encode(random_bytes::<8>()?)),
+    };
     let mut upstream = direct.payer.ask(&session, &ask, None).await.map_err(|e| wrong(&e))?;
     let mut text = ChoiceText::new(Arc::clone(direct.model.tokenizer()), Arc::from([]));
     let mut whole = String::new();

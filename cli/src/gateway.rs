@@ -123,7 +123,11 @@ pub struct NewKey<'a> {
 }
 
 /// Opens the session and makes the key.
-pub async fn new_api_key(home: &Home, chain: &polylink_protocol::client::ChainClient, new: &NewKey<'_>) -> Result<String, CliError> {
+pub async fn new_api_key(
+    home: &Home,
+    chain: &polylink_protocol::client::ChainClient,
+    new: &NewKey<'_>,
+) -> Result<String, CliError> {
     let wrong = |e: &dyn std::fmt::Display| CliError::role("gateway", e);
     let ring = Keyring::new(home.path());
     let (user, gateway) = (ring.account(new.from)?, ring.account(new.gateway)?.address());
@@ -140,7 +144,8 @@ fn text_models(names: &[String]) -> Result<Vec<GatewayModel>, CliError> {
         .map(|name| {
             let (model, profile) = models::open(&models::resolve(name), Quantize::None, None)?;
             let template = model.chat_template().map(Arc::clone);
-            let template = template.ok_or_else(|| CliError::value("--model", format!("{name} has no chat template")))?;
+            let template =
+                template.ok_or_else(|| CliError::value("--model", format!("{name} has no chat template")))?;
             let context_length = model.context_length() as u32;
             let text = TextModel { tokenizer: Arc::clone(model.tokenizer()), template: Some(template), context_length };
             Ok(GatewayModel { profile, text })

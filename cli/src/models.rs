@@ -53,7 +53,8 @@ pub fn resolve(model: &str) -> PathBuf {
 /// `org/name@revision` of a folder: the folder's name, marked where its weights are quantised.
 pub fn profile_id(folder: &Path, quantize: Quantize) -> String {
     let name = folder.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
-    let clean: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '-' }).collect();
+    let clean: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '-' }).collect();
     match quantize {
         Quantize::None => format!("polylink/{clean}@1"),
         Quantize::Q8_0 => format!("polylink/{clean}-q8_0@1"),

@@ -156,7 +156,8 @@ fn engine(args: &ServeArgs, model: LoadedModel) -> Result<EngineHandle, CliError
 /// The text side of a model.
 pub fn text_model(model: &LoadedModel, engine: &EngineHandle) -> Result<TextModel, CliError> {
     let template = model.chat_template().map(Arc::clone);
-    let template = template.ok_or_else(|| CliError::value("model", "its tokenizer_config.json has no chat_template"))?;
+    let template =
+        template.ok_or_else(|| CliError::value("model", "its tokenizer_config.json has no chat_template"))?;
     Ok(TextModel {
         tokenizer: Arc::clone(model.tokenizer()),
         template: Some(template),
@@ -173,7 +174,8 @@ pub async fn serve_local(
 ) -> Result<server::HttpServer, CliError> {
     let listener = server::bind(listen).await.map_err(|e| CliError::role("serve", e))?;
     let answerer = Arc::new(LocalAnswerer::new(engine, text, name));
-    server::start(listener, router(answerer, FrontLimits::default(), HttpMetrics::new())).map_err(|e| CliError::role("serve", e))
+    server::start(listener, router(answerer, FrontLimits::default(), HttpMetrics::new()))
+        .map_err(|e| CliError::role("serve", e))
 }
 
 /// Runs `polylink serve`.
@@ -198,7 +200,11 @@ pub async fn run(args: &ServeArgs, home: &Path) -> Result<(), CliError> {
     let profile = match &args.dishonestly_claim {
         None => own_profile,
         Some(claimed) => {
-            tracing::warn!(serves = own_profile.id, claims = claimed, "a test of the audit: other weights than claimed");
+            tracing::warn!(
+                serves = own_profile.id,
+                claims = claimed,
+                "a test of the audit: other weights than claimed"
+            );
             models::open(&models::resolve(claimed), Quantize::None, args.id.as_deref())?.1
         }
     };
@@ -223,7 +229,8 @@ pub async fn run(args: &ServeArgs, home: &Path) -> Result<(), CliError> {
         keep_epochs: 16,
     };
     let tokenizer = Arc::clone(model.tokenizer());
-    let running = worker::start(config, engine.clone(), tokenizer, Arc::new(chain), listener).await.map_err(|e| wrong(&e))?;
+    let running =
+        worker::start(config, engine.clone(), tokenizer, Arc::new(chain), listener).await.map_err(|e| wrong(&e))?;
     println!("worker {} serves on http://{}", running.operator(), running.address());
     let reason = shutdown::requested().await?;
     tracing::info!(reason, "the worker stops");

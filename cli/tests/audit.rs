@@ -28,8 +28,10 @@ async fn cheats_are_convicted_and_the_honest_worker_is_not() {
     let net = Net::up(&[]);
     let common = ["--listen", "127.0.0.1:0", "--threads", "1", "--dishonestly-claim", "nano"];
     let pico = net.role("worker-2", &[&["serve", "--key", "worker-2", "--model", "pico"][..], &common[..]].concat());
-    let four_bit =
-        net.role("worker-3", &[&["serve", "--key", "worker-3", "--model", "nano", "--quantize", "q4_0"][..], &common[..]].concat());
+    let four_bit = net.role(
+        "worker-3",
+        &[&["serve", "--key", "worker-3", "--model", "nano", "--quantize", "q4_0"][..], &common[..]].concat(),
+    );
     let cheats = ["worker-2", "worker-3"];
     for name in cheats {
         until_registered(&net, name).await;
@@ -40,7 +42,11 @@ async fn cheats_are_convicted_and_the_honest_worker_is_not() {
     let mut convicted = [None, None];
     while convicted.contains(&None) {
         let epoch = net.epoch();
-        assert!(epoch <= first + EPOCHS_MAX, "not convicted within {EPOCHS_MAX} epochs: {convicted:?}; {}", evidence(&net));
+        assert!(
+            epoch <= first + EPOCHS_MAX,
+            "not convicted within {EPOCHS_MAX} epochs: {convicted:?}; {}",
+            evidence(&net)
+        );
         // Three workers share what is asked: enough that each is audited in every epoch.
         for (question, _) in questions.iter().cycle().skip(asked).take(6) {
             let (status, _) = net.chat(question, json!({"max_completion_tokens": 24})).await;
@@ -80,13 +86,20 @@ fn evidence(net: &Net) -> String {
         let output = net.run(&["query", "round", &epoch.to_string(), "--json"]);
         let Ok(round) = serde_json::from_slice::<Value>(&output.stdout) else { continue };
         let round = &round["round"];
-        let Some(seat) = round["seats"].as_array().and_then(|s| s.iter().find(|s| s["revealed"]["scores"].is_array())) else { continue };
+        let Some(seat) = round["seats"].as_array().and_then(|s| s.iter().find(|s| s["revealed"]["scores"].is_array()))
+        else {
+            continue;
+        };
         for score in seat["revealed"]["scores"].as_array().into_iter().flatten() {
             let sample = round["samples"].as_array().into_iter().flatten().find(|s| s["number"] == score["sample"]);
             let worker = sample.map_or(String::new(), |s| s["worker"].as_str().unwrap_or_default().to_owned());
             lines.push(format!(
                 "epoch {epoch} {worker}: margin {} µ, sketch error {} n, mismatches {}/{}, evidence {} m",
-                score["margin_micro"], score["sketch_error_nano"], score["token_mismatches"], score["tokens"], score["evidence_milli"]
+                score["margin_micro"],
+                score["sketch_error_nano"],
+                score["token_mismatches"],
+                score["tokens"],
+                score["evidence_milli"]
             ));
         }
     }

@@ -16,7 +16,18 @@ fn copied_model(to: &Path) {
 fn models_that_cannot_be_served_are_named() {
     let directory = tempfile::tempdir().unwrap();
     let home = directory.path().join("home").display().to_string();
-    let serve = |model: &Path| fails(&["serve", "--local", "--listen", "127.0.0.1:0", "--home", &home, "--model", &model.display().to_string()]);
+    let serve = |model: &Path| {
+        fails(&[
+            "serve",
+            "--local",
+            "--listen",
+            "127.0.0.1:0",
+            "--home",
+            &home,
+            "--model",
+            &model.display().to_string(),
+        ])
+    };
     let missing = directory.path().join("no/such/model");
     assert!(serve(&missing).contains("no/such/model"), "missing folder");
 
@@ -51,7 +62,8 @@ fn ports_and_binaries_are_checked() {
     assert!(said.contains("--gateway-port") && said.contains(&port), "{said}");
     let said = fails(&["up", "--home", &home, "--cometbft", "/no/such/cometbft"]);
     assert!(said.contains("/no/such/cometbft"), "{said}");
-    let said = fails(&["serve", "--local", "--model", "pico", "--home", &home, "--listen", &format!("127.0.0.1:{port}")]);
+    let said =
+        fails(&["serve", "--local", "--model", "pico", "--home", &home, "--listen", &format!("127.0.0.1:{port}")]);
     assert!(said.contains(&port), "{said}");
 }
 
@@ -83,7 +95,9 @@ fn homes_files_and_values_are_checked() {
 
 #[test]
 fn help_teaches() {
-    for args in [&["--help"][..], &["up", "--help"], &["tx", "--help"], &["verify", "--help"], &["bench", "serve", "--help"]] {
+    for args in
+        [&["--help"][..], &["up", "--help"], &["tx", "--help"], &["verify", "--help"], &["bench", "serve", "--help"]]
+    {
         let output = command(args).output().unwrap();
         assert!(output.status.success() && text(&output.stdout).contains("polylink "), "{args:?}");
     }

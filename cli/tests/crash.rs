@@ -63,6 +63,8 @@ async fn an_unfinished_answer_is_not_billed(net: &Net) {
     net.until_ok().await;
     assert!(!content(&net.answer("What is 5 plus 3?").await).is_empty());
     let (after, answer_cost) = (spent(net).await, 2_000);
-    let amount = |usage: &Value| usage["spent_uplk"].as_str().and_then(|s| s.parse::<u64>().ok()).unwrap_or_else(|| panic!("{usage}"));
+    let amount = |usage: &Value| {
+        usage["spent_uplk"].as_str().and_then(|s| s.parse::<u64>().ok()).unwrap_or_else(|| panic!("{usage}"))
+    };
     assert!(amount(&after) - amount(&before) < answer_cost, "only the whole answer is billed: {before} {after}");
 }

@@ -69,7 +69,10 @@ async fn the_epoch_is_settled(net: &Net, epoch: u64, records: &[Value]) -> Value
     assert!(revealed >= 2, "reveals of {revealed} judges: {round:#}");
     let results = round["results"].as_array().unwrap();
     assert!(!results.is_empty() && results.iter().all(|r| r["reveals"].as_u64() >= Some(2)), "{round:#}");
-    assert!(results.iter().all(|r| r["evidence_milli"].as_i64() < Some(0)), "evidence against an honest worker: {round:#}");
+    assert!(
+        results.iter().all(|r| r["evidence_milli"].as_i64() < Some(0)),
+        "evidence against an honest worker: {round:#}"
+    );
 
     let session = net.json(&["query", "session", &receipt["session"].to_string()])["session"].clone();
     assert!(uplk(&session["redeemed"]) >= served, "what the gateway has spent: {session:#}");
@@ -77,7 +80,11 @@ async fn the_epoch_is_settled(net: &Net, epoch: u64, records: &[Value]) -> Value
     assert!(uplk(&worker["vesting"]["amount"]) > 0, "{worker:#}");
 
     let profile_digest = hex::decode(pot["profile_digest"].as_str().unwrap()).unwrap();
-    let request = QueryPotRequest { epoch, worker: pot["worker"].as_str().unwrap().into(), profile_digest: profile_digest.clone() };
+    let request = QueryPotRequest {
+        epoch,
+        worker: pot["worker"].as_str().unwrap().into(),
+        profile_digest: profile_digest.clone(),
+    };
     let raw = net.abci_query("/polylink.market.v1.Query/Pot", &request.encode_to_vec()).await;
     assert_eq!(serde_json::to_value(QueryPotResponse::decode(raw.as_slice()).unwrap().pot).unwrap(), pot);
     let request = QueryRoundRequest { epoch, profile_digest };
@@ -201,7 +208,8 @@ async fn refusals(net: &Net) {
     ] {
         let (got, answer) = net.post("/v1/chat/completions", key, &body).await;
         assert_eq!(got, status, "{what}: {answer}");
-        let message = answer["error"]["message"].as_str().unwrap_or_else(|| panic!("{what}: no error object: {answer}"));
+        let message =
+            answer["error"]["message"].as_str().unwrap_or_else(|| panic!("{what}: no error object: {answer}"));
         assert!(message.contains(says) || answer["error"]["param"] == says, "{what}: {message}");
     }
     // No funds: a key whose session holds almost nothing.
@@ -211,7 +219,8 @@ async fn refusals(net: &Net) {
     // A forged voucher.
     let voucher = json!({"voucher": {"voucher": {"chain_id": "x", "session": 1, "epoch": 0, "amount": "5", "count": 1,
                          "receipts_hash": ""}, "signature": "00".repeat(64)}, "indexes": [0]});
-    let forged = net.http.post(format!("{}/polylink/v1/vouchers", net.worker)).body(voucher.to_string()).send().await.unwrap();
+    let forged =
+        net.http.post(format!("{}/polylink/v1/vouchers", net.worker)).body(voucher.to_string()).send().await.unwrap();
     assert!(forged.status().is_client_error(), "forged voucher: {}", forged.status());
     // Garbage and a transaction of another chain.
     for bytes in [vec![], vec![0xff; 40], b"not a transaction".to_vec()] {

@@ -58,7 +58,8 @@ async fn two_processes_answer_as_one_and_a_dead_peer_is_an_error() {
     assert_eq!(status, 200, "{expected}");
     let (status, got) = ask(&http, leader, 60).await;
     assert_eq!(status, 200, "{got}");
-    let ids = |answer: &Value| answer["choices"][0]["token_ids"].as_array().cloned().unwrap_or_else(|| panic!("{answer:#}"));
+    let ids =
+        |answer: &Value| answer["choices"][0]["token_ids"].as_array().cloned().unwrap_or_else(|| panic!("{answer:#}"));
     assert_eq!(ids(&expected).len(), 60);
     assert_eq!(ids(&got), ids(&expected), "the split changes tokens");
 

@@ -49,7 +49,12 @@ pub async fn record(network: &Network, id: &str) -> Result<ReceiptFile, CliError
 }
 
 /// Asks, prints answer and receipt, and checks digests and signatures.
-pub(super) async fn first_question(network: &Network, chain: &ChainClient, home: &Home, question: &str) -> Result<Asked, CliError> {
+pub(super) async fn first_question(
+    network: &Network,
+    chain: &ChainClient,
+    home: &Home,
+    question: &str,
+) -> Result<Asked, CliError> {
     let answer = chat(network, question).await?;
     let text = answer["choices"][0]["message"]["content"].as_str().unwrap_or_default();
     let id = answer["id"].as_str().unwrap_or_default().to_owned();
@@ -73,7 +78,12 @@ pub(super) async fn first_question(network: &Network, chain: &ChainClient, home:
 }
 
 /// Waits until the worker has committed the receipt, then checks the whole chain of proofs and stores it.
-pub(super) async fn verify_fully(network: &Network, chain: &ChainClient, home: &Home, asked: Asked) -> Result<(), CliError> {
+pub(super) async fn verify_fully(
+    network: &Network,
+    chain: &ChainClient,
+    home: &Home,
+    asked: Asked,
+) -> Result<(), CliError> {
     let mut lost_since = None;
     loop {
         let last = match attempt(network, chain, &asked.id).await {
@@ -82,7 +92,10 @@ pub(super) async fn verify_fully(network: &Network, chain: &ChainClient, home: &
         };
         match chain.epoch().await {
             Ok((epoch, _)) if epoch > asked.epoch + EPOCHS_MAX => {
-                return Err(CliError::role("worker", format!("epoch {} is long over and the receipt cannot be verified: {last}", asked.epoch)));
+                return Err(CliError::role(
+                    "worker",
+                    format!("epoch {} is long over and the receipt cannot be verified: {last}", asked.epoch),
+                ));
             }
             Ok(_) => lost_since = None,
             // A node that is being started again is waited for; the supervisor says what happens.

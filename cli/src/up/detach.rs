@@ -16,7 +16,8 @@ const DEADLINE: Duration = Duration::from_secs(240);
 /// Starts the supervisor in a process group of its own, with its output in `logs/up.log`.
 pub(super) async fn start(home: &Home) -> Result<(), CliError> {
     let log = home.log("up");
-    let file = OpenOptions::new().create(true).write(true).truncate(true).open(&log).map_err(|e| CliError::file(&log, e))?;
+    let file =
+        OpenOptions::new().create(true).write(true).truncate(true).open(&log).map_err(|e| CliError::file(&log, e))?;
     let errors = file.try_clone().map_err(|e| CliError::file(&log, e))?;
     let program = std::env::current_exe().map_err(|e| CliError::value("this program's path", e))?;
     let args = std::env::args_os().skip(1).filter(|arg| arg != "--detach");

@@ -127,7 +127,8 @@ mod tests {
     fn windows_leave_blocks_for_the_settlement() {
         for blocks in [10, 12, 15, 20, 33, 100] {
             let p = epoch_params(Params::default(), blocks).unwrap();
-            let windows = [p.receipts_window_blocks, p.beacon_window_blocks, p.commit_window_blocks, p.reveal_window_blocks];
+            let windows =
+                [p.receipts_window_blocks, p.beacon_window_blocks, p.commit_window_blocks, p.reveal_window_blocks];
             assert!(windows.iter().all(|w| *w >= 2), "{blocks}: {windows:?}");
             assert!(windows.iter().sum::<u64>() < blocks, "{blocks}: {windows:?}");
         }

@@ -98,7 +98,10 @@ pub async fn run(args: &UpArgs, home: &Path) -> Result<(), CliError> {
     let home = Home::new(home)?;
     home.create()?;
     let lock = home.lock()?.ok_or_else(|| {
-        let reason = format!("a network runs in {} already; see `polylink status`, or stop it with `polylink down`", home.path().display());
+        let reason = format!(
+            "a network runs in {} already; see `polylink status`, or stop it with `polylink down`",
+            home.path().display()
+        );
         CliError::role("up", reason)
     })?;
     if args.detach {
@@ -141,12 +144,15 @@ async fn live(
     let network = start_services(args, home, network, &chain, supervisor, progress).await?;
     supervisor.set_ready();
     progress.say("everything is healthy");
-    let asked = if args.no_ask { None } else { Some(ask::first_question(&network, &chain, home, &args.question).await?) };
+    let asked =
+        if args.no_ask { None } else { Some(ask::first_question(&network, &chain, home, &args.question).await?) };
     print_how_to_go_on(home, &network)?;
     if let Some(asked) = asked {
-        progress.say(format_args!("waiting for the end of epoch {}'s audit to verify the receipt fully …", asked.epoch));
+        progress
+            .say(format_args!("waiting for the end of epoch {}'s audit to verify the receipt fully …", asked.epoch));
         ask::verify_fully(&network, &chain, home, asked).await?;
-        progress.say(format_args!("the receipt is fully verified: {}", home.path().join("receipts/first.json").display()));
+        progress
+            .say(format_args!("the receipt is fully verified: {}", home.path().join("receipts/first.json").display()));
     }
     println!("\nCtrl-C stops everything.");
     std::future::pending().await
@@ -233,7 +239,8 @@ async fn ready(supervisor: &Supervisor, name: &str, url: &str, home: &Home) -> R
                 Ok(response) => response.text().await.unwrap_or_default(),
                 Err(error) => error.to_string(),
             };
-            let reason = format!("not ready within {} s: {why}; see {}", READY_DEADLINE.as_secs(), home.log(name).display());
+            let reason =
+                format!("not ready within {} s: {why}; see {}", READY_DEADLINE.as_secs(), home.log(name).display());
             return Err(CliError::role(name, reason));
         }
         tokio::time::sleep(Duration::from_millis(150)).await;

@@ -19,19 +19,18 @@ const USER_DEPOSIT: u128 = 1_000_000_000;
 
 /// The network of a home, made if there is none yet.
 pub(super) fn prepare(args: &UpArgs, home: &Home, progress: &Progress) -> Result<Network, CliError> {
-    let wanted = [
-        ("rpc", args.rpc_port),
-        ("p2p", args.p2p_port),
-        ("gateway", args.gateway_port),
-        ("worker", args.worker_port),
-    ];
+    let wanted =
+        [("rpc", args.rpc_port), ("p2p", args.p2p_port), ("gateway", args.gateway_port), ("worker", args.worker_port)];
     let (model, profile) = models::open(&models::resolve(&args.model), args.quantize, None)?;
     let digest = market::profile_digest(&profile).to_string();
     if let Some(mut network) = home.read_network()?
         && genesis::exists(&home.node())
     {
         if network.profile != digest {
-            let reason = format!("this home's chain serves {} ({}); give its model, or another --home", network.model, network.profile);
+            let reason = format!(
+                "this home's chain serves {} ({}); give its model, or another --home",
+                network.model, network.profile
+            );
             return Err(CliError::value("--model", reason));
         }
         for (name, port) in wanted {
@@ -70,7 +69,11 @@ pub(super) fn prepare(args: &UpArgs, home: &Home, progress: &Progress) -> Result
 }
 
 /// Opens the user's session with the gateway and makes the API key that is charged to it, if there is none yet.
-pub(super) async fn ensure_api_key(home: &Home, mut network: Network, chain: &ChainClient) -> Result<Network, CliError> {
+pub(super) async fn ensure_api_key(
+    home: &Home,
+    mut network: Network,
+    chain: &ChainClient,
+) -> Result<Network, CliError> {
     if !network.api_key.is_empty() {
         return Ok(network);
     }

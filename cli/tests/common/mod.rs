@@ -94,7 +94,8 @@ impl Net {
         let output = command(&args).output().unwrap();
         assert!(output.status.success(), "up failed: {}{}", text(&output.stdout), text(&output.stderr));
         let status = net.status();
-        let field = |name: &str| status[name].as_str().unwrap_or_else(|| panic!("status has no {name}: {status}")).to_owned();
+        let field =
+            |name: &str| status[name].as_str().unwrap_or_else(|| panic!("status has no {name}: {status}")).to_owned();
         net.endpoint = field("endpoint");
         net.api_key = field("api_key");
         net.model = field("model");
