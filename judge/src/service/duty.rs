@@ -68,6 +68,7 @@ mod tests {
     #[test]
     fn duties_follow_the_windows() {
         let mut round = Round::default();
+        assert_eq!(duty(&params(), 105, 4, None, "me", false), Duty::None, "an idle epoch has no round");
         // The round over epoch 4 runs in the blocks 100 to 119.
         for (next, expected) in
             [(99, Duty::None), (104, Duty::None), (105, Duty::Beacon), (108, Duty::Beacon), (109, Duty::None)]
