@@ -351,7 +351,6 @@ impl Core {
         let Choice { request: index, choice, .. } = self.choices[id.index()];
         let request = self.requests[index as usize].as_mut().expect("a live sequence has its request");
         request.sequences[choice as usize] = None;
-        request.job.outbox.finished(choice, reason);
         let metrics = &self.shared.metrics;
         let counter = match reason {
             FinishReason::Stop => &metrics.finished_stop,
@@ -359,9 +358,10 @@ impl Core {
             FinishReason::Cancelled => &metrics.finished_cancelled,
         };
         add(counter, 1);
+        request.job.outbox.finished(choice, reason);
         if request.sequences.iter().all(Option::is_none) {
-            request.job.outbox.done(request.usage);
             metrics.end_to_end_latency.observe(request.job.submitted.elapsed());
+            request.job.outbox.done(request.usage);
             self.drop_request(index);
         }
     }
@@ -377,8 +377,9 @@ impl Core {
     pub(crate) fn fail_all(&mut self, code: FailureCode, message: &str) {
         for index in 0..self.requests.len() as u32 {
             if let Some(request) = &self.requests[index as usize] {
-                request.job.outbox.failed(code, message);
+                // Counted before it is told: whoever has read the end finds it in the figures.
                 add(&self.shared.metrics.requests_failed, 1);
+                request.job.outbox.failed(code, message);
                 for id in request.sequences.into_iter().flatten() {
                     self.scheduler.remove(id);
                 }

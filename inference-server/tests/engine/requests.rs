@@ -180,3 +180,63 @@ fn tenants_do_not_share_prefixes() {
     assert!(ask(1) >= 64);
     assert_eq!(ask(2), 0, "another tenant finds nothing");
 }
+
+#[test]
+fn choices_end_one_by_one_and_the_rest_by_cancelling() {
+    let engine = start("pico", small());
+    let mut stream = engine.submit(request(prompt(1, 40), Sampling { max_tokens: 900, n: 3, ..noisy() }, 0)).unwrap();
+    let (mut ended, mut tokens) = (Vec::new(), [0; 3]);
+    let usage = loop {
+        match stream.blocking_next().unwrap() {
+            Event::Token(token) => {
+                assert!(!ended.iter().any(|(choice, _)| *choice == token.choice), "no token after the end of a choice");
+                tokens[token.choice as usize] += 1;
+                if tokens[1] == 3 {
+                    stream.stop_choice(1);
+                }
+            }
+            Event::Finished { choice, reason } => {
+                ended.push((choice, reason));
+                if choice == 1 {
+                    stream.cancel();
+                }
+            }
+            Event::Done { usage } => break usage,
+            Event::Failed { message, .. } => panic!("{message}"),
+        }
+    };
+    assert_eq!(ended[0], (1, FinishReason::Stop));
+    assert_eq!(ended[1..], [(0, FinishReason::Cancelled), (2, FinishReason::Cancelled)]);
+    assert_eq!(usage.completion_tokens, tokens.iter().sum::<u64>());
+    assert!(tokens.iter().all(|&tokens| (1..900).contains(&tokens)), "{tokens:?}");
+    run(&engine, request(prompt(1, 40), sampling(), 0));
+}
+
+/// Weights that are finite but overflow: the request fails by name, and the engine lives on.
+#[test]
+fn overflowing_weights_fail_the_request_and_not_the_engine() {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(folder("pico")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    let file = copy.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    // The last norm's weights become the largest bf16: the logits overflow.
+    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let offsets = &tensors["model.norm.weight"]["data_offsets"];
+    let place = |index: usize| 8 + header + offsets[index].as_u64().unwrap() as usize;
+    bytes[place(0)..place(1)].chunks_exact_mut(2).for_each(|value| value.copy_from_slice(&[0x7f, 0x7f]));
+    std::fs::write(&file, bytes).unwrap();
+    let model = polylink_inference_server::model::LoadedModel::open(copy.path(), Default::default()).unwrap();
+    let engine = polylink_inference_server::engine::Engine::start(model, small()).unwrap();
+    for _ in 0..2 {
+        let mut stream = engine.submit(request(prompt(1, 20), sampling(), 0)).unwrap();
+        let last = std::iter::from_fn(|| stream.blocking_next()).last().unwrap();
+        let Event::Failed { code: FailureCode::EngineFailed, message } = last else { panic!("{last:?}") };
+        assert!(message.contains("not finite"), "{message}");
+    }
+    assert_eq!(engine.metrics().requests_failed.load(Ordering::Relaxed), 2);
+    assert_eq!(engine.status(), EngineStatus::Ready);
+}
