@@ -23,6 +23,8 @@ const QUEUE_MAX: usize = 4_096;
 /// Records that one flush takes along.
 const BATCH_MAX: usize = 256;
 const HEADER_BYTES: usize = 8;
+/// How long a locked journal is waited for.
+const LOCK_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Why the journal cannot be opened, written or read.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -107,7 +109,7 @@ impl Journal {
         std::fs::create_dir_all(folder).map_err(|e| io(folder, &e))?;
         let lock_path = folder.join("lock");
         let lock = File::create(&lock_path).map_err(|e| io(&lock_path, &e))?;
-        lock.try_lock().map_err(|_| JournalError::Locked { path: folder.into() })?;
+        wait_for(&lock).map_err(|()| JournalError::Locked { path: folder.into() })?;
         let mut segments = list(folder)?;
         segments.sort_unstable();
         for (i, segment) in segments.iter().enumerate() {
@@ -250,6 +252,18 @@ impl Writer {
             }
         }
     }
+}
+
+/// Takes the lock; one that a stopping service still holds is waited for.
+fn wait_for(lock: &File) -> Result<(), ()> {
+    let begun = std::time::Instant::now();
+    while lock.try_lock().is_err() {
+        if begun.elapsed() > LOCK_WAIT {
+            return Err(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 fn frame(out: &mut Vec<u8>, payload: &[u8]) {

@@ -41,6 +41,8 @@ pub enum ServeError {
 pub struct HttpServer {
     address: SocketAddr,
     stop: CancellationToken,
+    /// Closes connections whatever they do.
+    cut: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -52,9 +54,9 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
 /// Serves a router until it is stopped.
 pub fn start(listener: TcpListener, router: Router) -> std::io::Result<HttpServer> {
     let address = listener.local_addr()?;
-    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-    tasks.spawn(accept(listener, router, stop.clone(), tasks.clone()));
-    Ok(HttpServer { address, stop, tasks })
+    let (stop, cut, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+    tasks.spawn(accept(listener, router, stop.clone(), cut.clone(), tasks.clone()));
+    Ok(HttpServer { address, stop, cut, tasks })
 }
 
 impl HttpServer {
@@ -69,11 +71,19 @@ impl HttpServer {
         self.tasks.close();
         if tokio::time::timeout(grace, self.tasks.wait()).await.is_err() {
             tracing::warn!(address = %self.address, open = self.tasks.len(), "connections are cut after the grace period");
+            self.cut.cancel();
+            self.tasks.wait().await;
         }
     }
 }
 
-async fn accept(listener: TcpListener, router: Router, stop: CancellationToken, tasks: TaskTracker) {
+async fn accept(
+    listener: TcpListener,
+    router: Router,
+    stop: CancellationToken,
+    cut: CancellationToken,
+    tasks: TaskTracker,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         // The semaphore is never closed.
@@ -92,7 +102,7 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken, 
         };
         // Tokens are small writes that must not wait for an acknowledgement.
         let _ = stream.set_nodelay(true);
-        let (service, stop) = (TowerToHyperService::new(router.clone()), stop.clone());
+        let (service, stop, cut) = (TowerToHyperService::new(router.clone()), stop.clone(), cut.clone());
         tasks.spawn(async move {
             let _place = place;
             let mut builder = hyper::server::conn::http1::Builder::new();
@@ -102,7 +112,10 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken, 
                 ended = connection.as_mut() => ended,
                 () = stop.cancelled() => {
                     connection.as_mut().graceful_shutdown();
-                    connection.as_mut().await
+                    tokio::select! {
+                        ended = connection.as_mut() => ended,
+                        () = cut.cancelled() => return,
+                    }
                 }
             };
             if let Err(error) = ended {

@@ -38,13 +38,7 @@ async fn serve(store: &WorkerStore, session: u64, index: u64, epoch: u64, amount
 }
 
 fn reopen(folder: &Path) -> WorkerStore {
-    for _ in 0..200 {
-        match WorkerStore::open(folder) {
-            Err(JournalError::Locked { .. }) => std::thread::sleep(std::time::Duration::from_millis(5)),
-            other => return other.unwrap(),
-        }
-    }
-    panic!("the lock is never given back");
+    WorkerStore::open(folder).unwrap()
 }
 
 fn pay_call(store: &WorkerStore, session: u64, indexes: &[u64], amount: u128) -> VoucherCall {
