@@ -126,7 +126,7 @@ pub enum Fatal {
         /// The block.
         height: u64,
         /// How.
-        breach: bank::Breach,
+        breach: Box<bank::Breach>,
     },
     /// The state lacks what genesis writes.
     #[error("block {0}: the state has no chain id: it was never initialised, or the database is not this chain's")]

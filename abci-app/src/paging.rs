@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn offset_total_filter_and_limits() {
-        let even = |_: &[u8], v: &[u8]| (v[0] % 2 == 0).then_some(v[0]);
+        let even = |_: &[u8], v: &[u8]| v[0].is_multiple_of(2).then_some(v[0]);
         let request = PageRequest { offset: 2, limit: 3, count_total: true, ..Default::default() };
         let (rows, page) = cosmos(&state(), &[7], Some(request), even).unwrap();
         assert_eq!((rows, page.total), (vec![4, 6, 8], 13));

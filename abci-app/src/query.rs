@@ -110,7 +110,7 @@ fn simulate(snapshot: &Snapshot, data: &[u8]) -> Result<Vec<u8>, QueryError> {
         attributes: event
             .attributes
             .into_iter()
-            .map(|(key, value)| EventAttribute { key: key.into(), value: value.into(), index: true })
+            .map(|(key, value)| EventAttribute { key, value, index: true })
             .collect(),
     };
     let result =

@@ -47,7 +47,7 @@ fn denom_of(balance_key: &[u8]) -> String {
 
 /// Verifies that `changes` to `base` conserve every coin that they touch: after + burned = before + minted, for the
 /// balances and for the recorded supply.
-pub fn check_conservation(base: &dyn StateRead, changes: &Changes) -> Result<(), Breach> {
+pub fn check_conservation(base: &dyn StateRead, changes: &Changes) -> Result<(), Box<Breach>> {
     let mut coins: BTreeMap<String, Touched> = BTreeMap::new();
     for (key, value) in changes {
         match key.first() {
@@ -85,14 +85,14 @@ pub fn check_conservation(base: &dyn StateRead, changes: &Changes) -> Result<(),
         };
         let monotonic = minted_after >= minted_before && burned_after >= burned_before;
         if !monotonic || !holds(breach.before, breach.after) || !holds(breach.supply_before, breach.supply_after) {
-            return Err(breach);
+            return Err(Box::new(breach));
         }
     }
     Ok(())
 }
 
 /// Adds up every balance of the state and compares it with the recorded supply of each coin.
-pub fn scan(state: &dyn StateRead) -> Result<(), Breach> {
+pub fn scan(state: &dyn StateRead) -> Result<(), Box<Breach>> {
     let mut sums: BTreeMap<String, Amount> = BTreeMap::new();
     for (key, value) in state.iter_prefix(&[BALANCE]) {
         let sum = sums.entry(denom_of(&key)).or_default();
@@ -104,7 +104,7 @@ pub fn scan(state: &dyn StateRead) -> Result<(), Breach> {
         let (recorded, found) = (supply(state, &denom), sums.get(&denom).copied().unwrap_or_default());
         if recorded != found {
             let (minted, burned) = flows(state, &denom);
-            return Err(Breach {
+            return Err(Box::new(Breach {
                 before: recorded,
                 after: found,
                 supply_before: recorded,
@@ -112,7 +112,7 @@ pub fn scan(state: &dyn StateRead) -> Result<(), Breach> {
                 minted,
                 burned,
                 denom,
-            });
+            }));
         }
     }
     Ok(())

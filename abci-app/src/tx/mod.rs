@@ -7,8 +7,6 @@
 mod amino;
 pub mod ante;
 pub mod decode;
-#[cfg(test)]
-mod fuzz;
 pub mod schema;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,8 @@
 //! Tests of the transaction path on a running chain: what is refused and with which code, what a failure costs, and the
 //! bytes that a hardware wallet signs.
 
+mod fuzz;
+
 use polylink_protocol::cosmos::Any;
 use polylink_protocol::cosmos::cosmos::bank::v1beta1::MsgSend;
 use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;

@@ -6,12 +6,12 @@ use polylink_protocol::tx::{SignContext, any as pack, sign_direct};
 use polylink_protocol::{Amount, DENOM};
 use proptest::prelude::*;
 
-use super::decode::{SignMode, decode, decode_simulated};
-use super::unknown::{self, Policy};
-use super::{Mode, run, schema};
 use crate::context::{BlockTime, Context};
 use crate::store::{MemoryState, Overlay, StateRead};
 use crate::testing::{CHAIN_ID, genesis, key};
+use crate::tx::decode::{SignMode, decode, decode_simulated};
+use crate::tx::unknown::{self, Policy};
+use crate::tx::{Mode, run, schema};
 
 fn valid() -> Vec<u8> {
     let message = MsgSend {
