@@ -44,7 +44,7 @@ pub enum CallError {
         /// Who.
         url: String,
         /// What it says.
-        error: ApiError,
+        error: Box<ApiError>,
     },
     /// Not what was expected.
     #[error("{url} answers something else than expected: {reason}")]
@@ -106,7 +106,10 @@ impl HttpClient {
         };
         let (status, bytes) = tokio::time::timeout(CALL_TIMEOUT, call).await.map_err(|_| late())??;
         if !(200..300).contains(&status) {
-            return Err(CallError::Refused { url: url.into(), error: ApiError::from_response(status, &bytes) });
+            return Err(CallError::Refused {
+                url: url.into(),
+                error: Box::new(ApiError::from_response(status, &bytes)),
+            });
         }
         serde_json::from_slice(&bytes).map_err(|e| CallError::Unexpected { url: url.into(), reason: e.to_string() })
     }
@@ -132,7 +135,10 @@ impl HttpClient {
         let status = response.status().as_u16();
         if status != 200 {
             let bytes = tokio::time::timeout(CALL_TIMEOUT, whole(url, response)).await.map_err(|_| late())??;
-            return Err(CallError::Refused { url: url.into(), error: ApiError::from_response(status, &bytes) });
+            return Err(CallError::Refused {
+                url: url.into(),
+                error: Box::new(ApiError::from_response(status, &bytes)),
+            });
         }
         Ok(EventStream {
             url: url.into(),

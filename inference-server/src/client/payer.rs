@@ -102,7 +102,7 @@ impl PayerError {
             }
             Self::Pay(PayError::Book(_)) => ApiError::unavailable("session_funds", self.to_string()),
             Self::Call(CallError::Refused { error, .. }) if error.status.is_client_error() => {
-                let mut error = error.clone();
+                let mut error = ApiError::clone(error);
                 // A conflict or a missing payment between gateway and worker is not the user's.
                 if matches!(
                     error.status,

@@ -131,7 +131,7 @@ impl Upstream {
             Some(GenerateEvent::Receipt { receipt, completion_salt }) => self.verify(*receipt, completion_salt).await,
             Some(GenerateEvent::Error { code, message }) => {
                 self.answer.unserved();
-                let error = ApiError::unavailable(&code, message);
+                let error = Box::new(ApiError::unavailable(&code, message));
                 Err(CallError::Refused { url: self.worker.endpoint.clone(), error }.into())
             }
             None => Err(self.unexpected("the stream ended without a receipt".into())),

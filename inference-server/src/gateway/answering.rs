@@ -210,12 +210,13 @@ impl Gateway {
                     return Ok(Guarded { upstream, _guard: guard });
                 }
                 Err(error) => {
+                    if !error.is_retryable() {
+                        tracing::debug!(%error, "a request is refused");
+                        return Err(error.api());
+                    }
                     tracing::warn!(worker = worker.operator, %error, attempt, "a worker did not answer");
                     if error.is_workers_fault() {
                         self.registry().failed(&worker.operator, Instant::now());
-                    }
-                    if !error.is_retryable() {
-                        return Err(error.api());
                     }
                     excluded.push(worker.operator);
                     last = Some(error);
@@ -274,7 +275,7 @@ impl Relay {
             Ok(event) => event,
             Err(error) => {
                 let reason = match &error {
-                    PayerError::Call(crate::client::call::CallError::Refused { error, .. }) => error.clone(),
+                    PayerError::Call(crate::client::call::CallError::Refused { error, .. }) => ApiError::clone(error),
                     error => error.api(),
                 };
                 let message = format!("the answer broke off and is not charged: {}", reason.message);

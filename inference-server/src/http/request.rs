@@ -65,8 +65,11 @@ pub struct AnswerRequest {
     pub ignored: Vec<String>,
 }
 
+/// Whether a value asks for nothing that is not done anyway.
+type MeansNothing = fn(&Value) -> bool;
+
 /// Fields that would change the answer: name, what is said, and which values mean nothing.
-const REFUSED: &[(&str, &str, fn(&Value) -> bool)] = &[
+const REFUSED: &[(&str, &str, MeansNothing)] = &[
     ("tools", "leave it out", is_empty),
     ("tool_choice", "leave it out, or send \"none\" or \"auto\"", is_auto),
     ("functions", "leave it out", is_empty),

@@ -94,3 +94,12 @@ fn one_process_at_a_time() {
     let (_journal, _) = open(folder.path());
     assert!(matches!(Journal::open(folder.path(), |_, _| Ok(())), Err(JournalError::Locked { .. })));
 }
+
+#[test]
+fn frames_have_the_bytes_they_always_had() {
+    let mut bytes = Vec::new();
+    frame(&mut bytes, b"abc");
+    // The CRC-32 of `abc` is 352441c2 (ISO-HDLC, as in zlib).
+    assert_eq!(hex::encode(&bytes), "00000003352441c2616263");
+    assert_eq!(check_frame(&bytes), Ok(()));
+}

@@ -79,7 +79,7 @@ async fn drawn_in_round(worker: &Worker, call: &DisclosureCall) -> Result<bool, 
 
 /// In a trial every judge that holds the profile votes.
 async fn drawn_in_trial(worker: &Worker, call: &DisclosureCall, judge: &Judge) -> Result<bool, ApiError> {
-    if !judge.profiles.iter().any(|profile| *profile == call.profile_digest) {
+    if !judge.profiles.contains(&call.profile_digest) {
         return Ok(false);
     }
     let trials = worker.clock.chain().trials(&worker.operator).await.map_err(chain_error)?;

@@ -50,6 +50,7 @@ pub(super) async fn run(worker: &Worker) {
     // Epochs before the restart: the chain says whether they are committed, the journal what the root was.
     let mut done_before = 0;
     let mut redeemed_again = 0;
+    let mut tried_at = 0;
     loop {
         clock.tick().await;
         let Ok(time) = clock.now() else { continue };
@@ -71,9 +72,14 @@ pub(super) async fn run(worker: &Worker) {
                 }
                 done_before = epoch + 1;
             }
+            // What failed is tried again with the next block.
+            Duty::Commit(_) if time.height == tried_at => {}
             Duty::Commit(epoch) => match commit(worker, epoch).await {
                 Ok(()) => done_before = epoch + 1,
-                Err(error) => tracing::warn!(epoch, error, "the receipts are not committed yet; tried again"),
+                Err(error) => {
+                    tracing::warn!(epoch, error, "the receipts are not committed yet; tried again");
+                    tried_at = time.height;
+                }
             },
         }
     }

@@ -1,6 +1,9 @@
 //! Worker and gateway as they run, against the real engine with a model of the project and the real ledger in this
 //! process: sessions, answers, receipts, vouchers, epochs, refusals, restarts.
 
+// Test code: a panic is how a test fails.
+#![allow(clippy::unwrap_used)]
+
 mod answers;
 mod chain;
 mod http;
