@@ -63,7 +63,7 @@ impl CrossEncoder {
             );
             return Err(wrong("config.json", reason));
         }
-        if config.num_attention_heads == 0 || config.hidden_size % config.num_attention_heads != 0 {
+        if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             return Err(wrong("config.json", "hidden_size must be a multiple of num_attention_heads".into()));
         }
         if config.max_position_embeddings < QUESTION_TOKENS + ANSWER_TOKENS + 3 {

@@ -4,7 +4,9 @@
 //! that judges choose alike) and on what the cross-encoder leaves uncertain; the replay on all. What the language-model
 //! judge does not answer is left out, never guessed.
 
+use polylink_inference_server::engine::api::end_tokens;
 use polylink_inference_server::model::Tokenizer;
+use polylink_protocol::market_v1::FinishReason;
 use polylink_protocol::tiqe_v1::Score;
 use polylink_protocol::{Digest, market};
 
@@ -38,6 +40,10 @@ pub struct Held {
     pub numerics: Numerics,
     /// Its tokenizer.
     pub tokenizer: std::sync::Arc<Tokenizer>,
+    /// Tokens that end an answer.
+    pub end_tokens: Vec<u32>,
+    /// Prompt and completion together, in tokens.
+    pub context_length: usize,
     /// Its declared model.
     pub replay: Box<dyn Replay>,
 }
@@ -115,6 +121,7 @@ impl Auditor {
         let profile = transcript.receipt.profile_digest.as_slice();
         if let Some(held) = self.held.iter_mut().find(|h| h.profile.0 == profile) {
             score.replayed = true;
+            mismatch |= transcript.completions.len() != transcript.sampling().n as usize;
             for (choice, completion) in transcript.completions.iter().enumerate() {
                 let tokens = held.replay.replay(transcript, choice as u32)?;
                 for ((token, found), sketch) in tokens.iter().zip(&completion.token_ids).zip(&completion.sketches) {
@@ -128,12 +135,34 @@ impl Auditor {
                     sketch_error = sketch_error.max(error);
                 }
                 mismatch |= tokens.len() != completion.token_ids.len();
+                mismatch |= !held.may_end_here(transcript, &completion.token_ids);
             }
             score.margin_micro = (f64::from(margin) * 1e6).min(1e15) as u64;
             score.sketch_error_nano = (sketch_error * 1e9).min(1e15) as u64;
             score.evidence_milli = evidence::of_answer(mismatch, clip_milli);
         }
         Ok(Finding { score, margin, sketch_error, mismatch })
+    }
+}
+
+impl Held {
+    /// Whether an honest worker can have ended a choice just there: at an end token, at a stop text, at the limit of
+    /// tokens, or because its user went away; and not beyond the first of them.
+    fn may_end_here(&self, transcript: &Transcript, tokens: &[u32]) -> bool {
+        let sampling = transcript.sampling();
+        let ends = end_tokens(sampling, &self.end_tokens);
+        let limit = (sampling.max_tokens as usize).min(self.context_length.saturating_sub(transcript.prompt_ids.len()));
+        let Some((last, before)) = tokens.split_last() else {
+            return transcript.receipt.finish_reason() == FinishReason::Cancelled;
+        };
+        if tokens.len() > limit || before.iter().any(|token| ends.contains(token)) {
+            return false;
+        }
+        let text = || self.tokenizer.decode(tokens);
+        tokens.len() == limit
+            || ends.contains(last)
+            || (!sampling.stop.is_empty() && sampling.stop.iter().any(|stop| text().contains(stop.as_str())))
+            || transcript.receipt.finish_reason() == FinishReason::Cancelled
     }
 }
 

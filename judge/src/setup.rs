@@ -65,6 +65,8 @@ fn hold(model: &HeldModel, threads: usize) -> Result<Held, JudgeError> {
         profile: market::profile_digest(&profile),
         numerics: Numerics::of(&profile.compute_dtype),
         tokenizer: loaded.tokenizer().clone(),
+        end_tokens: loaded.end_tokens().to_vec(),
+        context_length: loaded.context_length(),
         replay: Box::new(LocalReplay::open(&loaded, threads)?),
     })
 }

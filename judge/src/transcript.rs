@@ -121,12 +121,18 @@ pub fn verify(disclosure: Disclosure, expected: &Expected<'_>) -> Result<Transcr
     )?;
     require(receipt.cached_tokens <= receipt.prompt_tokens, "the receipt counts more cached than prompt tokens")?;
 
+    let amount: Amount = receipt.amount.parse().map_err(market::ObjectError::from)?;
+    let most = request.max_price.as_ref().map_or(Amount::ZERO, |price| {
+        market::answer_amount(price, receipt.prompt_tokens, receipt.cached_tokens, receipt.completion_tokens)
+    });
+    require(amount <= most, "the receipt's amount is above what the request allows for its tokens")?;
+
     let leaf = Leaf {
         session: receipt.session,
         index: receipt.index,
         receipt: market::receipt_digest(&receipt),
         tokens: receipt.prompt_tokens.saturating_add(receipt.completion_tokens),
-        amount: receipt.amount.parse().map_err(market::ObjectError::from)?,
+        amount,
     };
     merkle_sum::verify_sample(&leaf, &disclosure.path, &Sum::from_proto(expected.root)?, expected.point)?;
     Ok(Transcript { request, receipt, prompt_ids: disclosure.prompt_token_ids, completions })

@@ -9,7 +9,7 @@ use polylink_inference_server::model::{ChatMessage, LoadedModel, Quantization};
 use polylink_judge::transcript::Completion;
 use polylink_judge::{Auditor, AuditorConfig, Finding, HeldModel, Transcript};
 use polylink_protocol::market;
-use polylink_protocol::market_v1::{Receipt, Request, Sampling};
+use polylink_protocol::market_v1::{FinishReason, Receipt, Request, Sampling};
 
 const ID: &str = "polylink/nano@1";
 const CLIP_MILLI: u64 = 6_000;
@@ -189,6 +189,12 @@ async fn cheap_tokens_under_honest_sketches_and_the_reverse_are_noticed() {
     let mut altered = honest[0].clone();
     altered.completions[0].token_ids[0] ^= 1;
     assert!(auditor.evaluate(&[altered], CLIP_MILLI).await.unwrap()[0].mismatch);
+    let mut cut = honest[0].clone();
+    cut.completions[0].token_ids.pop();
+    cut.completions[0].sketches.pop();
+    assert!(auditor.evaluate(&[cut.clone()], CLIP_MILLI).await.unwrap()[0].mismatch, "cut short");
+    cut.receipt.finish_reason = FinishReason::Cancelled as i32;
+    assert!(!auditor.evaluate(&[cut], CLIP_MILLI).await.unwrap()[0].mismatch, "its user went away");
     let mut outside = honest[0].clone();
     outside.completions[0].token_ids[0] = u32::MAX;
     assert!(auditor.evaluate(&[outside], CLIP_MILLI).await.unwrap()[0].mismatch);
