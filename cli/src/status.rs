@@ -50,7 +50,7 @@ pub async fn collect(home: &Home) -> Result<Value, CliError> {
         (true, false) if state.phase == "starting" => "starting",
         (true, false) => "degraded",
     };
-    Ok(describe(&network, &rpc, &state, height, health)?)
+    describe(&network, &rpc, &state, height, health)
 }
 
 fn describe(network: &Network, rpc: &str, state: &State, height: Option<u64>, health: &str) -> Result<Value, CliError> {

@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// as many again are for epochs in which nobody asked it or a judge was late.
 const EPOCHS_MAX: u64 = 16;
 
+/// `TRIAL_STATE_GUILTY`.
+const TRIAL_GUILTY: i32 = 2;
+
 fn worker(net: &Net, name: &str) -> Value {
     let output = net.run(&["query", "worker", name, "--json"]);
     serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
@@ -47,11 +50,10 @@ async fn cheats_are_convicted_and_the_honest_worker_is_not() {
             "not convicted within {EPOCHS_MAX} epochs: {convicted:?}; {}",
             evidence(&net)
         );
-        // Three workers share what is asked: enough that each is audited in every epoch.
-        for (question, _) in questions.iter().cycle().skip(asked).take(6) {
-            let (status, _) = net.chat(question, json!({"max_completion_tokens": 24})).await;
-            asked += usize::from(status == 200);
-        }
+        // Asked at once, so that the gateway spreads them: enough that each worker is audited in every epoch.
+        let some = questions.iter().cycle().skip(asked).take(9);
+        let answers = some.map(|(question, _)| net.chat(question, json!({"max_completion_tokens": 24})));
+        asked += futures::future::join_all(answers).await.iter().filter(|(status, _)| *status == 200).count();
         for (at, name) in cheats.iter().enumerate() {
             if convicted[at].is_none() && worker(&net, name)["worker"]["jailed"] == true {
                 convicted[at] = Some(epoch - first);
@@ -65,12 +67,23 @@ async fn cheats_are_convicted_and_the_honest_worker_is_not() {
         let now = worker(&net, name);
         assert!(bond(&now) < bonds[at], "{name} was not slashed: {now}");
         let trials = net.json(&["query", "trials", "--worker", name])["trials"].clone();
-        println!("{name}: bond {} -> {}; trial {}", bonds[at], bond(&now), trials[0]);
+        let guilty = trials.as_array().into_iter().flatten().find(|t| t["state"] == TRIAL_GUILTY);
+        let guilty = guilty.unwrap_or_else(|| panic!("{name} was jailed without a verdict: {trials}"));
+        println!(
+            "{name}: bond {} -> {}, slashed {}, clawed back {}",
+            bonds[at],
+            bond(&now),
+            guilty["slashed"],
+            guilty["clawed_back"]
+        );
     }
     let honest = worker(&net, "worker");
     assert_eq!(honest["worker"]["jailed"], false, "the honest worker was jailed");
     let trials = net.json(&["query", "trials", "--worker", "worker"])["trials"].clone();
     assert_eq!(trials.as_array().map(Vec::len), Some(0), "the honest worker was tried: {trials}");
+    let quality = net.json(&["query", "quality", "--worker", "worker"])["quality"].clone();
+    assert!(quality["audits"].as_u64() > Some(0), "the honest worker was not audited: {quality}");
+    assert_eq!(quality["cusum_milli"], 0, "evidence against the honest worker: {quality}");
     println!("{asked} answers; {}", evidence(&net));
     drop((pico, four_bit));
 }

@@ -136,7 +136,10 @@ fn vectors() -> BTreeMap<&'static str, String> {
         .collect();
     let tree = Tree::new(leaves).unwrap();
     put("sum.leaf", &tree.leaves()[1].sum().hash.0);
-    put("sum.node", &polylink_protocol::merkle_sum::Sum::join(&tree.leaves()[0].sum(), &tree.leaves()[1].sum()).unwrap().hash.0);
+    put(
+        "sum.node",
+        &polylink_protocol::merkle_sum::Sum::join(&tree.leaves()[0].sum(), &tree.leaves()[1].sum()).unwrap().hash.0,
+    );
     put("sum.root", &tree.root().hash.0);
     put("sum.root_bytes", &tree.root().to_proto().encode_to_vec());
     put("sum.path_of_leaf_3", &tree.path(3).unwrap().encode_to_vec());

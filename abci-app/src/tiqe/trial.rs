@@ -18,7 +18,7 @@ use super::{TRIAL_SAMPLE_FIRST, VERDICTS_PER_BLOCK, judges, keys, params, round,
 use crate::context::Context;
 use crate::error::TxError;
 use crate::market::records::{counter, load, save, uplk};
-use crate::market::{bonds, models, vesting};
+use crate::market::{self, bonds, models, vesting};
 use crate::modules::Handle;
 use crate::store::{StateRead, StateWrite};
 
@@ -60,9 +60,11 @@ fn event(ctx: &mut Context, trial: &Trial, what: &str) {
     );
 }
 
-/// Opens a trial, unless one is open for this worker and profile.
+/// Opens a trial, unless one is open for this worker and profile, or the worker is jailed: it serves nothing any more
+/// whose samples could be drawn, and what it did before its conviction is punished once.
 pub(super) fn open(ctx: &mut Context, state: &mut dyn StateWrite, worker: &Address, profile: &Digest) {
-    if open_for(state, worker, profile).is_some() {
+    let jailed = market::worker(state, worker).is_some_and(|record| record.jailed);
+    if jailed || open_for(state, worker, profile).is_some() {
         return;
     }
     let id = counter(state, &[keys::TRIAL_NEXT]).max(1);

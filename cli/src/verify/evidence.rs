@@ -158,7 +158,7 @@ fn proved<M: Message + Default>(part: &'static str, proof: &StateProof, key: &[u
     let root: [u8; 32] =
         root.try_into().map_err(|_| fault("chain.block.signed_header", "its app_hash is not of 32 bytes"))?;
     decode_canonical::<ics23::CommitmentProof>(PROOF_OP_TYPE, &proof.proof).map_err(|e| fault(name("proof"), e))?;
-    if !verify_proof(&root.into(), key, Some(&proof.value), &proof.proof) {
+    if !verify_proof(&root, key, Some(&proof.value), &proof.proof) {
         return Err(fault(name("proof"), "does not lead from key and value to the header's app_hash"));
     }
     decode_canonical(part, &proof.value).map_err(|e| fault(name("value"), e))
