@@ -1,4 +1,5 @@
 //! The load generator against a small HTTP server with known delays.
+#![allow(clippy::unwrap_used)]
 
 use axum::{Json, Router, body::Body, extract::State, http::StatusCode, response::Response, routing::post};
 use futures::StreamExt;

@@ -1,4 +1,5 @@
 //! Workers that serve other weights than they claim are convicted and slashed; the honest one beside them is not.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

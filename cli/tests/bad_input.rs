@@ -1,4 +1,5 @@
 //! What a person may get wrong before any network runs: each is an error that says what and what to do.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! `kill -9` of any one process: it is started again, the network goes on, balances are right, and an answer that did
 //! not end is an error and is not billed.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! Every package that is linked has a licence that goes with Apache-2.0, and none brings what the project does without
 //! (a C++ database, aws-lc, onig).
+#![allow(clippy::unwrap_used)]
 
 use serde_json::Value;
 use std::process::Command;

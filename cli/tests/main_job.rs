@@ -1,5 +1,6 @@
 //! The main job, end to end: a real answer is served, paid for, audited, settled and proved, and what goes in wrongly
 //! is refused with what to do.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! One model over two processes, 2 : 1, through TCP on loopback: the same tokens as one process, and a peer that dies
 //! fails its requests within a stated time while nothing hangs.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! A real network in a directory of its own: CometBFT, ledger, worker, judges and gateway as processes, stopped when
 //! the test ends however it ends.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};

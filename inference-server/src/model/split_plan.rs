@@ -118,7 +118,7 @@ mod tests {
             (21, &[2, 1], vec![0..14, 14..21]),
             (8, &[1, 1, 1], vec![0..3, 3..6, 6..8]),
             (3, &[1000, 1, 1], vec![0..1, 1..2, 2..3]),
-            (5, &[1], vec![0..5]),
+            (5, &[1], std::iter::once(0..5).collect()),
         ] {
             let shared = share_out(pieces, shares);
             assert_eq!(shared, expected, "{pieces} {shares:?}");

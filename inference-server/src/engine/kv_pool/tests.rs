@@ -119,7 +119,7 @@ proptest! {
                 Action::Start { salt, tokens } => {
                     let mut table = table(salt);
                     let computed = pool.match_prefix(&mut table, &tokens);
-                    prop_assert!(computed < tokens.len() && computed % BLOCK == 0);
+                    prop_assert!(computed < tokens.len() && computed.is_multiple_of(BLOCK));
                     for position in 0..computed {
                         let place = (table.blocks()[position / BLOCK], position % BLOCK);
                         prop_assert_eq!(&written[&place], &(salt, tokens[..=position].to_vec()));
