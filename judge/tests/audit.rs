@@ -1,5 +1,6 @@
 //! The evaluators on real answers of the project's own models: an honest worker, one with 8-bit and one with 4-bit
 //! weights, and one that serves the smaller model, all claiming the full one in exact f32.
+#![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

@@ -1,4 +1,5 @@
 //! The cross-encoder against transformers' values for the same folder, and what it says of a broken one.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

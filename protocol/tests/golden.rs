@@ -2,6 +2,7 @@
 //!
 //! `POLYLINK_REGENERATE_GOLDENS=1 cargo test -p polylink-protocol --test golden` writes the file anew; a difference in
 //! version control is then a change of the wire format, to be made under a new tag only.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
