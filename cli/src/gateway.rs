@@ -143,12 +143,10 @@ fn text_models(names: &[String]) -> Result<Vec<GatewayModel>, CliError> {
         .iter()
         .map(|name| {
             let (model, profile) = models::open(&models::resolve(name), Quantize::None, None)?;
-            let template = model.chat_template().map(Arc::clone);
-            let template =
-                template.ok_or_else(|| CliError::value("--model", format!("{name} has no chat template")))?;
-            let context_length = model.context_length() as u32;
-            let text = TextModel { tokenizer: Arc::clone(model.tokenizer()), template: Some(template), context_length };
-            Ok(GatewayModel { profile, text })
+            if model.chat_template().is_none() {
+                return Err(CliError::value("--model", format!("{name} has no chat template")));
+            }
+            Ok(GatewayModel { profile, text: TextModel::of(&model) })
         })
         .collect()
 }

@@ -155,14 +155,10 @@ fn engine(args: &ServeArgs, model: LoadedModel) -> Result<EngineHandle, CliError
 
 /// The text side of a model.
 pub fn text_model(model: &LoadedModel, engine: &EngineHandle) -> Result<TextModel, CliError> {
-    let template = model.chat_template().map(Arc::clone);
-    let template =
-        template.ok_or_else(|| CliError::value("model", "its tokenizer_config.json has no chat_template"))?;
-    Ok(TextModel {
-        tokenizer: Arc::clone(model.tokenizer()),
-        template: Some(template),
-        context_length: engine.info().context_length as u32,
-    })
+    if model.chat_template().is_none() {
+        return Err(CliError::value("model", "its tokenizer_config.json has no chat_template"));
+    }
+    Ok(TextModel { context_length: engine.info().context_length as u32, ..TextModel::of(model) })
 }
 
 /// Serves an engine's OpenAI endpoint; the second value stops it.

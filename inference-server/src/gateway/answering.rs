@@ -148,12 +148,12 @@ impl Gateway {
         self.keys.admit(&key)?;
         let offered = self.find(&request.model)?;
         let charge = self.charge(&key).await?;
+        let mut sampling = offered.text.sampling(&request);
         let (text, prompt) = (offered.text.clone(), request.prompt);
         // Away from the async threads: a long prompt takes a while.
         let encoded = tokio::task::spawn_blocking(move || text.encode(&prompt)).await;
         let prompt_token_ids =
             encoded.map_err(|e| ApiError::internal(format!("the tokenizer's task ended: {e}")))??;
-        let mut sampling = request.sampling;
         sampling.max_tokens = offered.text.max_tokens(prompt_token_ids.len(), sampling.max_tokens)?;
         let seed = match request.seed {
             Some(seed) => seed,

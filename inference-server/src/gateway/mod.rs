@@ -61,7 +61,8 @@ pub struct GatewayConfig {
 /// The text side of a model that this gateway can offer when the chain has it and workers serve it.
 #[derive(Clone)]
 pub struct GatewayModel {
-    /// As computed from the same folder; matched by config, tokenizer and template, whatever the quantisation.
+    /// As computed from the same folder; matched by config, tokenizer, template and generation config, whatever the
+    /// quantisation.
     pub profile: ModelProfile,
     /// Tokenizer, template, context.
     pub text: TextModel,

@@ -53,6 +53,7 @@ fn same_text(a: &ModelProfile, b: &ModelProfile) -> bool {
     a.config_digest == b.config_digest
         && a.tokenizer_digest == b.tokenizer_digest
         && a.chat_template_digest == b.chat_template_digest
+        && a.generation_config_digest == b.generation_config_digest
 }
 
 async fn models_and_workers(gateway: &Gateway) -> Result<(), ChainError> {

@@ -22,6 +22,11 @@ impl Fields {
         }
     }
 
+    /// Whether a field is there, with a value.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.map.get(name).is_some_and(|value| !value.is_null())
+    }
+
     /// Takes a field; `null` is as good as absent.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
         self.map.remove(name).filter(|value| !value.is_null())

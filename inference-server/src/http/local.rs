@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
+use polylink_protocol::market_v1::Sampling;
 use prometheus::proto::MetricFamily;
 use serde_json::json;
 
@@ -14,7 +15,7 @@ use super::front::{Answer, Answerer, Caller, ModelCard, unix_seconds, unknown_mo
 use super::metrics::engine_families;
 use super::request::{AnswerRequest, Kind, Prompt};
 use crate::engine::{EngineHandle, EngineStatus, GenerateRequest, TextEvent, TextStream};
-use crate::model::{ChatTemplate, LoadedModel, Tokenizer};
+use crate::model::{ChatTemplate, GenerationDefaults, LoadedModel, Tokenizer};
 
 /// The text side of a model: what turns a conversation into token ids and back.
 #[derive(Clone)]
@@ -25,6 +26,8 @@ pub struct TextModel {
     pub template: Option<Arc<ChatTemplate>>,
     /// Prompt and completion together.
     pub context_length: u32,
+    /// What the folder's generation config says for parameters that a request leaves open.
+    pub defaults: GenerationDefaults,
 }
 
 /// Most tokens that an answer gets when its request names no limit.
@@ -37,7 +40,29 @@ impl TextModel {
             tokenizer: Arc::clone(model.tokenizer()),
             template: model.chat_template().cloned(),
             context_length: model.context_length() as u32,
+            defaults: model.generation_defaults().clone(),
         }
+    }
+
+    /// The request's sampling parameters, those that it left open from the model's generation config (which is part of
+    /// its profile); a value there that no request may have is passed over.
+    pub fn sampling(&self, request: &AnswerRequest) -> Sampling {
+        let (mut sampling, unset) = (request.sampling.clone(), request.unset);
+        let within = |value: Option<f32>, low: f32, high: f32| value.filter(|value| (low..=high).contains(value));
+        if let Some(temperature) = within(self.defaults.temperature, 0.0, 2.0).filter(|_| unset.temperature) {
+            sampling.temperature = temperature;
+        }
+        if let Some(top_p) = within(self.defaults.top_p, f32::MIN_POSITIVE, 1.0).filter(|_| unset.top_p) {
+            sampling.top_p = top_p;
+        }
+        if let Some(top_k) = self.defaults.top_k.filter(|_| unset.top_k) {
+            sampling.top_k = top_k;
+        }
+        if let Some(penalty) = within(self.defaults.repetition_penalty, 0.01, 10.0).filter(|_| unset.repetition_penalty)
+        {
+            sampling.repetition_penalty = penalty;
+        }
+        sampling
     }
 
     /// Token ids of a prompt, and the request's `max_tokens` when it named none.
@@ -102,7 +127,7 @@ impl LocalAnswerer {
             return Err(unknown_model(&request.model, &[self.card()]));
         }
         let prompt_token_ids = self.text.encode(&request.prompt)?;
-        let mut sampling = request.sampling;
+        let mut sampling = self.text.sampling(&request);
         sampling.max_tokens = self.text.max_tokens(prompt_token_ids.len(), sampling.max_tokens)?;
         let seed = match request.seed {
             Some(seed) => seed,

@@ -40,6 +40,19 @@ pub enum Prompt {
     Ids(Vec<u32>),
 }
 
+/// Parameters that a request did not name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unset {
+    /// `temperature`.
+    pub temperature: bool,
+    /// `top_p`.
+    pub top_p: bool,
+    /// `top_k`.
+    pub top_k: bool,
+    /// `repetition_penalty`.
+    pub repetition_penalty: bool,
+}
+
 /// A request, understood.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AnswerRequest {
@@ -51,6 +64,8 @@ pub struct AnswerRequest {
     pub prompt: Prompt,
     /// Everything that changes which tokens come out; `max_tokens` 0 means as many as the context holds.
     pub sampling: Sampling,
+    /// Which of these the request left to the model's generation config.
+    pub unset: Unset,
     /// From the client's `seed`; absent: 32 random bytes are to be drawn.
     pub seed: Option<[u8; 32]>,
     /// Absent: no logprobs; else so many alternatives per token.
@@ -147,6 +162,12 @@ impl AnswerRequest {
         let max_tokens = fields.integer("max_tokens", 1, limit)?;
         let max_tokens = fields.integer("max_completion_tokens", 1, limit)?.or(max_tokens).map(|n| n as u32);
         let default = if kind == Kind::Chat { 0 } else { COMPLETION_TOKENS_DEFAULT };
+        let unset = Unset {
+            temperature: !fields.has("temperature"),
+            top_p: !fields.has("top_p"),
+            top_k: !fields.has("top_k"),
+            repetition_penalty: !fields.has("repetition_penalty"),
+        };
         let sampling = sampling(&mut fields, max_tokens.unwrap_or(default))?;
         let logprobs = match kind {
             Kind::Chat => chat_logprobs(&mut fields)?,
@@ -159,6 +180,7 @@ impl AnswerRequest {
             model,
             prompt,
             sampling,
+            unset,
             seed: fields.integer("seed", i64::MIN, i64::MAX)?.map(client_seed),
             logprobs,
             stream,

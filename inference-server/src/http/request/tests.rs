@@ -50,6 +50,13 @@ fn every_field_is_obeyed() {
 use polylink_protocol::market_v1::LogitBias;
 
 #[test]
+fn what_a_request_leaves_open_is_known() {
+    let request = chat(json!({"temperature": 0.7, "top_k": null})).unwrap();
+    let expected = Unset { temperature: false, top_p: true, top_k: true, repetition_penalty: true };
+    assert_eq!(request.unset, expected);
+}
+
+#[test]
 fn a_wrong_value_is_answered_with_its_field() {
     for (body, param) in [
         (json!({"temperature": 3}), "temperature"),
