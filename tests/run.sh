@@ -76,6 +76,7 @@ suite "cometbft" ./cometbft-config/build.sh
 # One selection of packages for building and running, so that nothing is compiled twice with other features.
 suite "build" cargo test --locked --workspace --no-run
 suite "cargo tests, end to end too" cargo_tests
+suite "golden digests, by hashlib" python3 protocol/tests/golden/check.py
 suite "python packages" python_packages
 suite "npm packages" npm_packages
 suite "network for clients" start_network
