@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=500_000)
     parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--hold", type=float, default=0.3, help="share of the chunks at the full rate")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--export", type=Path)
@@ -135,7 +136,7 @@ def main() -> None:
         sums = np.zeros(4)
         for optimiser, full in optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = full * rate(number, chunks, warm=6, hold=0.3)
+                group["lr"] = full * rate(number, chunks, warm=6, hold=args.hold)
         for at in range(0, len(micros), MICROS):
             parts = [tuple(map(torch.from_numpy, m)) for m in micros[at : at + MICROS]]
             scored = max(1, sum(int((p[3] >= 0).sum()) for p in parts))
