@@ -24,11 +24,14 @@ for tool in "$@"; do
         if cometbft version 2>/dev/null | grep -q '^v\{0,1\}0\.38\.'; then
             :
         elif ! command -v go >/dev/null; then
-            missing "go" "Go 1.23 or newer builds CometBFT, see https://go.dev/dl (or put a cometbft 0.38.x on PATH)"
+            missing "go" "Go 1.24 or newer builds CometBFT, see https://go.dev/dl (or put a cometbft 0.38.x on PATH)"
+        else
+            found=$(go env GOVERSION | sed 's/^go//; s/[^0-9.].*//')
+            at_least "$found" 1.24 || missing "go 1.24" "found $found, see https://go.dev/dl (or put a cometbft 0.38.x on PATH)"
         fi
         ;;
     python3)
-        if ! python3 -c 'import venv, sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then
+        if ! python3 -c 'import ensurepip, venv, sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then
             missing "python3" "Python 3.9 or newer with venv (Debian: apt install python3-venv); only tests need it"
         fi
         ;;

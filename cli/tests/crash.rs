@@ -38,6 +38,32 @@ async fn any_process_may_die() {
     let before = net.status();
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(height(&net.status()) > height(&before), "blocks go on");
+    even_the_supervisor_may_die(net).await;
+}
+
+/// Its children end with it, and the next `up` continues the same chain.
+async fn even_the_supervisor_may_die(net: Net) {
+    let before = net.status();
+    let pids: Vec<u64> = before["roles"].as_array().unwrap().iter().filter_map(|r| r["pid"].as_u64()).collect();
+    assert_eq!(pids.len(), before["roles"].as_array().unwrap().len());
+    kill_hard(before["pid"].as_u64().unwrap());
+    let start = Instant::now();
+    let alive = |pid: &u64| {
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // Who was orphaned may stay a zombie where nobody reaps.
+        !state.is_empty() && !state.contains(") Z ")
+    };
+    while pids.iter().any(alive) {
+        assert!(start.elapsed() < Duration::from_secs(30), "roles outlive their supervisor: {before:#}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!("all roles ended {:.1} s after their supervisor's kill -9", start.elapsed().as_secs_f64());
+    assert_eq!(net.status()["health"], "stopped");
+    let net = net.again();
+    let after = net.status();
+    assert_eq!(after["chain_id"], before["chain_id"]);
+    assert!(after["height"].as_u64() >= before["height"].as_u64());
+    assert!(!content(&net.answer("What is 6 plus 3?").await).is_empty());
 }
 
 /// The worker dies in the middle of a stream.

@@ -24,6 +24,7 @@ async fn an_answer_is_served_paid_audited_and_proved() {
     let net = Net::up(&[]);
     let (epoch, ids, records) = ask_within_one_epoch(&net).await;
     refusals(&net).await;
+    other_ways_in(&net).await;
     net.until_epoch(epoch + 2).await;
     let pot = the_epoch_is_settled(&net, epoch, &records).await;
     supply_is_conserved(&net);
@@ -266,18 +267,54 @@ async fn wrong_chain_id(net: &Net) {
     assert_eq!(answer["result"]["code"], 4, "unauthorized: {answer}");
 }
 
+/// A user without a gateway, and the load generator, by the command line.
+async fn other_ways_in(net: &Net) {
+    let file = |name: &str| net.home.path().join(name).display().to_string();
+    let (receipt, rows) = (file("direct.json"), file("rows.json"));
+    let direct = net.run(&["chat", "--worker", &net.worker, "--receipt", &receipt, "What is 2 plus 3?"]);
+    assert!(direct.status.success() && !direct.stdout.is_empty(), "{}", common::text(&direct.stderr));
+    assert_eq!(net.json(&["verify", &receipt, "--signatures-only"])["verified"], "signatures");
+    let load = net.run(&["bench", "serve", "--quick", "--json", &rows]);
+    assert!(load.status.success(), "{}", common::text(&load.stderr));
+    let rows: Value = serde_json::from_str(&std::fs::read_to_string(&rows).unwrap()).unwrap();
+    let value =
+        |name: &str| rows.as_array().unwrap().iter().find(|r| r["name"] == name).unwrap()["value"].as_f64().unwrap();
+    assert_eq!(value("serve.errors"), 0.0);
+    assert!(value("serve.ttft.p50") > 0.0 && value("serve.completion_tokens") > 0.0);
+}
+
 /// Down, up: the same chain, the same key, the same balances.
-async fn a_second_up_continues(mut net: Net) {
+async fn a_second_up_continues(net: Net) {
     let before = net.status();
     let balance = net.json(&["query", "balance", "provider"])["amount"].clone();
     net.down();
     assert_eq!(net.status()["health"], "stopped");
-    let home = std::mem::replace(&mut net.home, tempfile::tempdir().unwrap());
-    std::mem::forget(net);
-    let net = Net::up_in(home, &[]);
+    a_node_runs_alone(&net).await;
+    let net = net.again();
     let after = net.status();
     assert_eq!((&after["chain_id"], &after["api_key"]), (&before["chain_id"], &before["api_key"]));
     assert!(after["height"].as_u64() >= before["height"].as_u64());
     assert!(uplk(&net.json(&["query", "balance", "provider"])["amount"]) >= uplk(&balance));
     assert!(!content(&net.answer("What is 2 plus 3?").await).is_empty());
+}
+
+/// `polylink node` in the same home: the chain goes on without services, and SIGTERM ends it in order.
+async fn a_node_runs_alone(net: &Net) {
+    let mut node = net.role("node-alone", &["node", "--block-time-ms", common::BLOCK_TIME_MS]);
+    let log = net.home.path().join("logs/node-alone.log");
+    let start = std::time::Instant::now();
+    let rpc = loop {
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        if let Some(rpc) = said.lines().find_map(|line| line.strip_prefix("RPC: ")) {
+            break rpc.to_owned();
+        }
+        assert!(start.elapsed() < common::PATIENCE, "the node does not start: {said}");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    };
+    assert!(uplk(&net.json(&["query", "--rpc", &rpc, "supply"])["amount"]) > 0);
+    assert!(net.fails(&["up", "--detach"]).contains("runs in"), "one supervisor per home");
+    polylink_cli::supervise::terminate(Some(node.0.id()));
+    let deadline = std::time::Duration::from_secs(30);
+    let status = tokio::task::spawn_blocking(move || node.0.wait().unwrap());
+    assert!(tokio::time::timeout(deadline, status).await.unwrap().unwrap().success(), "ends in order");
 }

@@ -270,13 +270,15 @@ impl Model {
         }
     }
 
-    /// Whether the message succeeds; the fee is paid in any case.
+    /// Whether the message succeeds; the fee is paid in any case, where there is enough for it.
     fn apply(&mut self, height: u64, step: &Step) -> bool {
         let fee = least_fee(GAS_LIMIT, 25).0;
         let (Step::Send(account, ..) | Step::Delegate(account, _) | Step::Undelegate(account, _)) = *step else {
             return true;
         };
-        *self.free.entry(account).or_default() -= fee;
+        // Who cannot pay the fee is refused before anything is charged.
+        let Some(rest) = self.free.entry(account).or_default().checked_sub(fee) else { return false };
+        self.free.insert(account, rest);
         let (free, staked) = (self.free[&account], self.staked.get(&account).copied().unwrap_or_default());
         match *step {
             Step::Send(_, to, amount) if amount <= free => {

@@ -221,6 +221,12 @@ impl Net {
         Running(command.spawn().unwrap())
     }
 
+    /// Starts the stopped network of this home again.
+    pub fn again(mut self) -> Self {
+        let home = std::mem::replace(&mut self.home, tempfile::tempdir().unwrap());
+        Self::up_in(home, &[])
+    }
+
     pub fn down(&self) {
         let output = self.run(&["down"]);
         assert!(output.status.success(), "down: {}", text(&output.stderr));
