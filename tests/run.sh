@@ -77,6 +77,7 @@ suite "cometbft" ./cometbft-config/build.sh
 suite "build" cargo test --locked --workspace --no-run
 suite "cargo tests, end to end too" cargo_tests
 suite "golden digests, by hashlib" python3 protocol/tests/golden/check.py
+suite "models' corpus" python3 -m unittest discover --quiet models/tests
 suite "python packages" python_packages
 suite "npm packages" npm_packages
 suite "network for clients" start_network

@@ -49,6 +49,9 @@ pub enum JudgeError {
     /// A key.
     #[error("{0}")]
     Vrf(#[from] polylink_protocol::tiqe::VrfError),
+    /// The HTTP client.
+    #[error("no HTTP client: {0}")]
+    Http(String),
     /// Randomness for the salt.
     #[error("the system gave no randomness: {0}")]
     Random(String),

@@ -68,7 +68,7 @@ pub async fn run(
 ) -> Result<(), JudgeError> {
     let chain_id = chain.status().await?.chain_id;
     let journal = Journal::open(&config.home)?;
-    let disclosing = disclose::Client::new();
+    let disclosing = disclose::Client::new()?;
     let mut judge = Judge { config, chain, chain_id, auditor, journal, disclosing, voted: BTreeSet::new() };
     let mut ticks = tokio::time::interval(judge.config.poll);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -219,7 +219,8 @@ impl Judge {
         for trial in open {
             let Some(profile) = Digest::from_slice(&trial.profile_digest) else { continue };
             let scores = self.audit(trial.evidence_epoch, &profile, &trial.samples).await?;
-            let guilty = is_guilty(&scores);
+            let clip = self.chain.tiqe_params().await?.evidence_clip_milli;
+            let guilty = is_guilty(&scores, clip);
             tracing::info!(trial = trial.id, worker = trial.worker, guilty, "vote in a trial");
             let message = MsgVoteTrial { judge: me.clone(), trial: trial.id, guilty, scores: Some(Scores { scores }) };
             self.send(tx::any(&message)).await?;
@@ -234,8 +235,26 @@ impl Judge {
     }
 }
 
-/// A judge's vote: the fresh samples' evidence adds up against the worker, or it shows none of them.
-fn is_guilty(scores: &[Score]) -> bool {
-    let evidence: i64 = scores.iter().map(|s| s.evidence_milli).sum();
-    evidence > 0 || (!scores.is_empty() && scores.iter().all(|s| s.missing))
+/// A judge's vote: the fresh samples' evidence adds up against the worker. What a worker on trial does not show counts
+/// as if it spoke against it, else a cheat would show its honest answers only.
+fn is_guilty(scores: &[Score], clip_milli: u64) -> bool {
+    let clip = i64::try_from(clip_milli).unwrap_or(i64::MAX);
+    let evidence = |s: &Score| if s.missing { clip } else { s.evidence_milli };
+    scores.iter().map(evidence).fold(0_i64, i64::saturating_add) > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn withholding_does_not_acquit() {
+        let shown = Score { evidence_milli: -442, ..Default::default() };
+        let withheld = Score { missing: true, ..Default::default() };
+        let wrong = Score { evidence_milli: 6_000, ..Default::default() };
+        assert!(!is_guilty(&[], 6_000));
+        assert!(!is_guilty(&[shown, shown], 6_000));
+        assert!(is_guilty(&[shown, shown, wrong], 6_000));
+        assert!(is_guilty(&[shown, withheld, withheld], 6_000));
+    }
 }

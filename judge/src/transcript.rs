@@ -19,6 +19,8 @@ pub struct Expected<'a> {
     pub receipt_key: &'a [u8],
     /// Spend key of the session that the request names.
     pub spend_key: &'a [u8],
+    /// All that the session ever held.
+    pub deposit: Amount,
     /// The audited epoch.
     pub epoch: u64,
     /// The profile.
@@ -126,6 +128,7 @@ pub fn verify(disclosure: Disclosure, expected: &Expected<'_>) -> Result<Transcr
         market::answer_amount(price, receipt.prompt_tokens, receipt.cached_tokens, receipt.completion_tokens)
     });
     require(amount <= most, "the receipt's amount is above what the request allows for its tokens")?;
+    require(amount <= expected.deposit, "the receipt's amount is above the session's deposit")?;
 
     let leaf = Leaf {
         session: receipt.session,

@@ -196,7 +196,7 @@ impl SessionBook {
         self.used.insert(index);
         while self.used.len() > INDEX_SPAN || self.used.first() == Some(&self.used_below) {
             let Some(first) = self.used.pop_first() else { break };
-            self.used_below = first + 1;
+            self.used_below = first.saturating_add(1);
         }
     }
 

@@ -34,8 +34,10 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new() -> Self {
-        Self { http: reqwest::Client::new() }
+    pub(super) fn new() -> Result<Self, JudgeError> {
+        // A worker names its own endpoint; a redirect could name anybody's.
+        let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build();
+        Ok(Self { http: http.map_err(|e| JudgeError::Http(e.to_string()))? })
     }
 
     /// Each sample's transcript, or None where the worker showed nothing that verifies.
@@ -133,11 +135,22 @@ impl Client {
         let (Some(session), Some(root), Ok(point)) = (session, &sample.root, sample.point.parse()) else {
             return Ok(None);
         };
+        // Else a worker could fill its pot with receipts that nobody can ever owe it.
+        if session.payee != worker.operator || session.profile_digest != profile.0 {
+            tracing::warn!(
+                epoch,
+                worker = worker.operator,
+                sample = sample.number,
+                "a receipt of a session that pays another"
+            );
+            return Ok(None);
+        }
         let expected = Expected {
             chain_id: caller.chain_id,
             worker: &worker.operator,
             receipt_key: &worker.receipt_key,
             spend_key: &session.spend_key,
+            deposit: session.deposit.parse().unwrap_or_default(),
             epoch,
             profile,
             root,
