@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -38,8 +38,30 @@ pub fn write_secret_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Cli
     write(path, (text + "\n").as_bytes(), 0o600)
 }
 
+/// Reads a text of at most so many bytes.
+pub fn read_text(path: &Path, bytes_max: u64) -> Result<String, CliError> {
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(|e| CliError::file(path, e))?;
+    let read = file.take(bytes_max + 1).read_to_string(&mut text).map_err(|e| CliError::file(path, e))?;
+    if read as u64 > bytes_max {
+        return Err(CliError::file(path, format!("it has more than {bytes_max} bytes: no receipt is that large")));
+    }
+    Ok(text)
+}
+
 /// Reads JSON.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, CliError> {
     let text = fs::read_to_string(path).map_err(|e| CliError::file(path, e))?;
     serde_json::from_str(&text).map_err(|e| CliError::file(path, format!("not what is expected there: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endless_file_is_refused() {
+        let error = read_text(Path::new("/dev/zero"), 1_000).unwrap_err().to_string();
+        assert!(error.contains("/dev/zero") && error.contains("more than 1000 bytes"), "{error}");
+    }
 }

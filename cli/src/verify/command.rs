@@ -41,9 +41,12 @@ pub struct VerifyArgs {
     rpc: RpcArgs,
 }
 
+/// The largest receipt file that is read: a transcript of a million tokens fits.
+const RECEIPT_BYTES_MAX: u64 = 16 << 20;
+
 /// Runs `polylink verify`.
 pub async fn run(args: &VerifyArgs, home: &Path, output: &Output) -> Result<(), CliError> {
-    let text = std::fs::read_to_string(&args.file).map_err(|e| CliError::file(&args.file, e))?;
+    let text = files::read_text(&args.file, RECEIPT_BYTES_MAX)?;
     let mut file = ReceiptFile::from_json(&text)?;
     check_answer(&file.answer)?;
     if let Some(path) = &args.trusted_header {
