@@ -9,6 +9,9 @@ use crate::error::CliError;
 /// Set by the supervisor for its children.
 pub const SUPERVISED: &str = "POLYLINK_SUPERVISED";
 
+/// The reason when the supervisor has died.
+pub const ORPHANED: &str = "the supervisor is gone";
+
 /// Waits for the reason to end, and returns it.
 pub async fn requested() -> Result<&'static str, CliError> {
     let wrong = |e: std::io::Error| CliError::value("signals", format!("cannot be watched: {e}"));
@@ -25,6 +28,6 @@ pub async fn requested() -> Result<&'static str, CliError> {
     Ok(tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
-        () = orphaned => "the supervisor is gone",
+        () = orphaned => ORPHANED,
     })
 }

@@ -270,9 +270,18 @@ async fn end(role: &Role, child: &mut Child) {
 
 /// Sends SIGTERM to a process; one that is gone already is what is wanted.
 pub fn terminate(pid: Option<u32>) {
+    send(pid, rustix::process::Signal::TERM);
+}
+
+/// Sends SIGKILL to a process.
+pub fn kill(pid: Option<u32>) {
+    send(pid, rustix::process::Signal::KILL);
+}
+
+fn send(pid: Option<u32>, signal: rustix::process::Signal) {
     let pid = pid.and_then(|p| i32::try_from(p).ok()).and_then(rustix::process::Pid::from_raw);
     if let Some(pid) = pid {
-        let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _gone = rustix::process::kill_process(pid, signal);
     }
 }
 

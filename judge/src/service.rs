@@ -76,8 +76,13 @@ pub async fn run(
     loop {
         tokio::select! {
             () = &mut shutdown => return Ok(()),
-            _ = ticks.tick() => {
-                if let Err(error) = judge.look().await {
+            _ = ticks.tick() => {}
+        }
+        // A duty may wait for a block; dropping it midway loses nothing, since what counts is in the journal or on chain.
+        tokio::select! {
+            () = &mut shutdown => return Ok(()),
+            looked = judge.look() => {
+                if let Err(error) = looked {
                     tracing::warn!(%error, "a duty failed; it is tried again while its window lasts");
                 }
             }
