@@ -16,7 +16,7 @@ mod fetch;
 pub use answer::check_answer;
 pub use command::{VerifyArgs, header, run};
 pub use evidence::{ChainEvidence, LightBlock, StateProof, check_evidence, check_signatures};
-pub use fetch::evidence;
+pub use fetch::{evidence, light_block};
 
 use polylink_protocol::transcript::AnswerRecord;
 use serde::{Deserialize, Serialize};

@@ -9,10 +9,10 @@ use polylink_protocol::client::ChainClient;
 use crate::error::CliError;
 use crate::files;
 use crate::home::{Home, Network};
-use crate::verify::{self, ReceiptFile, check_answer, check_evidence};
+use crate::verify::{self, LightBlock, ReceiptFile, check_answer, check_evidence};
 
-/// Epochs until a receipt must be provable, from the one it was given in; one more than promised, for a slow machine.
-const EPOCHS_MAX: u64 = 3;
+/// Epochs within which a receipt must be provable: the one it was given in, and the next, in which its root is committed.
+const EPOCHS: u64 = 2;
 
 /// What is remembered of the question.
 pub(super) struct Asked {
@@ -20,6 +20,16 @@ pub(super) struct Asked {
     id: String,
     /// The receipt's epoch.
     pub(super) epoch: u64,
+}
+
+/// The header that proofs are followed from: the newest one at the start, before any question was asked, so that no
+/// proof brings its own trust. It is kept, for checking receipts later without this node.
+pub(super) async fn trusted_header(chain: &ChainClient, home: &Home) -> Result<LightBlock, CliError> {
+    let trusted = verify::light_block(chain, 0).await?;
+    let directory = home.path().join("receipts");
+    files::create_dir(&directory)?;
+    files::write_json(&directory.join("trusted-header.json"), &trusted)?;
+    Ok(trusted)
 }
 
 /// One non-streamed chat completion.
@@ -67,9 +77,7 @@ pub(super) async fn first_question(
     let session = chain.session(receipt.session).await?.ok_or_else(|| missing("session"))?;
     let worker = chain.worker(&operator).await?.ok_or_else(|| missing("worker"))?;
     verify::check_signatures(&file.answer, &session, &worker)?;
-    let directory = home.path().join("receipts");
-    files::create_dir(&directory)?;
-    files::write_json(&directory.join("first.json"), &file)?;
+    files::write_json(&home.path().join("receipts/first.json"), &file)?;
     println!(
         "  receipt    session {}, index {}, epoch {}: {} + {} tokens, {} uplk; request's and worker's signatures verified",
         receipt.session, receipt.index, receipt.epoch, receipt.prompt_tokens, receipt.completion_tokens, receipt.amount
@@ -77,25 +85,33 @@ pub(super) async fn first_question(
     Ok(Asked { id, epoch: receipt.epoch })
 }
 
-/// Waits until the worker has committed the receipt, then checks the whole chain of proofs and stores it.
+/// Waits until the worker has committed the receipt, then checks the whole chain of proofs and stores it. Returns the
+/// height of the header that the proofs end in.
 pub(super) async fn verify_fully(
     network: &Network,
     chain: &ChainClient,
     home: &Home,
     asked: Asked,
-) -> Result<(), CliError> {
+    trusted: &LightBlock,
+) -> Result<u64, CliError> {
     let mut lost_since = None;
     loop {
-        let last = match attempt(network, chain, &asked.id).await {
-            Ok(file) => return files::write_json(&home.path().join("receipts/first.json"), &file),
+        let last = match attempt(network, chain, &asked.id, trusted).await {
+            Ok((file, height)) => {
+                files::write_json(&home.path().join("receipts/first.json"), &file)?;
+                return Ok(height);
+            }
             Err(error) => error,
         };
         match chain.epoch().await {
-            Ok((epoch, _)) if epoch > asked.epoch + EPOCHS_MAX => {
-                return Err(CliError::role(
-                    "worker",
-                    format!("epoch {} is long over and the receipt cannot be verified: {last}", asked.epoch),
-                ));
+            Ok((epoch, _)) if epoch >= asked.epoch + EPOCHS => {
+                let reason = format!(
+                    "epochs {} and {} are over and the receipt cannot be verified: {last}; see {}",
+                    asked.epoch,
+                    asked.epoch + EPOCHS - 1,
+                    home.log("worker").display()
+                );
+                return Err(CliError::role("worker", reason));
             }
             Ok(_) => lost_since = None,
             // A node that is being started again is waited for; the supervisor says what happens.
@@ -109,14 +125,20 @@ pub(super) async fn verify_fully(
     }
 }
 
-async fn attempt(network: &Network, chain: &ChainClient, id: &str) -> Result<ReceiptFile, CliError> {
+async fn attempt(
+    network: &Network,
+    chain: &ChainClient,
+    id: &str,
+    trusted: &LightBlock,
+) -> Result<(ReceiptFile, u64), CliError> {
     let mut file = record(network, id).await?;
     if file.answer.path.is_none() {
         return Err(CliError::value("path", "not committed yet"));
     }
     let evidence = verify::evidence(chain, &file.answer).await?;
     check_answer(&file.answer)?;
-    check_evidence(&file.answer, &evidence, &evidence.block, Time::now())?;
+    check_evidence(&file.answer, &evidence, trusted, Time::now())?;
+    let height = evidence.block.signed_header.header.height.value();
     file.chain = Some(evidence);
-    Ok(file)
+    Ok((file, height))
 }

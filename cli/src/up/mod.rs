@@ -141,6 +141,7 @@ async fn live(
     progress: &Progress,
 ) -> Result<(), CliError> {
     let chain = node::start(supervisor, home, binary, &network.url("rpc")?, |line| progress.say(line)).await?;
+    let trusted = ask::trusted_header(&chain, home).await?;
     let network = start_services(args, home, network, &chain, supervisor, progress).await?;
     supervisor.set_ready();
     progress.say("everything is healthy");
@@ -148,11 +149,15 @@ async fn live(
         if args.no_ask { None } else { Some(ask::first_question(&network, &chain, home, &args.question).await?) };
     print_how_to_go_on(home, &network)?;
     if let Some(asked) = asked {
-        progress
-            .say(format_args!("waiting for the end of epoch {}'s audit to verify the receipt fully …", asked.epoch));
+        let (epoch, from) = (asked.epoch, trusted.signed_header.header.height);
+        progress.say(format_args!("waiting until the worker has committed its receipts of epoch {epoch} on chain …"));
         let receipt = home.path().join("receipts/first.json");
-        match ask::verify_fully(&network, &chain, home, asked).await {
-            Ok(()) => progress.say(format_args!("the receipt is fully verified: {}", receipt.display())),
+        match ask::verify_fully(&network, &chain, home, asked, &trusted).await {
+            Ok(height) => progress.say(format_args!(
+                "the receipt is fully verified: committed for epoch {epoch}, proved by the header of height {height}, \
+                 followed from the one of height {from} that was trusted at the start: {}",
+                receipt.display()
+            )),
             // The network serves all the same, and its operator can look at it only while it runs.
             Err(error) => progress.say(format_args!("the receipt is NOT verified: {error}")),
         }
@@ -255,30 +260,40 @@ fn print_how_to_go_on(home: &Home, network: &Network) -> Result<(), CliError> {
     let (endpoint, key, model) = (network.endpoint()?, &network.api_key, &network.model);
     let user = Keyring::new(home.path()).account("user")?.address();
     let directory = home.path().display();
+    let program = std::env::current_exe().map_err(|e| CliError::value("this program's path", e))?;
+    let program = program.display();
+    // Snippets stand at the line's start, so that they run as they are copied.
     println!(
         "
   endpoint   {endpoint}
   API key    {key}
   model      {model}
-  metrics    {}/metrics (gateway), {}/metrics (worker)
-  RPC        {} (chain {})
+  metrics    {gateway}/metrics (gateway), {worker}/metrics (worker)
+  RPC        {rpc} (chain {chain})
   account    user, {user}, funded; its key is in {directory}/keys
 
-  curl {endpoint}/chat/completions -H 'Authorization: Bearer {key}' \\
-    -H 'Content-Type: application/json' \\
-    -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"What is 2 plus 3?\"}}]}}'
+  Ask it from a shell:
 
-  from openai import OpenAI
-  client = OpenAI(base_url=\"{endpoint}\", api_key=\"{key}\")
-  question = [{{\"role\": \"user\", \"content\": \"What is 2 plus 3?\"}}]
-  print(client.chat.completions.create(model=\"{model}\", messages=question).choices[0].message.content)
+curl {endpoint}/chat/completions -H 'Authorization: Bearer {key}' \\
+  -H 'Content-Type: application/json' \\
+  -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"What is 2 plus 3?\"}}]}}'
 
-  polylink --home {directory} status        polylink --home {directory} query epoch
+  Ask it from Python (pip install openai):
+
+from openai import OpenAI
+client = OpenAI(base_url=\"{endpoint}\", api_key=\"{key}\")
+question = [{{\"role\": \"user\", \"content\": \"What is 2 plus 3?\"}}]
+print(client.chat.completions.create(model=\"{model}\", messages=question).choices[0].message.content)
+
+  Look at it:
+
+{program} --home {directory} status
+{program} --home {directory} query epoch
 ",
-        network.url("gateway")?,
-        network.url("worker")?,
-        network.url("rpc")?,
-        network.chain_id,
+        gateway = network.url("gateway")?,
+        worker = network.url("worker")?,
+        rpc = network.url("rpc")?,
+        chain = network.chain_id,
     );
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use polylink_kernels::BackendError;
 
+use super::logits_tap::LogitsTap;
 use crate::model::ModelError;
 
 /// Size of the KV cache.
@@ -47,6 +48,8 @@ pub struct EngineConfig {
     pub backend: BackendKind,
     /// Run the model together with peer processes.
     pub split: Option<SplitConfig>,
+    /// Show every drawn token's row of logits; `None`: they stay in the backend.
+    pub logits_tap: Option<LogitsTap>,
 }
 
 impl Default for EngineConfig {
@@ -61,6 +64,7 @@ impl Default for EngineConfig {
             context_length: None,
             backend: BackendKind::Cpu,
             split: None,
+            logits_tap: None,
         }
     }
 }

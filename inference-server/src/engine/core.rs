@@ -12,8 +12,10 @@ use polylink_kernels::{
 };
 
 use super::api::{CHOICES_MAX, FailureCode, FinishReason, Usage};
+use super::config::EngineConfig;
 use super::handle::{Job, Shared};
 use super::kv_pool::{BlockTable, ChainHash, KvPool};
+use super::logits_tap::{LogitsRow, LogitsTap};
 use super::metrics::{add, set};
 use super::scheduler::{NewSequence, Scheduler, SequenceId, StepPlan};
 
@@ -93,12 +95,14 @@ pub(crate) struct Core {
     buffers: Buffers,
     output: StepOutput,
     prefix_cache: bool,
+    logits_tap: Option<LogitsTap>,
+    vocabulary: usize,
     /// Requests so far: their own salts, when they do not share.
     admitted: u64,
 }
 
 impl Core {
-    pub(crate) fn new(shared: Arc<Shared>, limits: &Limits, vocabulary: usize, prefix_cache: bool) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, limits: &Limits, vocabulary: usize, config: &EngineConfig) -> Self {
         let info = &shared.info;
         let live_max = info.max_running + info.max_waiting;
         let pool = KvPool::new(info.kv_blocks, info.block_tokens);
@@ -123,8 +127,10 @@ impl Core {
             choices: vec![choice; live_max],
             reserved: Reserved::default(),
             buffers,
-            output: StepOutput::with_limits(limits, vocabulary, false),
-            prefix_cache,
+            output: StepOutput::with_limits(limits, vocabulary, config.logits_tap.is_some()),
+            prefix_cache: config.prefix_cache,
+            logits_tap: config.logits_tap.clone(),
+            vocabulary,
             admitted: 0,
             scheduler,
             shared,
@@ -248,7 +254,7 @@ impl Core {
             block_tables.extend_from_slice(blocks);
             tokens.extend(sequence.tokens[planned.first_position..end].iter().map(|&token| TokenInput::Id(token)));
         }
-        let step = ForwardStep { sequences, tokens, block_tables, logits_out: false };
+        let step = ForwardStep { sequences, tokens, block_tables, logits_out: self.logits_tap.is_some() };
         let ticket = backend.submit(&Step::Forward(step))?;
         backend.wait(ticket, &mut self.output)
     }
@@ -304,6 +310,14 @@ impl Core {
             let known = &mut self.choices[id.index()];
             let choice = known.choice;
             let request = self.requests[known.request as usize].as_mut().expect("a live sequence has its request");
+            if let Some(tap) = &self.logits_tap {
+                let sequence = self.scheduler.sequence(id);
+                tap.show(&LogitsRow {
+                    noise_key: request.job.params[choice as usize].noise_key,
+                    index: sequence.tokens.len() - sequence.prompt_tokens,
+                    logits: &self.output.logits[row * self.vocabulary..][..self.vocabulary],
+                });
+            }
             request.job.outbox.token(choice, sampled, &self.output.sketches[row]);
             request.usage.completion_tokens += 1;
             add(&metrics.completion_tokens, 1);

@@ -35,7 +35,7 @@ impl Engine {
         let vocabulary = model.config().vocab_size;
         let commands_max = built.info.max_running + built.info.max_waiting + 2;
         let shared = Arc::new(Shared::new(built.info, model.end_tokens().to_vec(), vocabulary));
-        let core = Core::new(Arc::clone(&shared), &built.limits, vocabulary, config.prefix_cache);
+        let core = Core::new(Arc::clone(&shared), &built.limits, vocabulary, &config);
         let (sender, commands) = sync_channel(commands_max);
         let rebuild: Rebuild = Box::new(move || build(&model, &config).map(|built| built.backend));
         let thread = EngineThread::new(core, built.backend, commands, Arc::clone(&shared), rebuild);

@@ -26,7 +26,7 @@ impl Bench {
         let built = build(&model, &config).unwrap();
         let vocabulary = model.config().vocab_size;
         let shared = Arc::new(Shared::new(built.info, model.end_tokens().to_vec(), vocabulary));
-        let core = Core::new(Arc::clone(&shared), &built.limits, vocabulary, config.prefix_cache);
+        let core = Core::new(Arc::clone(&shared), &built.limits, vocabulary, &config);
         let (sender, commands) = sync_channel(64);
         let handle = EngineHandle::new(shared, sender, std::thread::spawn(|| {}));
         Self { core, backend: built.backend, handle, commands, steps: 0 }
