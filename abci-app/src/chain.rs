@@ -15,7 +15,7 @@ use crate::store::{Changes, Overlay, StateRead, StateWrite};
 use crate::tx::{self, Mode, Outcome};
 
 /// The version of the keys and values of the state. A change to either raises it.
-pub const SCHEMA_VERSION: u64 = 1;
+pub const SCHEMA_VERSION: u64 = 2;
 
 /// The chain's id: `0x01` → UTF-8.
 pub const CHAIN_ID: u8 = 0x01;

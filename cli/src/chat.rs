@@ -15,7 +15,7 @@ use polylink_inference_server::client::{Ask, Payer, PayerConfig, UpstreamEvent, 
 use polylink_inference_server::model::ChatMessage;
 use polylink_protocol::Amount;
 use polylink_protocol::keys::ServiceKey;
-use polylink_protocol::market::{max_prices, profile_digest};
+use polylink_protocol::market::profile_digest;
 use polylink_protocol::market_v1::Sampling;
 use polylink_protocol::transcript::{AnswerRecord, WorkerInfo};
 
@@ -172,16 +172,7 @@ async fn direct(args: &ChatArgs, url: &str, home: &Path) -> Result<Direct, CliEr
         .await?
         .ok_or_else(|| wrong(&format!("{} is no worker of this chain", info.operator)))?;
     let epoch_price = chain.model(&profile).await?.and_then(|m| m.price).unwrap_or_default();
-    let offer = record.offers.iter().find(|o| o.profile_digest == profile.0);
-    let ask =
-        offer.and_then(|o| o.ask).ok_or_else(|| wrong(&"the worker offers another model on chain than it says"))?;
-    let worker = WorkerRef {
-        operator: info.operator,
-        endpoint: url.to_owned(),
-        receipt_key: record.receipt_key,
-        profile,
-        price: max_prices(&epoch_price, &ask),
-    };
+    let worker = WorkerRef { endpoint: url.to_owned(), ..WorkerRef::new(&record, &profile, &epoch_price) };
     let (model, _) = models::open(&models::resolve(&args.tokenizer), Quantize::None, None)?;
     Ok(Direct { payer, worker, model })
 }

@@ -1,9 +1,9 @@
 //! `polylink verify`: whether a receipt holds, link by link, from the answer's tokens to a block's header.
 //!
 //! The chain of checks: the token ids hash to the digests in request and receipt; the receipt names the request; the
-//! spend key of the session and the receipt key of the worker signed them; the receipt is a leaf of the Merkle-sum
-//! tree whose root the worker committed; session, worker and pot are in the ledger's state by ICS23 proofs under the
-//! application hash of a header; the header is signed by the validators, and followed from a trusted one.
+//! spend key of the session and the receipt key of the worker in that epoch signed them; the amount is the epoch's price
+//! of the tokens; the receipt is a leaf of the Merkle-sum tree whose root the worker committed; session and pot (root,
+//! key and price) are in the ledger's state by ICS23 proofs under the application hash of a header; the header is signed by the validators, and followed from a trusted one.
 //!
 //! *Invariant*: [`answer`] and [`evidence`] are pure; each fault names the part that does not hold. Every field of the
 //! file is bound by one of the checks, and a file in another than its canonical form is refused.
@@ -15,8 +15,8 @@ mod fetch;
 
 pub use answer::check_answer;
 pub use command::{VerifyArgs, header, run};
-pub use evidence::{ChainEvidence, LightBlock, StateProof, check_evidence, check_signatures};
-pub use fetch::{evidence, light_block};
+pub use evidence::{ChainEvidence, LightBlock, StateProof, check_evidence};
+pub use fetch::{check_signatures_on, evidence, light_block};
 
 use polylink_protocol::transcript::AnswerRecord;
 use serde::{Deserialize, Serialize};

@@ -4,7 +4,7 @@
 //! receipt is the leaf of the committed root that holds the drawn point.
 
 use polylink_protocol::market::{self, SALT_BYTES, SKETCH_BYTES};
-use polylink_protocol::market_v1::{Receipt, Request, Sampling, SumNode};
+use polylink_protocol::market_v1::{Receipt, Request, Sampling, SumNode, TokenPrices};
 use polylink_protocol::merkle_sum::{self, Leaf, Sum};
 use polylink_protocol::transcript::Disclosure;
 use polylink_protocol::{Amount, Digest};
@@ -15,8 +15,10 @@ pub struct Expected<'a> {
     pub chain_id: &'a str,
     /// The worker's operator address.
     pub worker: &'a str,
-    /// Its receipt key.
+    /// Signs the pot's receipts.
     pub receipt_key: &'a [u8],
+    /// What each of them is charged at.
+    pub price: &'a TokenPrices,
     /// Spend key of the session that the request names.
     pub spend_key: &'a [u8],
     /// All that the session ever held.
@@ -124,9 +126,12 @@ pub fn verify(disclosure: Disclosure, expected: &Expected<'_>) -> Result<Transcr
     require(receipt.cached_tokens <= receipt.prompt_tokens, "the receipt counts more cached than prompt tokens")?;
 
     let amount: Amount = receipt.amount.parse().map_err(market::ObjectError::from)?;
-    let most = request.max_price.as_ref().map_or(Amount::ZERO, |price| {
-        market::answer_amount(price, receipt.prompt_tokens, receipt.cached_tokens, receipt.completion_tokens)
-    });
+    let cost =
+        |price| market::answer_amount(price, receipt.prompt_tokens, receipt.cached_tokens, receipt.completion_tokens);
+    // One price for all of a pot's receipts: a leaf's part of the tree is its tokens, and no answer can draw the samples
+    // away from the others.
+    require(amount == cost(expected.price), "the receipt's amount is not its tokens times the pot's price")?;
+    let most = request.max_price.as_ref().map_or(Amount::ZERO, cost);
     require(amount <= most, "the receipt's amount is above what the request allows for its tokens")?;
     require(amount <= expected.deposit, "the receipt's amount is above the session's deposit")?;
 

@@ -7,7 +7,8 @@
 use crate::digest::{self, Digest, Hasher, tag};
 use crate::keys::{KeyError, ServiceKey, verify_ed25519};
 use crate::market_v1::{
-    ModelProfile, Receipt, Request, SignedReceipt, SignedRequest, SignedVoucher, TokenPrices, Voucher,
+    ModelProfile, Offer, Receipt, Request, SignedReceipt, SignedRequest, SignedVoucher, TokenPrices, Voucher, Worker,
+    WorkerTerms,
 };
 use crate::{Amount, amount::AmountError};
 
@@ -152,6 +153,35 @@ pub fn max_prices(a: &TokenPrices, b: &TokenPrices) -> TokenPrices {
         cached_prompt: a.cached_prompt.max(b.cached_prompt),
         completion: a.completion.max(b.completion),
     }
+}
+
+/// The terms of a worker that hold in an epoch: the newest entry that does not begin after it. None before its
+/// registration, or where the entry has been dropped because only older epochs needed it; never another epoch's terms.
+pub fn terms_at(worker: &Worker, epoch: u64) -> Option<&WorkerTerms> {
+    worker.terms.iter().rev().find(|terms| terms.from_epoch <= epoch)
+}
+
+/// The terms of `epoch` put in the place of what stands for it or later. `epoch − 2` and what is older is dropped once
+/// newer terms replace it, so that at most 3 entries stand: those of the last, this and the next epoch for an update
+/// that names the next one.
+pub fn set_terms(worker: &mut Worker, terms: WorkerTerms) {
+    let oldest_needed = terms.from_epoch.saturating_sub(2);
+    worker.terms.retain(|old| old.from_epoch < terms.from_epoch);
+    worker.terms.push(terms);
+    let in_force = worker.terms.iter().rposition(|old| old.from_epoch <= oldest_needed).unwrap_or(0);
+    worker.terms.drain(..in_force);
+}
+
+/// What these terms say of a profile.
+pub fn offer_in<'a>(terms: &'a WorkerTerms, profile: &Digest) -> Option<&'a Offer> {
+    terms.offers.iter().find(|offer| offer.profile_digest == profile.0)
+}
+
+/// What a token of a profile costs under these terms: max(epoch price, ask), field by field; the epoch price where they
+/// do not offer it.
+pub fn price_in(terms: &WorkerTerms, profile: &Digest, epoch_price: &TokenPrices) -> TokenPrices {
+    let ask = offer_in(terms, profile).and_then(|offer| offer.ask).unwrap_or_default();
+    max_prices(epoch_price, &ask)
 }
 
 /// True when no field of `price` exceeds `max`.

@@ -1,5 +1,10 @@
 //! Receipts: after an epoch its worker commits to all of its receipts by one Merkle-sum root, which the round audits.
+//!
+//! With the root the pot takes down the key that signs those receipts and the price that each of them must be charged
+//! at: the worker's terms in that epoch, whatever it changed since. One record then says all that a receipt is checked
+//! against.
 
+use polylink_protocol::market::{offer_in, price_in, terms_at};
 use polylink_protocol::market_v1::{MsgCommitReceipts, MsgCommitReceiptsResponse, SumNode};
 use polylink_protocol::merkle_sum::Sum;
 use polylink_protocol::{Address, Amount};
@@ -54,15 +59,18 @@ impl Handle for MsgCommitReceipts {
         if record.jailed {
             return Err(MarketError::Jailed(record.operator).into());
         }
-        let (profile, _) = models::known(state, &self.profile_digest)?;
+        let (profile, model) = models::known(state, &self.profile_digest)?;
         let schedule = Schedule::new(&params::at(state, ctx.epoch));
         if self.epoch.checked_add(1) != Some(ctx.epoch) || schedule.window(ctx.epoch_offset) != Window::Receipts {
             let (from, to) = schedule.heights(Window::Receipts, self.epoch);
             let reason = format!("they are committed from height {from} to {}", to.saturating_sub(1));
             return Err(MarketError::CommitWindow { found: self.epoch, height: ctx.height, reason }.into());
         }
-        if !workers::offers(&record, &profile) && pot(state, self.epoch, &profile, &operator).is_none() {
-            let reason = format!("{operator} neither offers {profile} nor redeemed anything for it in this epoch");
+        let terms = terms_at(&record, self.epoch)
+            .ok_or_else(|| MarketError::Offers(format!("{operator} was no worker yet in epoch {}", self.epoch)))?;
+        if offer_in(terms, &profile).is_none() && pot(state, self.epoch, &profile, &operator).is_none() {
+            let epoch = self.epoch;
+            let reason = format!("in epoch {epoch} {operator} neither offered {profile} nor redeemed anything for it");
             return Err(MarketError::Offers(reason).into());
         }
         let mut pot = pot_or_new(state, self.epoch, &profile, &operator);
@@ -72,6 +80,8 @@ impl Handle for MsgCommitReceipts {
             Some(_) => return Ok(MsgCommitReceiptsResponse {}),
             None => pot.root = Some(node),
         }
+        pot.receipt_key.clone_from(&terms.receipt_key);
+        pot.price = Some(price_in(terms, &profile, &model.price.unwrap_or_default()));
         save_pot(state, &profile, &operator, &pot);
         record.last_heartbeat_epoch = self.epoch;
         save(state, keys::worker(&operator), &record);

@@ -3,3 +3,4 @@
 mod epochs;
 mod random;
 mod refusals;
+mod terms;

@@ -1,8 +1,10 @@
 //! Workers: where they are, what they offer, and the bond that answers for it.
 
 use polylink_protocol::keys::is_ed25519_key;
+use polylink_protocol::market::{offer_in, set_terms, terms_at};
 use polylink_protocol::market_v1::{
     MsgRegisterWorker, MsgRegisterWorkerResponse, MsgUpdateWorker, MsgUpdateWorkerResponse, Offer, Params, Worker,
+    WorkerTerms,
 };
 use polylink_protocol::{Address, Digest};
 
@@ -68,9 +70,14 @@ fn check_offers(offers: &[Offer]) -> Result<(), MarketError> {
     Ok(())
 }
 
-/// True when the worker offers the profile.
-pub fn offers(worker: &Worker, profile: &Digest) -> bool {
-    worker.offers.iter().any(|offer| offer.profile_digest == profile.0)
+/// True when the worker offers the profile in this epoch.
+pub fn offers(worker: &Worker, profile: &Digest, epoch: u64) -> bool {
+    terms_at(worker, epoch).is_some_and(|terms| offer_in(terms, profile).is_some())
+}
+
+/// The newest terms: those in force, or those of the next epoch.
+fn newest(worker: &Worker) -> WorkerTerms {
+    worker.terms.last().cloned().unwrap_or_default()
 }
 
 /// Refuses a worker that may not take part: convicted, or bonded below the minimum.
@@ -143,8 +150,12 @@ impl Handle for MsgRegisterWorker {
             operator: operator.account(),
             endpoint: self.endpoint.clone(),
             tls_key: self.tls_key.clone(),
-            receipt_key: self.receipt_key.clone(),
-            offers: self.offers.clone(),
+            // Nothing was served before, so that these may hold at once.
+            terms: vec![WorkerTerms {
+                from_epoch: ctx.epoch,
+                receipt_key: self.receipt_key.clone(),
+                offers: self.offers.clone(),
+            }],
             bond: bond.to_string(),
             unbonding: vec![],
             jailed: false,
@@ -183,15 +194,20 @@ impl Handle for MsgUpdateWorker {
         if record.jailed {
             return Err(MarketError::Jailed(record.operator).into());
         }
-        index_offers(state, &operator, &record.offers, &self.offers)?;
-        record.offers.clone_from(&self.offers);
+        let old = newest(&record);
+        // Places in a profile go by the newest offers: who leaves one makes room at once.
+        index_offers(state, &operator, &old.offers, &self.offers)?;
+        let receipt_key = if self.receipt_key.is_empty() { &old.receipt_key } else { &self.receipt_key };
+        // Key and asks hold from the next epoch on: what was served in this one keeps its own.
+        if *receipt_key != old.receipt_key || self.offers != old.offers {
+            let from_epoch = ctx.epoch.saturating_add(1);
+            let terms = WorkerTerms { from_epoch, receipt_key: receipt_key.clone(), offers: self.offers.clone() };
+            set_terms(&mut record, terms);
+        }
         // An endpoint comes with its TLS key, so that the two never belong to different servers.
         if !self.endpoint.is_empty() {
             record.endpoint.clone_from(&self.endpoint);
             record.tls_key.clone_from(&self.tls_key);
-        }
-        if !self.receipt_key.is_empty() {
-            record.receipt_key.clone_from(&self.receipt_key);
         }
         save(state, keys::worker(&operator), &record);
         ctx.emit("update_worker", &[("operator", operator.account()), ("endpoint", record.endpoint)]);

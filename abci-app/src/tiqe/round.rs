@@ -13,7 +13,7 @@ use super::scoring::{self, Sheet};
 use super::{SAMPLES_PER_ROUND_MAX, beacon, judges, keys, params, trial};
 use crate::context::Context;
 use crate::error::TxError;
-use crate::market::records::{counter, load, save, uplk};
+use crate::market::records::{counter, load, save};
 use crate::market::schedule::{Schedule, Window};
 use crate::market::settle::prune;
 use crate::market::{self, committed};
@@ -168,21 +168,29 @@ fn sample(beacon: &Digest, profile: &Digest, pots: &[(Address, Pot)], params: &P
     let share = (SAMPLES_PER_ROUND_MAX / with_amount).max(1) as u64;
     let mut samples = Vec::new();
     for (worker, pot) in pots {
-        let Some(root) = pot.root.as_ref().filter(|root| !uplk(&root.amount).is_zero()) else { continue };
-        for _ in 0..u64::from(params.samples_per_pot).min(root.count).min(share) {
+        let count = pot.root.as_ref().map_or(0, |root| root.count);
+        for _ in 0..u64::from(params.samples_per_pot).min(count).min(share) {
             let number = samples.len() as u32;
-            let Some(point) = sample_point(beacon, worker, profile, number, uplk(&root.amount)) else { break };
+            let Some(point) = sample_point(beacon, worker, profile, number, committed(pot)) else { break };
             if samples.len() < SAMPLES_PER_ROUND_MAX {
-                samples.push(Sample {
-                    number,
-                    worker: worker.account(),
-                    root: Some(root.clone()),
-                    point: point.to_string(),
-                });
+                samples.push(sample_of(pot, number, point));
             }
         }
     }
     samples
+}
+
+/// A sample of a pot, with all that its receipt is checked against.
+pub(super) fn sample_of(pot: &Pot, number: u32, point: Amount) -> Sample {
+    Sample {
+        number,
+        worker: pot.worker.clone(),
+        epoch: pot.epoch,
+        root: pot.root.clone(),
+        receipt_key: pot.receipt_key.clone(),
+        price: pot.price,
+        point: point.to_string(),
+    }
 }
 
 /// The seats of a round as stored (without scores), by judge.
@@ -326,11 +334,4 @@ pub(super) fn full(state: &dyn StateRead, height: u64, epoch: u64, profile: &Dig
         })
         .collect();
     Some(round)
-}
-
-/// What a trial's samples are drawn from.
-pub(super) fn committed_root(pot: &Pot) -> Option<(&polylink_protocol::market_v1::SumNode, Amount)> {
-    let root = pot.root.as_ref()?;
-    let amount = uplk(&root.amount);
-    (!amount.is_zero()).then_some((root, amount))
 }

@@ -8,9 +8,7 @@
 
 use polylink_protocol::market_v1::Pot;
 use polylink_protocol::tiqe::sample_point;
-use polylink_protocol::tiqe_v1::{
-    MsgVoteTrial, MsgVoteTrialResponse, Params, Quality, Sample, Trial, TrialState, TrialVote,
-};
+use polylink_protocol::tiqe_v1::{MsgVoteTrial, MsgVoteTrialResponse, Params, Quality, Trial, TrialState, TrialVote};
 use polylink_protocol::{Address, Amount, Bps, Digest, Message as _};
 
 use super::error::TiqeError;
@@ -18,7 +16,7 @@ use super::{TRIAL_SAMPLE_FIRST, VERDICTS_PER_BLOCK, judges, keys, params, round,
 use crate::context::Context;
 use crate::error::TxError;
 use crate::market::records::{counter, load, save, uplk};
-use crate::market::{self, bonds, models, vesting};
+use crate::market::{self, bonds, committed, models, vesting};
 use crate::modules::Handle;
 use crate::store::{StateRead, StateWrite};
 
@@ -94,15 +92,14 @@ pub(super) fn draw(
     params: &Params,
 ) -> Result<(), TxError> {
     let Some(mut trial) = open_for(state, worker, profile).and_then(|id| stored(state, id)) else { return Ok(()) };
-    let Some((root, amount)) = round::committed_root(pot) else { return Ok(()) };
-    if !trial.samples.is_empty() || pot.epoch < trial.opened_epoch {
+    if committed(pot).is_zero() || !trial.samples.is_empty() || pot.epoch < trial.opened_epoch {
         return Ok(());
     }
-    for at in 0..u64::from(params.trial_samples).min(root.count) as u32 {
+    let count = pot.root.as_ref().map_or(0, |root| root.count);
+    for at in 0..u64::from(params.trial_samples).min(count) as u32 {
         let number = TRIAL_SAMPLE_FIRST.saturating_add(at);
-        let Some(point) = sample_point(beacon, worker, profile, number, amount) else { break };
-        let sample = Sample { number, worker: worker.account(), root: Some(root.clone()), point: point.to_string() };
-        trial.samples.push(sample);
+        let Some(point) = sample_point(beacon, worker, profile, number, committed(pot)) else { break };
+        trial.samples.push(round::sample_of(pot, number, point));
     }
     trial.evidence_epoch = pot.epoch;
     trial.deadline_epoch = ctx.epoch.saturating_add(params.trial_epochs);

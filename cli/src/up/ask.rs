@@ -72,11 +72,7 @@ pub(super) async fn first_question(
     let file = record(network, &id).await?;
     check_answer(&file.answer)?;
     let receipt = file.answer.receipt.receipt.clone().unwrap_or_default();
-    let operator = receipt.worker.parse().map_err(|e| CliError::value("receipt.worker", e))?;
-    let missing = |what: &str| CliError::value("receipt", format!("the chain has no such {what}"));
-    let session = chain.session(receipt.session).await?.ok_or_else(|| missing("session"))?;
-    let worker = chain.worker(&operator).await?.ok_or_else(|| missing("worker"))?;
-    verify::check_signatures(&file.answer, &session, &worker)?;
+    verify::check_signatures_on(chain, &file.answer).await?;
     files::write_json(&home.path().join("receipts/first.json"), &file)?;
     println!(
         "  receipt    session {}, index {}, epoch {}: {} + {} tokens, {} uplk; request's and worker's signatures verified",

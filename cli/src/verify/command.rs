@@ -5,9 +5,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use tendermint::Time;
 
-use polylink_protocol::market_v1::{Session, Worker};
-
-use super::evidence::{LightBlock, check_evidence, check_signatures};
+use super::evidence::{LightBlock, check_evidence};
 use super::{Fault, ReceiptFile, check_answer, fault, fetch};
 use crate::chain::RpcArgs;
 use crate::error::CliError;
@@ -59,15 +57,7 @@ pub async fn run(args: &VerifyArgs, home: &Path, output: &Output) -> Result<(), 
     }
     let chain = args.rpc.client(home)?;
     if args.signatures_only {
-        let (_, receipt) = super::answer::parts(&file.answer)?;
-        let session: Session = chain
-            .session(receipt.session)
-            .await?
-            .ok_or_else(|| fault("receipt.session", "the chain has no such session"))?;
-        let operator = receipt.worker.parse().map_err(|e| fault("receipt.worker", e))?;
-        let worker: Worker =
-            chain.worker(&operator).await?.ok_or_else(|| fault("receipt.worker", "the chain has no such worker"))?;
-        check_signatures(&file.answer, &session, &worker)?;
+        fetch::check_signatures_on(&chain, &file.answer).await?;
         return report(output, "signatures", &file, None);
     }
     let evidence = fetch::evidence(&chain, &file.answer).await?;

@@ -13,8 +13,8 @@ use tendermint_light_client_verifier::{ProdVerifier, Verdict, Verifier};
 
 use polylink_abci_app::store::{PROOF_OP_TYPE, verify_proof};
 use polylink_protocol::digest::decode_canonical;
-use polylink_protocol::market::{receipt_digest, verify_receipt, verify_request};
-use polylink_protocol::market_v1::{Pot, Session, Worker};
+use polylink_protocol::market::{answer_amount, receipt_digest, verify_receipt, verify_request};
+use polylink_protocol::market_v1::{Pot, Session};
 use polylink_protocol::merkle_sum::{self, Leaf, Sum};
 use polylink_protocol::transcript::AnswerRecord;
 use polylink_protocol::{Address, Amount, Digest, Message, hex_bytes};
@@ -62,9 +62,7 @@ pub struct ChainEvidence {
     pub block: LightBlock,
     /// The request's session: the spend key.
     pub session: StateProof,
-    /// The worker: the receipt key.
-    pub worker: StateProof,
-    /// The pot of the receipt's epoch: the committed root.
+    /// The pot of the receipt's epoch: the committed root, the receipt key and the price.
     pub pot: StateProof,
 }
 
@@ -168,8 +166,6 @@ fn proved<M: Message + Default>(part: &'static str, proof: &StateProof, key: &[u
 pub struct StateKeys {
     /// The session.
     pub session: Vec<u8>,
-    /// The worker.
-    pub worker: Vec<u8>,
     /// The pot.
     pub pot: Vec<u8>,
 }
@@ -184,13 +180,12 @@ pub fn state_keys(record: &AnswerRecord) -> Result<StateKeys, Fault> {
         .ok_or_else(|| fault("receipt.profile_digest", "32 bytes are expected"))?;
     Ok(StateKeys {
         session: KeyBuilder::new(keys::SESSION).u64(receipt.session).finish(),
-        worker: KeyBuilder::new(keys::WORKER).bytes(&worker.0).finish(),
         pot: KeyBuilder::new(keys::POT).u64(receipt.epoch).bytes(&profile.0).bytes(&worker.0).finish(),
     })
 }
 
-/// Checks the signatures with the keys of a session and a worker.
-pub fn check_signatures(record: &AnswerRecord, session: &Session, worker: &Worker) -> Result<(), Fault> {
+/// Checks the signatures with the keys of a session and of the worker in the receipt's epoch.
+pub fn check_signatures(record: &AnswerRecord, session: &Session, receipt_key: &[u8]) -> Result<(), Fault> {
     let (_, receipt) = parts(record)?;
     if session.payee != receipt.worker {
         return Err(fault("receipt.worker", format!("session {} pays {}", session.id, session.payee)));
@@ -199,8 +194,19 @@ pub fn check_signatures(record: &AnswerRecord, session: &Session, worker: &Worke
         return Err(fault("receipt.profile_digest", format!("session {} is for another profile", session.id)));
     }
     verify_request(&record.request, &session.spend_key).map_err(|e| fault("request.signature", e))?;
-    verify_receipt(&record.receipt, &worker.receipt_key).map_err(|e| fault("receipt.signature", e))?;
+    verify_receipt(&record.receipt, receipt_key).map_err(|e| fault("receipt.signature", e))?;
     Ok(())
+}
+
+/// Checks that the receipt charges its tokens at the pot's price, exactly.
+pub fn check_price(record: &AnswerRecord, pot: &Pot) -> Result<(), Fault> {
+    let (_, receipt) = parts(record)?;
+    let price = pot.price.as_ref().ok_or_else(|| fault("chain.pot", "the worker committed nothing for this epoch"))?;
+    let cost = answer_amount(price, receipt.prompt_tokens, receipt.cached_tokens, receipt.completion_tokens);
+    match receipt.amount.parse::<Amount>() {
+        Ok(amount) if amount == cost => Ok(()),
+        _ => Err(fault("receipt.amount", format!("{} uplk; its tokens cost {cost} uplk in its epoch", receipt.amount))),
+    }
 }
 
 /// Checks that the receipt is a leaf under the committed root.
@@ -252,8 +258,8 @@ pub fn check_evidence(
     let keys = state_keys(record)?;
     let root = header.app_hash.as_bytes();
     let session: Session = proved("session", &evidence.session, &keys.session, root)?;
-    let worker: Worker = proved("worker", &evidence.worker, &keys.worker, root)?;
     let pot: Pot = proved("pot", &evidence.pot, &keys.pot, root)?;
-    check_signatures(record, &session, &worker)?;
+    check_signatures(record, &session, &pot.receipt_key)?;
+    check_price(record, &pot)?;
     check_path(record, &pot)
 }

@@ -4,10 +4,15 @@ use tendermint::block::Height;
 use tendermint_rpc::{Client as _, Paging};
 
 use polylink_abci_app::store::PROOF_OP_TYPE;
+use polylink_protocol::Digest;
 use polylink_protocol::client::ChainClient;
+use polylink_protocol::market::terms_at;
+use polylink_protocol::market_v1::Receipt;
 use polylink_protocol::transcript::AnswerRecord;
 
-use super::evidence::{ChainEvidence, LightBlock, StateProof, state_keys};
+use super::answer::parts;
+use super::evidence::{ChainEvidence, LightBlock, StateProof, check_signatures, state_keys};
+use super::fault;
 use crate::error::CliError;
 
 /// ABCI path of a state key's value with its proof.
@@ -32,15 +37,13 @@ pub async fn evidence(chain: &ChainClient, record: &AnswerRecord) -> Result<Chai
     let prove = async |part: &'static str, key: Vec<u8>| -> Result<StateProof, CliError> {
         let answer = chain.query_raw(STORE_PATH, key.clone(), height, true).await?;
         if answer.value.is_empty() {
-            return Err(super::fault(part, "the chain has none for this receipt (yet); is the epoch over?").into());
+            return Err(fault(part, "the chain has none for this receipt (yet); is the epoch over?").into());
         }
         let proof = answer.proof.into_iter().find(|(kind, ..)| kind == PROOF_OP_TYPE);
-        let (_, _, proof) =
-            proof.ok_or_else(|| super::fault(part, format!("the node gave no {PROOF_OP_TYPE} proof")))?;
+        let (_, _, proof) = proof.ok_or_else(|| fault(part, format!("the node gave no {PROOF_OP_TYPE} proof")))?;
         Ok(StateProof { key, value: answer.value, proof })
     };
     let session = prove("session", keys.session.clone()).await?;
-    let worker = prove("worker", keys.worker).await?;
     let pot = prove("pot", keys.pot).await?;
     let deadline = tokio::time::Instant::now() + HEADER_WAIT;
     while chain.status().await?.height <= height {
@@ -52,5 +55,28 @@ pub async fn evidence(chain: &ChainClient, record: &AnswerRecord) -> Result<Chai
         }
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
-    Ok(ChainEvidence { height, block: light_block(chain, height + 1).await?, session, worker, pot })
+    Ok(ChainEvidence { height, block: light_block(chain, height + 1).await?, session, pot })
+}
+
+/// Checks a record's signatures by the keys that a node names, before or after the epoch's commitment.
+pub async fn check_signatures_on(chain: &ChainClient, record: &AnswerRecord) -> Result<(), CliError> {
+    let (_, receipt) = parts(record)?;
+    let session = chain.session(receipt.session).await?;
+    let session = session.ok_or_else(|| fault("receipt.session", "the chain has no such session"))?;
+    Ok(check_signatures(record, &session, &receipt_key(chain, receipt).await?)?)
+}
+
+/// The worker's receipt key in the receipt's epoch: by its terms, or, once they are forgotten, by its pot.
+async fn receipt_key(chain: &ChainClient, receipt: &Receipt) -> Result<Vec<u8>, CliError> {
+    let operator = receipt.worker.parse().map_err(|e| fault("receipt.worker", e))?;
+    let worker =
+        chain.worker(&operator).await?.ok_or_else(|| fault("receipt.worker", "the chain has no such worker"))?;
+    if let Some(terms) = terms_at(&worker, receipt.epoch) {
+        return Ok(terms.receipt_key.clone());
+    }
+    let profile = Digest::from_slice(&receipt.profile_digest)
+        .ok_or_else(|| fault("receipt.profile_digest", "32 bytes are expected"))?;
+    let pot = chain.pot(receipt.epoch, &receipt.worker, &profile).await?.filter(|pot| pot.root.is_some());
+    let forgotten = || fault("receipt.epoch", "the chain does not know the worker's key of that epoch (any more)");
+    Ok(pot.ok_or_else(forgotten)?.receipt_key)
 }

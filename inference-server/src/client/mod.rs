@@ -14,7 +14,9 @@ pub mod store;
 pub mod text;
 mod upstream;
 pub mod verify;
+mod worker;
 
-pub use payer::{Ask, Payer, PayerConfig, PayerError, PayerSession, WorkerRef};
+pub use payer::{Ask, Payer, PayerConfig, PayerError, PayerSession};
 pub use upstream::{Upstream, UpstreamEvent};
 pub use verify::{VerifyError, verify_answer};
+pub use worker::{ProfileTerms, WorkerRef};

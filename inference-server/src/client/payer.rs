@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use axum::http::StatusCode;
 use polylink_protocol::keys::{AccountKey, ServiceKey};
 use polylink_protocol::market::{SALT_BYTES, answer_amount, prompt_digest, request_digest, sign_request};
-use polylink_protocol::market_v1::{MsgOpenSession, MsgTopUp, Request, Sampling, Session, TokenPrices};
+use polylink_protocol::market_v1::{MsgOpenSession, MsgTopUp, Request, Sampling, Session};
 use polylink_protocol::transcript::GenerateCall;
 use polylink_protocol::{Amount, Digest, tx};
 use tokio::sync::Notify;
@@ -18,6 +18,7 @@ use super::call::{CallError, HttpClient};
 use super::settle;
 use super::store::{Charge, PayError, PayerStore};
 use super::upstream::{Pending, Upstream};
+use super::worker::WorkerRef;
 use crate::chain::{ChainClock, ChainError};
 use crate::http::ApiError;
 use crate::http::local::random_bytes;
@@ -58,6 +59,14 @@ pub enum PayerError {
     /// The session's record on chain cannot be read.
     #[error("the new session to {0} is not on chain")]
     NoSession(String),
+    /// Terms hold by epoch: it left the profile, or comes with the next epoch.
+    #[error("the worker {worker} does not offer the profile in epoch {epoch}: ask another one")]
+    NotOffered {
+        /// Who.
+        worker: String,
+        /// When.
+        epoch: u64,
+    },
     /// The system gives no random bytes.
     #[error("{0}")]
     Random(String),
@@ -67,7 +76,7 @@ impl PayerError {
     /// Whether another worker, or the same one a moment later, may do it.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Chain(_) | Self::NoSession(_) | Self::Pay(PayError::Book(_)) => true,
+            Self::Chain(_) | Self::NoSession(_) | Self::NotOffered { .. } | Self::Pay(PayError::Book(_)) => true,
             Self::Call(CallError::Refused { error, .. }) => {
                 // What the request itself is at fault for would be refused everywhere.
                 !matches!(error.status, StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE)
@@ -112,7 +121,7 @@ impl PayerError {
                 }
                 error
             }
-            Self::Call(_) | Self::Chain(_) | Self::NoSession(_) => {
+            Self::Call(_) | Self::Chain(_) | Self::NoSession(_) | Self::NotOffered { .. } => {
                 ApiError::unavailable("worker_unavailable", self.to_string())
             }
             Self::Journal(_) | Self::Pay(PayError::Journal(_)) | Self::Random(_) => {
@@ -120,21 +129,6 @@ impl PayerError {
             }
         }
     }
-}
-
-/// A worker, from the chain's registry.
-#[derive(Clone, Debug, PartialEq)]
-pub struct WorkerRef {
-    /// Its account.
-    pub operator: String,
-    /// Where it listens, without a trailing slash.
-    pub endpoint: String,
-    /// Signs its receipts.
-    pub receipt_key: Vec<u8>,
-    /// The profile asked of it.
-    pub profile: Digest,
-    /// max(epoch price, ask).
-    pub price: TokenPrices,
 }
 
 /// What is to be generated.
@@ -348,11 +342,14 @@ impl Payer {
     ) -> Result<Upstream, PayerError> {
         let worker = session.worker();
         let epoch = self.clock.now()?.epoch;
+        let offer = worker.offer(epoch).map(|(key, price)| (key.to_vec(), price));
+        let (receipt_key, price) =
+            offer.ok_or_else(|| PayerError::NotOffered { worker: worker.operator.clone(), epoch })?;
         let prompt_salt: [u8; SALT_BYTES] = random_bytes().map_err(|e| PayerError::Random(e.message))?;
         let prompt_tokens = ask.prompt_token_ids.len() as u64;
         let completion_tokens = u64::from(ask.sampling.max_tokens) * u64::from(ask.sampling.n.max(1));
-        let worst = answer_amount(&worker.price, prompt_tokens, 0, completion_tokens).max(answer_amount(
-            &worker.price,
+        let worst = answer_amount(&price, prompt_tokens, 0, completion_tokens).max(answer_amount(
+            &price,
             prompt_tokens,
             prompt_tokens,
             completion_tokens,
@@ -366,7 +363,7 @@ impl Payer {
                 profile_digest: worker.profile.to_vec(),
                 prompt_digest: prompt_digest(&prompt_salt, &ask.prompt_token_ids).to_vec(),
                 sampling: Some(ask.sampling.clone()),
-                max_price: Some(worker.price),
+                max_price: Some(price),
                 seed: ask.seed.to_vec(),
             };
             let digest = request_digest(&request);
@@ -392,6 +389,8 @@ impl Payer {
             completions: vec![vec![]; ask.sampling.n.max(1) as usize],
             answer_id: ask.answer_id.clone(),
             worker,
+            receipt_key,
+            price,
             stream: None,
             first: None,
             ended: false,

@@ -10,6 +10,7 @@ use super::book::{Owed, Running};
 use super::call::CallError;
 use super::payer::{Payer, PayerError, PayerSession};
 use super::store::Answered;
+use super::worker::WorkerRef;
 
 /// Time between two looks when nothing wakes the settler.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -74,7 +75,8 @@ async fn ask(payer: &Payer, session: &PayerSession, index: u64, running: &Runnin
         ReceiptStatus::Unserved => payer.store.abandon(session.id, index),
         ReceiptStatus::Served { receipt } => {
             let unexpected = |reason: String| CallError::Unexpected { url: url.clone(), reason };
-            let found = verify_receipt(&receipt, &worker.receipt_key).map_err(|e| unexpected(e.to_string()))?;
+            let receipt_key = receipt_key(payer, &worker, running.epoch).await?;
+            let found = verify_receipt(&receipt, &receipt_key).map_err(|e| unexpected(e.to_string()))?;
             let amount = found.amount.parse().map_err(|_| unexpected("a receipt without amount".into()))?;
             if found.request_digest != running.request.0 || amount > running.worst {
                 return Err(unexpected("a receipt of another request".into()).into());
@@ -94,4 +96,14 @@ async fn ask(payer: &Payer, session: &PayerSession, index: u64, running: &Runnin
         }
     }
     Ok(())
+}
+
+/// The key that signs the worker's receipts of an epoch: by its terms, or, where they are forgotten, by its pot.
+async fn receipt_key(payer: &Payer, worker: &WorkerRef, epoch: u64) -> Result<Vec<u8>, PayerError> {
+    if let Some(terms) = worker.at(epoch) {
+        return Ok(terms.receipt_key.clone());
+    }
+    let pot = payer.clock.chain().pot(epoch, &worker.operator, &worker.profile).await?;
+    let missing = || PayerError::NotOffered { worker: worker.operator.clone(), epoch };
+    Ok(pot.filter(|pot| pot.root.is_some()).ok_or_else(missing)?.receipt_key)
 }

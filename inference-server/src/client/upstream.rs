@@ -6,15 +6,16 @@
 use std::sync::Arc;
 
 use polylink_protocol::market::{SALT_BYTES, receipt_digest};
-use polylink_protocol::market_v1::{SignedReceipt, SignedRequest};
+use polylink_protocol::market_v1::{SignedReceipt, SignedRequest, TokenPrices};
 use polylink_protocol::transcript::{AnswerRecord, GenerateEvent, TokenLogprobs};
 use polylink_protocol::{Amount, Digest};
 
 use super::book::Owed;
 use super::call::{CallError, EventStream};
-use super::payer::{Payer, PayerError, PayerSession, WorkerRef};
+use super::payer::{Payer, PayerError, PayerSession};
 use super::store::{Answered, Charge};
 use super::verify::verify_answer;
+use super::worker::WorkerRef;
 use crate::http::ApiError;
 
 /// Something that arrived.
@@ -81,6 +82,9 @@ pub struct Upstream {
     pub(super) completions: Vec<Vec<u32>>,
     pub(super) answer_id: String,
     pub(super) worker: WorkerRef,
+    /// The worker's in the request's epoch, as is the price.
+    pub(super) receipt_key: Vec<u8>,
+    pub(super) price: TokenPrices,
     pub(super) stream: Option<EventStream>,
     pub(super) first: Option<UpstreamEvent>,
     pub(super) ended: bool,
@@ -90,6 +94,16 @@ impl Upstream {
     /// Who answers.
     pub fn worker(&self) -> &WorkerRef {
         &self.worker
+    }
+
+    /// The key that signs the receipt.
+    pub fn receipt_key(&self) -> &[u8] {
+        &self.receipt_key
+    }
+
+    /// What the tokens cost.
+    pub fn price(&self) -> &TokenPrices {
+        &self.price
     }
 
     /// The next event; None after [`UpstreamEvent::Verified`] or an error.
@@ -149,7 +163,7 @@ impl Upstream {
             path: None,
             root: None,
         };
-        let amount = match verify_answer(&record, &self.worker.operator, &self.worker.receipt_key) {
+        let amount = match verify_answer(&record, &self.worker.operator, &self.receipt_key) {
             Ok(amount) => amount,
             Err(error) => {
                 // A receipt that does not hold is not paid: the worker's loss is bounded by the window.

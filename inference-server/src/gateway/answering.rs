@@ -182,7 +182,8 @@ impl Gateway {
         let mut excluded: Vec<String> = Vec::new();
         let mut last: Option<PayerError> = None;
         for attempt in 0..ATTEMPTS_MAX {
-            let picked = self.registry().pick(&offered.digest, &excluded, Instant::now());
+            let epoch = self.payer.clock().now().map_err(|e| PayerError::from(e).api())?.epoch;
+            let picked = self.registry().pick(&offered.digest, epoch, &excluded, Instant::now());
             let worker = match (picked, attempt) {
                 (Some(worker), _) => worker,
                 (None, 0) => break,
@@ -190,7 +191,7 @@ impl Gateway {
                 (None, _) => {
                     excluded.clear();
                     tokio::time::sleep(RETRY_PAUSE).await;
-                    match self.registry().pick(&offered.digest, &excluded, Instant::now()) {
+                    match self.registry().pick(&offered.digest, epoch, &excluded, Instant::now()) {
                         Some(worker) => worker,
                         None => break,
                     }
@@ -318,9 +319,9 @@ impl Relay {
             "receipt": receipt,
             "signature": hex::encode(&record.receipt.signature),
             "worker": worker.operator,
-            "receipt_key": hex::encode(&worker.receipt_key),
+            "receipt_key": hex::encode(self.upstream.upstream.receipt_key()),
             "session": receipt.session,
-            "price": worker.price,
+            "price": self.upstream.upstream.price(),
             "record": format!("/polylink/v1/receipts/{}", self.id),
         });
         AnswerEvent::Done { usage, polylink: Some(polylink) }

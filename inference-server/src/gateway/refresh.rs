@@ -60,11 +60,12 @@ async fn models_and_workers(gateway: &Gateway) -> Result<(), ChainError> {
     let chain = gateway.payer.clock().chain();
     let on_chain = chain.models().await?;
     let offered: Vec<Offered> = on_chain.into_iter().filter_map(|model| offer(gateway, model)).collect();
+    let epoch = gateway.payer.clock().now()?.epoch;
+    let limit = gateway.config.max_price.as_ref();
     let mut workers = HashMap::new();
     for offer in &offered {
         let found = chain.workers(&offer.digest).await?;
-        workers
-            .insert(offer.digest, candidates(&offer.model, &offer.digest, &found, gateway.config.max_price.as_ref()));
+        workers.insert(offer.digest, candidates(&offer.model, &offer.digest, &found, epoch, limit));
     }
     gateway.registry().workers = workers;
     *gateway.offered.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = offered;
@@ -83,7 +84,7 @@ fn offer(gateway: &Gateway, model: Model) -> Option<Offered> {
 async fn look_after(gateway: &Arc<Gateway>, worker: &WorkerRef) {
     let info = gateway.payer.http().get::<WorkerInfo>(&format!("{}/polylink/v1/info", worker.endpoint)).await;
     let reachable = match &info {
-        Ok(info) => info.operator == worker.operator && info.receipt_key == worker.receipt_key,
+        Ok(info) => info.operator == worker.operator && signs_now(gateway, worker, &info.receipt_key),
         Err(error) => {
             tracing::debug!(worker = worker.operator, %error, "a worker does not answer");
             false
@@ -98,6 +99,12 @@ async fn look_after(gateway: &Arc<Gateway>, worker: &WorkerRef) {
     if reachable && let Err(error) = gateway.payer.session(worker).await {
         tracing::warn!(worker = worker.operator, %error, "there is no session to this worker yet");
     }
+}
+
+/// Whether it holds the key of the current epoch; a worker that changes its key answers again with the next one.
+fn signs_now(gateway: &Gateway, worker: &WorkerRef, receipt_key: &[u8]) -> bool {
+    let epoch = gateway.payer.clock().now().map(|time| time.epoch);
+    epoch.is_ok_and(|epoch| worker.at(epoch).is_some_and(|terms| terms.receipt_key == receipt_key))
 }
 
 async fn quality(gateway: &Gateway, worker: &WorkerRef) {

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use polylink_protocol::Digest;
-use polylink_protocol::market::{max_prices, within};
 use polylink_protocol::market_v1::{Model, TokenPrices, Worker};
 
 use crate::client::WorkerRef;
@@ -43,43 +42,36 @@ pub(crate) struct Registry {
     pub(crate) health: HashMap<String, Health>,
 }
 
-/// The workers of a model that may be asked: not jailed, with an endpoint, at a price within the limit.
+/// The workers of a model that may be asked: not jailed, with an endpoint, at a price within the limit now and later.
 pub(crate) fn candidates(
     model: &Model,
     profile: &Digest,
     workers: &[Worker],
+    epoch: u64,
     limit: Option<&TokenPrices>,
 ) -> Vec<WorkerRef> {
     let epoch_price = model.price.unwrap_or_default();
-    let offered = workers.iter().filter(|w| !w.jailed && !w.endpoint.is_empty()).filter_map(|worker| {
-        let offer = worker.offers.iter().find(|offer| offer.profile_digest == profile.0)?;
-        let price = max_prices(&epoch_price, &offer.ask.unwrap_or_default());
-        limit.is_none_or(|limit| within(&price, limit)).then(|| WorkerRef {
-            operator: worker.operator.clone(),
-            endpoint: worker.endpoint.trim_end_matches('/').into(),
-            receipt_key: worker.receipt_key.clone(),
-            profile: *profile,
-            price,
-        })
-    });
-    offered.collect()
+    let callable = workers.iter().filter(|w| !w.jailed && !w.endpoint.is_empty());
+    let offered = callable.map(|worker| WorkerRef::new(worker, profile, &epoch_price));
+    offered.filter(|worker| worker.is_within(epoch, limit)).collect()
 }
 
 impl Registry {
-    /// The best worker of a profile that is not excluded: those that rest or do not answer last, then the least load per
+    /// The best worker of a profile in an epoch that is not excluded: those that rest or do not answer last, then the least load per
     /// quality, then the lowest price, then by name.
-    pub(crate) fn pick(&self, profile: &Digest, excluded: &[String], now: Instant) -> Option<WorkerRef> {
+    pub(crate) fn pick(&self, profile: &Digest, epoch: u64, excluded: &[String], now: Instant) -> Option<WorkerRef> {
         let fresh = Health::default();
         let workers = self.workers.get(profile)?.iter().filter(|w| !excluded.contains(&w.operator));
-        let best = workers.min_by_key(|worker| {
+        let priced = workers.filter_map(|worker| worker.offer(epoch).map(|(_, price)| (worker, price)));
+        let best = priced.min_by_key(|(worker, price)| {
             let health = self.health.get(&worker.operator).unwrap_or(&fresh);
             let rests = health.rest_until.is_some_and(|until| until > now);
             let load = u64::from(health.in_flight).max(health.load) + 1;
             let cost = load.saturating_mul(10_000) / u64::from(health.alpha_bps.max(100));
-            let price = worker.price.prompt.saturating_add(worker.price.completion);
+            let price = price.prompt.saturating_add(price.completion);
             (rests, !health.reachable, cost, price, worker.operator.clone())
         });
-        best.cloned()
+        best.map(|(worker, _)| worker.clone())
     }
 
     /// It failed: it is left alone, longer each time.
@@ -99,7 +91,9 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
-    use polylink_protocol::market_v1::Offer;
+    use polylink_protocol::market_v1::{Offer, WorkerTerms};
+
+    use crate::client::ProfileTerms;
 
     use super::*;
 
@@ -109,15 +103,18 @@ mod tests {
         WorkerRef {
             operator: name.into(),
             endpoint: "http://127.0.0.1:1".into(),
-            receipt_key: vec![1; 32],
             profile: PROFILE,
-            price: TokenPrices { prompt: price, cached_prompt: 0, completion: price },
+            terms: vec![ProfileTerms {
+                from_epoch: 2,
+                receipt_key: vec![1; 32],
+                price: Some(TokenPrices { prompt: price, cached_prompt: 0, completion: price }),
+            }],
         }
     }
 
     fn picked(registry: &Registry, excluded: &[&str]) -> Option<String> {
         let excluded: Vec<String> = excluded.iter().map(|e| e.to_string()).collect();
-        registry.pick(&PROFILE, &excluded, Instant::now()).map(|w| w.operator)
+        registry.pick(&PROFILE, 2, &excluded, Instant::now()).map(|w| w.operator)
     }
 
     #[test]
@@ -161,7 +158,7 @@ mod tests {
         let on_chain = |name: &str, offers| Worker {
             operator: name.into(),
             endpoint: "http://127.0.0.1:9/".into(),
-            offers,
+            terms: vec![WorkerTerms { from_epoch: 2, receipt_key: vec![1; 32], offers }],
             ..Default::default()
         };
         let workers = [
@@ -172,9 +169,10 @@ mod tests {
             Worker { endpoint: String::new(), ..on_chain("nowhere", vec![offer(PROFILE, 3)]) },
         ];
         let model = Model { price: price(5), ..Default::default() };
-        let found = candidates(&model, &PROFILE, &workers, price(10).as_ref());
+        let found = candidates(&model, &PROFILE, &workers, 2, price(10).as_ref());
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].operator.as_str(), found[0].endpoint.as_str()), ("good", "http://127.0.0.1:9"));
-        assert_eq!(found[0].price, price(5).unwrap(), "the epoch price where the ask is below it");
+        assert_eq!(found[0].offer(2).unwrap().1, price(5).unwrap(), "the epoch price where the ask is below it");
+        assert!(candidates(&model, &PROFILE, &workers, 1, None).is_empty(), "not before the terms hold");
     }
 }

@@ -3,9 +3,9 @@
 use axum::http::StatusCode;
 use polylink_protocol::digest::Digest;
 use polylink_protocol::market::{
-    SALT_BYTES, answer_amount, check_request, max_prices, prompt_digest, verify_request, within,
+    SALT_BYTES, answer_amount, check_request, max_prices, offer_in, prompt_digest, terms_at, verify_request, within,
 };
-use polylink_protocol::market_v1::{Request, Sampling, Session, TokenPrices};
+use polylink_protocol::market_v1::{Request, Sampling, Session, TokenPrices, Worker};
 use polylink_protocol::transcript::GenerateCall;
 use polylink_protocol::{Amount, amount::AmountError};
 
@@ -127,6 +127,30 @@ pub(crate) fn limits(session: &Session) -> Result<SessionLimits, AmountError> {
     // No cap means that the deposit bounds the key.
     let funds = if cap.is_zero() { deposit } else { deposit.min(cap) };
     Ok(SessionLimits { funds, window: session.window })
+}
+
+/// What this worker asks in an epoch by its terms on chain. Refused where they do not let it answer: a receipt by another
+/// key, or of a profile that is not offered, could not be proven.
+pub(crate) fn ask_in_force(
+    record: &Worker,
+    epoch: u64,
+    profile: &Digest,
+    receipt_key: &[u8],
+) -> Result<TokenPrices, ApiError> {
+    let unavailable = |code: &str, message: String| ApiError::unavailable(code, message);
+    let terms = terms_at(record, epoch).ok_or_else(|| {
+        unavailable("not_registered", format!("the worker has no terms on chain for epoch {epoch}: ask again later"))
+    })?;
+    if terms.receipt_key != receipt_key {
+        let from = record.terms.last().map_or(epoch, |newest| newest.from_epoch);
+        let message = format!("the worker's new receipt key holds from epoch {from} on: ask again then");
+        return Err(unavailable("terms_not_in_force", message));
+    }
+    let offer = offer_in(terms, profile).ok_or_else(|| {
+        let message = format!("the worker does not offer the profile {profile} in epoch {epoch}: ask again later");
+        unavailable("terms_not_in_force", message)
+    })?;
+    Ok(offer.ask.unwrap_or_default())
 }
 
 /// The price that the answer is charged at, and the most that it can cost.

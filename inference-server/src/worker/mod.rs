@@ -96,6 +96,8 @@ pub(crate) struct Worker {
     pub(crate) metrics: HttpMetrics,
     /// None: registered; else why not.
     pub(crate) not_ready: std::sync::Mutex<Option<String>>,
+    /// Its record on chain, once it is registered: by which key and at which price it answers in which epoch.
+    pub(crate) record: std::sync::Mutex<polylink_protocol::market_v1::Worker>,
 }
 
 /// A worker that serves.
@@ -123,6 +125,7 @@ pub async fn start(
         sessions: sessions::Sessions::new(chain),
         metrics: HttpMetrics::new(),
         not_ready: std::sync::Mutex::new(Some("the worker is not registered on chain yet".into())),
+        record: std::sync::Mutex::default(),
         config,
         engine,
         tokenizer,

@@ -73,10 +73,17 @@ async fn attempt(worker: &Worker) -> Result<(), ChainError> {
         Some(found) => {
             if let Some(message) = update(worker, &found) {
                 send(worker, vec![tx::any(&message)]).await?;
-                tracing::info!(operator = worker.operator, "the worker's record is updated");
+                tracing::info!(
+                    operator = worker.operator,
+                    "the worker's record is updated; a new key or ask holds from the next epoch on"
+                );
             }
         }
     }
+    // As it stands now: the key and the asks of this epoch may still be the old ones.
+    let missing = || ChainError::NotFound("the worker's record is not on chain".into());
+    let record = chain.worker(&worker.operator).await?.ok_or_else(missing)?;
+    *worker.record.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = record;
     Ok(())
 }
 
@@ -93,7 +100,9 @@ fn update(worker: &Worker, found: &ChainWorker) -> Option<MsgUpdateWorker> {
     let config = &worker.config;
     let key = config.receipt_key.public_key().to_vec();
     let offers = vec![offer(worker)];
-    let same = found.endpoint == config.endpoint && found.receipt_key == key && found.offers == offers;
+    let newest = found.terms.last();
+    let same_terms = newest.is_some_and(|terms| terms.receipt_key == key && terms.offers == offers);
+    let same = found.endpoint == config.endpoint && same_terms;
     (!same).then(|| MsgUpdateWorker {
         operator: worker.operator.clone(),
         endpoint: config.endpoint.clone(),

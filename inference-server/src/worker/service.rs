@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 
 use super::Worker;
 use super::book::{BeginError, Running, VoucherError};
-use super::checks::{Here, check_call, check_price, check_session, limits};
+use super::checks::{Here, ask_in_force, check_call, check_price, check_session, limits};
 use super::serving::{Reservation, Serving};
 use super::store::StoreError;
 use crate::chain::ChainError;
@@ -107,8 +107,11 @@ async fn try_generate(worker: &Arc<Worker>, body: Body) -> Result<Serving, ApiEr
         epoch = worker.clock.ask().await.map_err(chain_error)?.epoch;
     }
     let epoch_price = worker.sessions.price(&worker.profile_digest, epoch).await.map_err(chain_error)?;
+    let receipt_key = worker.config.receipt_key.public_key();
+    let record = worker.record.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    let ask = ask_in_force(&record, request.epoch, &worker.profile_digest, &receipt_key)?;
     let prompt_tokens = call.prompt_token_ids.len();
-    let (price, worst) = check_price(&request, &epoch_price, &worker.config.ask, prompt_tokens, context_length)?;
+    let (price, worst) = check_price(&request, &epoch_price, &ask, prompt_tokens, context_length)?;
     let running = Running { request: request_digest(&request), epoch: request.epoch, worst };
     reserve(worker, &call, &request, &here, epoch, running).await?;
     let reservation =

@@ -132,7 +132,9 @@ impl Client {
     ) -> Result<Option<Transcript>, JudgeError> {
         let session = disclosure.request.request.as_ref().map(|r| r.session).unwrap_or_default();
         let session = caller.chain.session(session).await?;
-        let (Some(session), Some(root), Ok(point)) = (session, &sample.root, sample.point.parse()) else {
+        let (Some(session), Some(root), Some(price), Ok(point)) =
+            (session, &sample.root, sample.price, sample.point.parse())
+        else {
             return Ok(None);
         };
         // Else a worker could fill its pot with receipts that nobody can ever owe it.
@@ -148,7 +150,8 @@ impl Client {
         let expected = Expected {
             chain_id: caller.chain_id,
             worker: &worker.operator,
-            receipt_key: &worker.receipt_key,
+            receipt_key: &sample.receipt_key,
+            price: &price,
             spend_key: &session.spend_key,
             deposit: session.deposit.parse().unwrap_or_default(),
             epoch,

@@ -2,7 +2,7 @@
 
 use super::*;
 use polylink_protocol::keys::ServiceKey;
-use polylink_protocol::market_v1::{FinishReason, TokenPrices};
+use polylink_protocol::market_v1::FinishReason;
 use polylink_protocol::merkle_sum::Tree;
 
 const CHAIN: &str = "polylink-test-1";
@@ -73,10 +73,15 @@ fn case() -> Case {
 }
 
 fn check(case: &Case, disclosure: Disclosure, point: u128) -> Result<Transcript, TranscriptError> {
+    check_at(1_000, case, disclosure, point)
+}
+
+fn check_at(price: u64, case: &Case, disclosure: Disclosure, point: u128) -> Result<Transcript, TranscriptError> {
     let expected = Expected {
         chain_id: CHAIN,
         worker: WORKER,
         receipt_key: &case.receipt_key,
+        price: &TokenPrices { prompt: price, cached_prompt: 0, completion: price },
         spend_key: &case.spend_key,
         deposit: Amount(5),
         epoch: 4,
@@ -119,4 +124,15 @@ fn every_altered_part_is_refused() {
         let error = check(&case, altered, 4).unwrap_err().to_string();
         assert!(error.contains(word), "{word}: {error}");
     }
+}
+
+#[test]
+fn a_receipt_at_another_price_than_the_pots_is_refused() {
+    let case = case();
+    for price in [600, 1_200, 1_000_000] {
+        let error = check_at(price, &case, case.disclosure.clone(), 4).unwrap_err().to_string();
+        assert!(error.contains("the pot's price"), "{price}: {error}");
+    }
+    // The request allows 1,000; a pot's price below it that comes to the same amount is the same charge.
+    assert!(check_at(999, &case, case.disclosure.clone(), 4).is_ok());
 }

@@ -72,6 +72,67 @@ fn wrong_requests_are_named() {
     }
 }
 
+fn terms(from_epoch: u64, key: u8) -> WorkerTerms {
+    WorkerTerms { from_epoch, receipt_key: vec![key], offers: vec![] }
+}
+
+/// Updates in these epochs, each with the terms from the next one on, as (epoch, key).
+fn updated(registered: u64, updates: &[(u64, u8)]) -> Worker {
+    let mut worker = Worker::default();
+    set_terms(&mut worker, terms(registered, 0));
+    updates.iter().for_each(|(epoch, key)| set_terms(&mut worker, terms(epoch + 1, *key)));
+    worker
+}
+
+#[test]
+fn terms_hold_from_their_epoch() {
+    type Entries = &'static [(u64, u8)];
+    let cases: [(&str, Entries, Entries); 6] = [
+        ("registered", &[], &[(5, 0)]),
+        ("one update", &[(5, 1)], &[(5, 0), (6, 1)]),
+        ("two in one epoch: the second replaces the first", &[(5, 1), (5, 2)], &[(5, 0), (6, 2)]),
+        ("in following epochs", &[(5, 1), (6, 2)], &[(5, 0), (6, 1), (7, 2)]),
+        ("epoch 5 is needed by no epoch from 6 on", &[(5, 1), (6, 2), (7, 3)], &[(6, 1), (7, 2), (8, 3)]),
+        ("epoch 8 still needs what held in it", &[(5, 1), (9, 2)], &[(6, 1), (10, 2)]),
+    ];
+    for (case, updates, standing) in cases {
+        let worker = updated(5, updates);
+        let found: Vec<(u64, u8)> = worker.terms.iter().map(|t| (t.from_epoch, t.receipt_key[0])).collect();
+        assert_eq!(found, standing, "{case}");
+    }
+    let worker = updated(5, &[(5, 1), (6, 2), (7, 3)]);
+    let key = |epoch| terms_at(&worker, epoch).map(|terms| terms.receipt_key[0]);
+    assert_eq!([4, 5, 6, 7, 8, 100].map(key), [None, None, Some(1), Some(2), Some(3), Some(3)]);
+}
+
+#[test]
+fn the_terms_of_last_epoch_stand_after_any_updates() {
+    // Whatever the epochs of updates, in every epoch x the terms of x − 1, x and x + 1 can be told, and only they.
+    for mask in 0_u32..1 << 10 {
+        let mut worker = updated(0, &[]);
+        let mut expected = [0_u8; 12];
+        for epoch in (0..10).filter(|epoch| mask & (1 << epoch) != 0) {
+            expected[epoch + 1..].fill(epoch as u8 + 1);
+            set_terms(&mut worker, terms(epoch as u64 + 1, epoch as u8 + 1));
+            assert!(worker.terms.len() <= 3);
+            for (at, expected) in expected.iter().enumerate().take(epoch + 2).skip(epoch.saturating_sub(1)) {
+                let key = terms_at(&worker, at as u64).map(|terms| terms.receipt_key[0]);
+                assert_eq!(key, Some(*expected), "{mask:b} {epoch} {at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_price_is_the_larger_of_epoch_price_and_ask_field_by_field() {
+    let profile = Digest([3; 32]);
+    let prices = |prompt, cached_prompt, completion| TokenPrices { prompt, cached_prompt, completion };
+    let offer = Offer { profile_digest: profile.to_vec(), ask: Some(prices(5, 9, 1)), capacity_tokens_per_epoch: 1 };
+    let terms = WorkerTerms { offers: vec![offer], ..terms(0, 1) };
+    assert_eq!(price_in(&terms, &profile, &prices(7, 2, 3)), prices(7, 9, 3));
+    assert_eq!(price_in(&terms, &Digest([4; 32]), &prices(7, 2, 3)), prices(7, 2, 3));
+}
+
 #[test]
 fn digests_of_tokens_are_salted_and_unambiguous() {
     let salt = [1; 32];

@@ -155,3 +155,31 @@ fn the_price_is_the_larger_of_epoch_price_and_ask_within_the_signed_limit() {
     let error = check_price(request, &price(1_001), &price(0), 3, 16).unwrap_err();
     assert_eq!((error.status.as_u16(), error.code()), (402, "price_too_low"));
 }
+
+#[test]
+fn an_answer_goes_by_the_terms_of_its_epoch() {
+    use polylink_protocol::market_v1::{Offer, WorkerTerms};
+    let profile = Digest([1; 32]);
+    let ask = |prompt| TokenPrices { prompt, ..Default::default() };
+    let offer = |prompt| Offer { profile_digest: profile.to_vec(), ask: Some(ask(prompt)), ..Default::default() };
+    let terms = |from_epoch, key: u8, offers| WorkerTerms { from_epoch, receipt_key: vec![key], offers };
+    // In epoch 6 the new ask holds, in epoch 7 the new key, in epoch 8 the profile is not offered any more.
+    let record = Worker {
+        terms: vec![
+            terms(5, 1, vec![offer(10)]),
+            terms(6, 1, vec![offer(20)]),
+            terms(7, 2, vec![offer(20)]),
+            terms(8, 2, vec![]),
+        ],
+        ..Default::default()
+    };
+    let found = |epoch, key: u8| {
+        ask_in_force(&record, epoch, &profile, &[key]).map(|ask| ask.prompt).map_err(|error| error.code().to_owned())
+    };
+    assert_eq!(found(4, 1), Err("not_registered".into()));
+    assert_eq!([found(5, 1), found(6, 1)], [Ok(10), Ok(20)]);
+    for (epoch, key) in [(6, 2), (7, 1), (8, 2)] {
+        assert_eq!(found(epoch, key), Err("terms_not_in_force".into()), "{epoch} {key}");
+    }
+    assert_eq!(found(7, 2), Ok(20));
+}
