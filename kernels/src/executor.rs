@@ -5,6 +5,7 @@
 
 use crate::backend::{Backend, BackendError, KRanges, KvLayout, KvSpec, Limits, Part, Ticket, WeightForm, WeightId};
 use crate::collective::Collective;
+use crate::memory::Aligned;
 use crate::operations::{Batch, Operations, Poisoned, Reserve, RopeTable, SketchRow, finish};
 use crate::plan::{self, Layout, Place, WeightKind};
 use crate::program::{BufferId, Epilogue, Op, Program, RowKind};
@@ -46,9 +47,9 @@ struct Built {
     layout: Layout,
     collective: Box<dyn Collective>,
     /// Activations, then the exchange's scratch, then the KV cache.
-    arena: Vec<f32>,
-    exchange: Vec<f32>,
-    cache: Vec<f32>,
+    arena: Aligned<f32>,
+    exchange: Aligned<f32>,
+    cache: Aligned<f32>,
     ropes: Vec<RopeTable>,
     lengths: Vec<usize>,
     rows: RowState,
@@ -298,13 +299,9 @@ impl From<Poisoned> for BackendError {
     }
 }
 
-/// Zeroed memory, or an error instead of an abort.
-fn zeroed(count: usize) -> Result<Vec<f32>, BackendError> {
-    let needed_bytes = count.saturating_mul(4);
-    let mut values = Vec::new();
-    values.try_reserve_exact(count).map_err(|_| BackendError::Memory { needed_bytes })?;
-    values.resize(count, 0.0);
-    Ok(values)
+fn zeroed(count: usize) -> Result<Aligned<f32>, BackendError> {
+    let needed_bytes = count.saturating_mul(size_of::<f32>());
+    Aligned::try_zeroed(count).ok_or(BackendError::Memory { needed_bytes })
 }
 
 impl<O: Operations> Backend for Executor<O> {

@@ -23,11 +23,14 @@ pub use step::{
     StepOutput, TOP_LOGPROBS_MAX, TokenInput, TokenLogprob,
 };
 
+#[doc(hidden)]
+pub mod bench;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod executor;
 mod margin;
+mod memory;
 mod operations;
 mod plan;
 mod quantise;

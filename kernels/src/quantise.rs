@@ -38,7 +38,7 @@ pub fn q4_0(values: &[f32; BLOCK], quants: &mut [i8]) -> f32 {
 
 /// Quantises one block of activations; returns the scale. Inputs are finite.
 #[inline(always)]
-pub fn activations(values: &[f32; BLOCK], quants: &mut [i16]) -> f32 {
+pub fn activations(values: &[f32; BLOCK], quants: &mut [i8; BLOCK]) -> f32 {
     let mut lanes = [0f32; 16];
     for half in values.chunks_exact(16) {
         for (lane, value) in lanes.iter_mut().zip(half) {
@@ -53,7 +53,7 @@ pub fn activations(values: &[f32; BLOCK], quants: &mut [i16]) -> f32 {
         return 0.0;
     }
     for (quant, value) in quants.iter_mut().zip(values) {
-        *quant = round_to_integer(value / scale) as i16;
+        *quant = round_to_integer(value / scale) as i8;
     }
     scale
 }
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn activations_round_ties_to_even_and_drop_subnormal_scales() {
-        let mut quants = [0i16; BLOCK];
+        let mut quants = [0i8; BLOCK];
         let scale = activations(&block(|i| [127.0, -127.0, 0.5, 1.5, 2.5, -0.5][i % 6]), &mut quants);
         assert_eq!((scale, &quants[..6]), (1.0, &[127, -127, 0, 2, 2, 0][..]));
         assert_eq!(activations(&block(|_| 1e-37), &mut quants), 0.0);

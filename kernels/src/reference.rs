@@ -31,7 +31,7 @@ impl PlainMatrix {
         match &self.values {
             PlainValues::F32(values) => values[index],
             PlainValues::Bf16(values) => bf16_to_f32(values[index]),
-            PlainValues::Int8 { quants, scales } => quants[index] as f32 * scales[index / BLOCK],
+            PlainValues::Int8 { quants, scales, .. } => quants[index] as f32 * scales[index / BLOCK],
         }
     }
 
@@ -45,7 +45,7 @@ impl PlainMatrix {
 fn range_sum_int8(
     quants: &[i8],
     scales: &[f32],
-    activations: &[i16],
+    activations: &[i8],
     activation_scales: &[f32],
     range: (usize, usize),
 ) -> f32 {
@@ -122,10 +122,10 @@ impl Operations for ReferenceOperations {
         residual: bool,
     ) -> Result<(), Poisoned> {
         let MatrixShape { outputs, inputs, planes, .. } = matrix.shape;
-        let (mut quants, mut scales) = (vec![0i16; inputs], vec![0f32; inputs / BLOCK]);
+        let (mut quants, mut scales) = (vec![0i8; inputs], vec![0f32; inputs / BLOCK]);
         for (x, out) in input.chunks_exact(inputs).zip(output.chunks_exact_mut(planes * outputs)) {
             if self.is_integer(matrix) {
-                let blocks = x.as_chunks::<BLOCK>().0.iter().zip(quants.chunks_exact_mut(BLOCK));
+                let blocks = x.as_chunks::<BLOCK>().0.iter().zip(quants.as_chunks_mut::<BLOCK>().0);
                 for ((values, quants), scale) in blocks.zip(&mut scales) {
                     *scale = quantise::activations(values, quants);
                 }
@@ -134,7 +134,7 @@ impl Operations for ReferenceOperations {
                 let mut total = 0.0;
                 for (index, range) in matrix.shape.ranges().enumerate() {
                     let sum = match &matrix.values {
-                        PlainValues::Int8 { quants: w, scales: s } => range_sum_int8(
+                        PlainValues::Int8 { quants: w, scales: s, .. } => range_sum_int8(
                             &w[n * inputs..][..inputs],
                             &s[n * (inputs / BLOCK)..][..inputs / BLOCK],
                             &quants,

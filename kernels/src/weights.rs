@@ -33,8 +33,9 @@ pub(crate) enum PlainValues {
     F32(Vec<f32>),
     /// bf16 bits.
     Bf16(Vec<u16>),
-    /// Integers with a scale per block of 32 inputs: `scales` is `[outputs][inputs / 32]`.
-    Int8 { quants: Vec<i8>, scales: Vec<f32> },
+    /// Integers with a scale (an f16 value) per block of 32 inputs: `scales` is `[outputs][inputs / 32]`. With `nibbles`
+    /// all of them lie in −8..=7.
+    Int8 { quants: Vec<i8>, scales: Vec<f32>, nibbles: bool },
 }
 
 /// A matrix shard before packing.
@@ -155,7 +156,7 @@ pub(crate) fn matrix(parts: &[Part<'_>], ranges: KRanges, form: WeightForm) -> R
                 });
             }
         })?;
-        PlainValues::Int8 { quants, scales }
+        PlainValues::Int8 { quants, scales, nibbles: form == WeightForm::Q4_0 }
     } else if parts.iter().all(|part| part.tensor.dtype == Dtype::Bf16) {
         let mut values = Vec::with_capacity(count);
         for_each_row(parts, 2, |row| values.extend(row.iter().map(|&value| f32_to_bf16(value))))?;

@@ -3,12 +3,16 @@
 //! A block holds 16 positions. Within it, per layer and head: keys `[head_dim][16]`, so that one load gives one dimension
 //! of 16 keys and every score has its own chain; values `[16][head_dim]`, so that lanes are dimensions and every output
 //! has its own chain over the keys.
-#![allow(unsafe_code)] // vector loads from the cache
+#![allow(unsafe_code)]
+// vector loads from the cache
+// Iterators over arrays of registers, and closures, are compiled apart from the function that has the instructions.
+#![allow(clippy::needless_range_loop)]
 
 use polylink_protocol::exact_math::exp;
 
 use super::isa::multiversioned;
 use super::lanes::{Lanes, WIDTH};
+use super::pool::SharedSlice;
 use crate::backend::KvSpec;
 use crate::plan::HEAD_DIM_MAX;
 use crate::reference::ATTENTION_TILE;
@@ -17,19 +21,35 @@ use crate::sampler::fold_lanes;
 /// Positions per block: one vector of keys.
 pub(crate) const BLOCK_TOKENS: usize = WIDTH;
 
-/// One query head of one row.
-pub(crate) struct Head<'a> {
+/// Query heads of consecutive rows of one sequence that read one KV head.
+pub(crate) struct Queries<'a> {
     pub cache: &'a [f32],
     pub kv: &'a KvSpec,
     pub layer: usize,
     pub kv_head: usize,
     pub blocks: &'a [u32],
-    /// First and last position that is seen, the last excluded.
-    pub from: usize,
-    pub to: usize,
+    pub window: Option<usize>,
     pub scale: f32,
-    pub query: &'a [f32],
+    /// Position of the first row.
+    pub position: usize,
+    pub rows: usize,
+    /// Query heads per KV head.
+    pub group: usize,
+    /// The rows' q, k, v: `stride` values a row, this KV head's queries from `first` on.
+    pub qkv: &'a [f32],
+    pub stride: usize,
+    pub first: usize,
 }
+
+/// What one query sees: positions `from..to`.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    from: usize,
+    to: usize,
+}
+
+/// Queries that share the loads of keys and values.
+const SHARED: usize = 4;
 
 /// Start of the keys (`part` 0) or values (1) of a block's layer and head.
 #[inline(always)]
@@ -37,7 +57,7 @@ pub(crate) fn block_start(kv: &KvSpec, block: u32, layer: usize, part: usize, he
     (((block as usize * kv.layers + layer) * 2 + part) * kv.heads + head) * BLOCK_TOKENS * kv.head_dim
 }
 
-impl Head<'_> {
+impl Queries<'_> {
     /// Keys or values of the block that holds `position`.
     #[inline(always)]
     fn block(&self, part: usize, position: usize) -> &[f32] {
@@ -45,101 +65,163 @@ impl Head<'_> {
         &self.cache[block_start(self.kv, block, self.layer, part, self.kv_head)..][..BLOCK_TOKENS * self.kv.head_dim]
     }
 
-    /// Scores of B blocks from `position` on (a multiple of 16).
+    /// Values of query `index` (row × group + head), and what it sees.
+    #[inline(always)]
+    fn query(&self, index: usize) -> (&[f32], Seen) {
+        let (row, head) = (index / self.group, index % self.group);
+        let dim = self.kv.head_dim;
+        let to = self.position + row + 1;
+        let from = self.window.map_or(0, |window| to.saturating_sub(window));
+        (&self.qkv[row * self.stride + self.first + head * dim..][..dim], Seen { from, to })
+    }
+
+    /// Scores of Q queries with B blocks from `position` on (a multiple of 16).
     ///
     /// # Safety
     /// The machine has `L`.
     #[inline(always)]
-    unsafe fn scores<L: Lanes, const B: usize>(&self, position: usize, scores: &mut [f32]) {
-        let keys: [&[f32]; B] = std::array::from_fn(|b| self.block(0, position + b * BLOCK_TOKENS));
-        let scores = &mut scores[..B * BLOCK_TOKENS];
-        // SAFETY: a block holds head_dim × 16 keys, the query head_dim values, `scores` B × 16.
+    unsafe fn scores<L: Lanes, const Q: usize, const B: usize>(
+        &self,
+        queries: &[&[f32]; Q],
+        position: usize,
+        (scores, at): (&mut [[f32; ATTENTION_TILE]; Q], usize),
+    ) {
+        let mut keys: [&[f32]; B] = [&[]; B];
+        for b in 0..B {
+            keys[b] = self.block(0, position + b * BLOCK_TOKENS);
+        }
+        assert!(at + B * BLOCK_TOKENS <= ATTENTION_TILE, "a tile is a whole number of blocks");
+        // SAFETY: a block holds head_dim × 16 keys, a query head_dim values, a row of `scores` the tile.
         unsafe {
-            let mut sums = [L::zero(); B];
-            for (d, &q) in self.query.iter().enumerate() {
-                let q = L::splat(q);
-                for (sum, keys) in sums.iter_mut().zip(keys) {
-                    *sum = L::fma(q, L::load(keys.as_ptr().add(d * WIDTH)), *sum);
+            let mut sums = [[L::zero(); B]; Q];
+            for d in 0..self.kv.head_dim {
+                for q in 0..Q {
+                    let x = L::splat(*queries[q].as_ptr().add(d));
+                    for b in 0..B {
+                        sums[q][b] = L::fma(x, L::load(keys[b].as_ptr().add(d * WIDTH)), sums[q][b]);
+                    }
                 }
             }
             let scale = L::splat(self.scale);
-            for (b, sum) in sums.into_iter().enumerate() {
-                L::store(scores.as_mut_ptr().add(b * WIDTH), L::mul(sum, scale));
+            for q in 0..Q {
+                for b in 0..B {
+                    L::store(scores[q].as_mut_ptr().add(at + b * WIDTH), L::mul(sums[q][b], scale));
+                }
             }
         }
     }
 
-    /// `Σ p × value` over positions `from..to`, for C × 16 dimensions from `dimension` on.
+    /// `Σ p × value` over what each query sees of a tile, for C × 16 dimensions from `dimension` on. Positions that all see
+    /// are read once for all; those before and after them once per query, so that each has its ascending order.
     ///
     /// # Safety
     /// The machine has `L`.
     #[inline(always)]
-    unsafe fn values<L: Lanes, const C: usize>(
+    unsafe fn values<L: Lanes, const Q: usize, const C: usize>(
         &self,
         tile: usize,
-        (from, to): (usize, usize),
-        weights: &[f32; ATTENTION_TILE],
+        seen: &[Seen; Q],
+        weights: &[[f32; ATTENTION_TILE]; Q],
         dimension: usize,
-        sums: &mut [f32],
+        sums: &mut [[f32; HEAD_DIM_MAX]; Q],
     ) {
-        let (dim, sums) = (self.kv.head_dim, &mut sums[dimension..dimension + C * WIDTH]);
-        // SAFETY: a block holds 16 × head_dim values and dimension + 16 C ≤ head_dim (the slice above was cut).
+        let (mut start, mut end) = (seen[0].from, seen[0].to);
+        for q in 1..Q {
+            (start, end) = (start.max(seen[q].from), end.min(seen[q].to));
+        }
+        let end = end.max(start);
+        let dim = self.kv.head_dim;
+        assert!(dimension + C * WIDTH <= dim && dim <= HEAD_DIM_MAX, "vectors of dimensions lie within the head");
+        // SAFETY: a block holds 16 × head_dim values; the dimensions lie within it by the assertion; positions within
+        // the tile.
         unsafe {
-            let mut acc = [L::zero(); C];
-            let mut position = from;
-            while position < to {
+            let mut acc = [[L::zero(); C]; Q];
+            for q in 0..Q {
+                for position in seen[q].from..start.min(seen[q].to) {
+                    self.value::<L, C>(position, weights[q][position - tile], dimension, &mut acc[q]);
+                }
+            }
+            let mut position = start;
+            while position < end {
                 let block = self.block(1, position);
-                let end = to.min(position / BLOCK_TOKENS * BLOCK_TOKENS + BLOCK_TOKENS);
-                while position < end {
-                    let p = L::splat(weights[position - tile]);
+                let last = end.min(position / BLOCK_TOKENS * BLOCK_TOKENS + BLOCK_TOKENS);
+                while position < last {
                     let row = block.as_ptr().add(position % BLOCK_TOKENS * dim + dimension);
-                    for (c, acc) in acc.iter_mut().enumerate() {
-                        *acc = L::fma(p, L::load(row.add(c * WIDTH)), *acc);
+                    let mut v = [L::zero(); C];
+                    for c in 0..C {
+                        v[c] = L::load(row.add(c * WIDTH));
+                    }
+                    for q in 0..Q {
+                        let p = L::splat(*weights[q].as_ptr().add(position - tile));
+                        for c in 0..C {
+                            acc[q][c] = L::fma(p, v[c], acc[q][c]);
+                        }
                     }
                     position += 1;
                 }
             }
-            for (c, acc) in acc.into_iter().enumerate() {
-                L::store(sums.as_mut_ptr().add(c * WIDTH), acc);
+            for q in 0..Q {
+                for position in end.max(seen[q].from)..seen[q].to {
+                    self.value::<L, C>(position, weights[q][position - tile], dimension, &mut acc[q]);
+                }
+                for c in 0..C {
+                    L::store(sums[q].as_mut_ptr().add(dimension + c * WIDTH), acc[q][c]);
+                }
             }
         }
     }
 
-    /// One tile alone: its maximum, its sum, its weighted values.
+    /// Adds one position's weighted value.
+    ///
+    /// # Safety
+    /// The machine has `L`; dimension + 16 C ≤ head_dim.
+    #[inline(always)]
+    unsafe fn value<L: Lanes, const C: usize>(&self, position: usize, p: f32, dimension: usize, acc: &mut [L::F32; C]) {
+        let block = self.block(1, position);
+        // SAFETY: as the caller's.
+        unsafe {
+            let row = block.as_ptr().add(position % BLOCK_TOKENS * self.kv.head_dim + dimension);
+            for c in 0..C {
+                acc[c] = L::fma(L::splat(p), L::load(row.add(c * WIDTH)), acc[c]);
+            }
+        }
+    }
+
+    /// One tile alone, for Q queries that see some of it: their maxima, their sums, their weighted values.
     ///
     /// # Safety
     /// The machine has `L`.
     #[inline(always)]
-    unsafe fn tile<L: Lanes>(&self, tile: usize, from: usize, to: usize, sums: &mut [f32]) -> (f32, f32) {
-        let mut scores = [0f32; ATTENTION_TILE];
+    unsafe fn tile<L: Lanes, const Q: usize>(
+        &self,
+        tile: usize,
+        queries: &[&[f32]; Q],
+        seen: &[Seen; Q],
+        sums: &mut [[f32; HEAD_DIM_MAX]; Q],
+    ) -> [(f32, f32); Q] {
+        let (mut from, mut to) = (seen[0].from, seen[0].to);
+        for q in 1..Q {
+            (from, to) = (from.min(seen[q].from), to.max(seen[q].to));
+        }
+        let mut weights = [[0f32; ATTENTION_TILE]; Q];
         let mut position = from / BLOCK_TOKENS * BLOCK_TOKENS;
         while position < to {
             let left = (to - position).div_ceil(BLOCK_TOKENS);
-            let scores = &mut scores[position - tile..];
+            let scores = (&mut weights, position - tile);
             // SAFETY: as the caller's; `left` blocks hold positions that are seen.
             unsafe {
                 if left >= 4 {
-                    self.scores::<L, 4>(position, scores);
+                    self.scores::<L, Q, 4>(queries, position, scores);
                     position += 4 * BLOCK_TOKENS;
                 } else {
-                    self.scores::<L, 1>(position, scores);
+                    self.scores::<L, Q, 1>(queries, position, scores);
                     position += BLOCK_TOKENS;
                 }
             }
         }
-        let seen = from - tile..to - tile;
-        let mut max = f32::NEG_INFINITY;
-        for &score in &scores[seen.clone()] {
-            max = if score > max { score } else { max };
-        }
-        // Positions that are not seen get weight 0: adding it to a lane changes nothing, the values skip them.
-        let mut weights = [0f32; ATTENTION_TILE];
-        for (weight, score) in weights[seen.clone()].iter_mut().zip(&scores[seen]) {
-            *weight = exp(score - max);
-        }
-        let mut lanes = [0f32; 64];
-        for chunk in weights.as_chunks::<64>().0 {
-            (0..64).for_each(|i| lanes[i] += chunk[i]);
+        let mut ends = [(0f32, 0f32); Q];
+        for q in 0..Q {
+            ends[q] = softmax_tile(&mut weights[q], seen[q].from - tile, seen[q].to - tile);
         }
         let mut dimension = 0;
         while dimension < self.kv.head_dim {
@@ -147,48 +229,159 @@ impl Head<'_> {
             // SAFETY: as the caller's; `left` vectors of dimensions are left.
             unsafe {
                 match left {
-                    4.. => self.values::<L, 4>(tile, (from, to), &weights, dimension, sums),
-                    2.. => self.values::<L, 2>(tile, (from, to), &weights, dimension, sums),
-                    _ => self.values::<L, 1>(tile, (from, to), &weights, dimension, sums),
+                    4.. => self.values::<L, Q, 4>(tile, seen, &weights, dimension, sums),
+                    2.. => self.values::<L, Q, 2>(tile, seen, &weights, dimension, sums),
+                    _ => self.values::<L, Q, 1>(tile, seen, &weights, dimension, sums),
                 }
             }
             dimension += WIDTH * if left >= 4 { 4 } else { left.min(2) };
         }
-        (max, fold_lanes(&mut lanes))
+        ends
+    }
+
+    /// Q queries from `first` on; `output` has this run's `[rows × group][head_dim]`.
+    ///
+    /// # Safety
+    /// The machine has `L`.
+    #[inline(always)]
+    unsafe fn attend<L: Lanes, const Q: usize>(&self, first: usize, output: &mut impl FnMut(usize) -> *mut f32) {
+        let dim = self.kv.head_dim;
+        let mut queries: [&[f32]; Q] = [&[]; Q];
+        let mut seen = [Seen::default(); Q];
+        for q in 0..Q {
+            (queries[q], seen[q]) = self.query(first + q);
+        }
+        // Rows ascend: the first query begins and ends first.
+        let (from, to) = (seen[0].from, seen[Q - 1].to);
+        let mut sums = [[0f32; HEAD_DIM_MAX]; Q];
+        let mut folds = [Fold::default(); Q];
+        let mut outputs = [[0f32; HEAD_DIM_MAX]; Q];
+        let mut tile = from / ATTENTION_TILE * ATTENTION_TILE;
+        while tile < to {
+            let mut parts = seen;
+            let mut all = true;
+            for q in 0..Q {
+                parts[q] = Seen { from: seen[q].from.max(tile), to: seen[q].to.min(tile + ATTENTION_TILE) };
+                all &= parts[q].from < parts[q].to;
+            }
+            if all {
+                // SAFETY: as the caller's.
+                let ends = unsafe { self.tile::<L, Q>(tile, &queries, &parts, &mut sums) };
+                for q in 0..Q {
+                    folds[q].add(ends[q], &sums[q][..dim], &mut outputs[q][..dim]);
+                }
+            } else {
+                for q in 0..Q {
+                    if parts[q].from < parts[q].to {
+                        let mut alone = [[0f32; HEAD_DIM_MAX]];
+                        // SAFETY: as the caller's.
+                        let ends = unsafe { self.tile::<L, 1>(tile, &[queries[q]], &[parts[q]], &mut alone) };
+                        folds[q].add(ends[0], &alone[0][..dim], &mut outputs[q][..dim]);
+                    }
+                }
+            }
+            tile += ATTENTION_TILE;
+        }
+        for q in 0..Q {
+            let total = folds[q].total;
+            outputs[q][..dim].iter_mut().for_each(|output| *output /= total);
+            // SAFETY: the caller's pointer is good for head_dim values.
+            unsafe { std::ptr::copy_nonoverlapping(outputs[q].as_ptr(), output(first + q), dim) };
+        }
+    }
+}
+
+/// Turns scores `from..to` of a tile into weights exp(score − maximum), all others into 0; returns maximum and sum.
+#[inline(always)]
+fn softmax_tile(scores: &mut [f32; ATTENTION_TILE], from: usize, to: usize) -> (f32, f32) {
+    scores[..from].fill(0.0);
+    scores[to..].fill(0.0);
+    // The largest value is the same in any order (of two zeros either does).
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (chunks, rest) = scores[from..to].as_chunks::<16>();
+    for chunk in chunks {
+        for i in 0..16 {
+            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
+        }
+    }
+    for i in 0..rest.len() {
+        lanes[i] = if rest[i] > lanes[i] { rest[i] } else { lanes[i] };
+    }
+    let mut max = f32::NEG_INFINITY;
+    for lane in lanes {
+        max = if lane > max { lane } else { max };
+    }
+    for score in &mut scores[from..to] {
+        *score = exp(*score - max);
+    }
+    // Positions that are not seen have weight 0, which changes no lane.
+    let mut lanes = [0f32; 64];
+    for chunk in scores[from / 64 * 64..to.next_multiple_of(64)].as_chunks::<64>().0 {
+        for i in 0..64 {
+            lanes[i] += chunk[i];
+        }
+    }
+    (max, fold_lanes(&mut lanes))
+}
+
+/// The running fold over tiles.
+#[derive(Clone, Copy, Default)]
+struct Fold {
+    max: f32,
+    total: f32,
+    begun: bool,
+}
+
+impl Fold {
+    #[inline(always)]
+    fn add(&mut self, (tile_max, tile_total): (f32, f32), sums: &[f32], output: &mut [f32]) {
+        if !self.begun {
+            *self = Fold { max: tile_max, total: tile_total, begun: true };
+            output.copy_from_slice(sums);
+            return;
+        }
+        let max = if tile_max > self.max { tile_max } else { self.max };
+        let (a, b) = (exp(self.max - max), exp(tile_max - max));
+        self.total = self.total.mul_add(a, tile_total * b);
+        for (output, sum) in output.iter_mut().zip(sums) {
+            *output = output.mul_add(a, sum * b);
+        }
+        self.max = max;
     }
 }
 
 #[inline(always)]
-unsafe fn attend_body<L: Lanes>(head: &Head<'_>, output: &mut [f32]) {
-    let mut buffer = [0f32; HEAD_DIM_MAX];
-    let sums = &mut buffer[..head.kv.head_dim];
-    let (mut max, mut total, mut first) = (0f32, 0f32, true);
-    let mut tile = head.from / ATTENTION_TILE * ATTENTION_TILE;
-    while tile < head.to {
-        let (from, to) = (head.from.max(tile), head.to.min(tile + ATTENTION_TILE));
+unsafe fn attend_body<L: Lanes>(queries: &Queries<'_>, output: &SharedSlice<'_, f32>, offset: usize, stride: usize) {
+    let (dim, group) = (queries.kv.head_dim, queries.group);
+    let count = queries.rows * group;
+    // SAFETY (below): as the caller's; each query writes its own head of its own row.
+    let mut to = |index: usize| {
+        let at = offset + index / group * stride + index % group * dim;
+        unsafe { output.part(at, dim) }.as_mut_ptr()
+    };
+    let mut first = 0;
+    while first < count {
         // SAFETY: as the caller's.
-        let (tile_max, tile_total) = unsafe { head.tile::<L>(tile, from, to, sums) };
-        tile += ATTENTION_TILE;
-        if first {
-            (max, total, first) = (tile_max, tile_total, false);
-            output.copy_from_slice(sums);
-            continue;
+        unsafe {
+            first += match count - first {
+                SHARED.. => (queries.attend::<L, SHARED>(first, &mut to), SHARED).1,
+                2.. => (queries.attend::<L, 2>(first, &mut to), 2).1,
+                _ => (queries.attend::<L, 1>(first, &mut to), 1).1,
+            };
         }
-        let new_max = if tile_max > max { tile_max } else { max };
-        let (a, b) = (exp(max - new_max), exp(tile_max - new_max));
-        total = total.mul_add(a, tile_total * b);
-        for (output, sum) in output.iter_mut().zip(&*sums) {
-            *output = output.mul_add(a, sum * b);
-        }
-        max = new_max;
     }
-    output.iter_mut().for_each(|output| *output /= total);
 }
 
 multiversioned! {
-    /// Attention of one query head of one row: `output` has head_dim values.
+    /// Attention of all query heads of a run of rows that read one KV head. Row r's part of `output` starts at
+    /// `offset + r × stride` with the group's first head.
     ///
     /// # Safety
-    /// The machine has `set`.
-    pub(crate) unsafe fn attend(head: &Head<'_>, output: &mut [f32]) = attend_body
+    /// The machine has `set`; no other worker writes these rows' heads.
+    pub(crate) unsafe fn attend(
+        queries: &Queries<'_>,
+        output: &SharedSlice<'_, f32>,
+        offset: usize,
+        stride: usize,
+    ) = attend_body
 }

@@ -56,19 +56,32 @@ multiversioned! {
 }
 
 #[inline(always)]
-unsafe fn quantise_body<L: Lanes>(input: &[f32], quants: &mut [i16], scales: &mut [f32]) {
-    let blocks = input.as_chunks::<BLOCK>().0.iter().zip(quants.as_chunks_mut::<BLOCK>().0);
-    for ((values, quants), scale) in blocks.zip(scales) {
-        *scale = quantise::activations(values, quants);
+unsafe fn quantise_body<L: Lanes>(input: &[f32], quads: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
+    let quads = quads.chunks_exact_mut(BLOCK / 4 * L::QUAD_BYTES);
+    let blocks = input.as_chunks::<BLOCK>().0.iter().zip(quads);
+    for ((values, to), (scale, sum)) in blocks.zip(scales.iter_mut().zip(sums)) {
+        let mut quants = [0i8; BLOCK];
+        *scale = quantise::activations(values, &mut quants);
+        *sum = quants.iter().map(|quant| *quant as i32).sum();
+        for (quad, to) in quants.as_chunks::<4>().0.iter().zip(to.chunks_exact_mut(L::QUAD_BYTES)) {
+            // SAFETY: `to` has QUAD_BYTES bytes.
+            unsafe { L::store_quad(to.as_mut_ptr(), *quad) };
+        }
     }
 }
 
 multiversioned! {
-    /// Quantises one row of activations in blocks of 32 (numerics rule 3).
+    /// Quantises one row of activations in blocks of 32 (numerics rule 3): quads as the products read them, a scale and
+    /// the integers' sum per block.
     ///
     /// # Safety
     /// The machine has `set`.
-    pub(crate) unsafe fn quantise(input: &[f32], quants: &mut [i16], scales: &mut [f32]) = quantise_body
+    pub(crate) unsafe fn quantise(
+        input: &[f32],
+        quads: &mut [i8],
+        scales: &mut [f32],
+        sums: &mut [i32],
+    ) = quantise_body
 }
 
 #[inline(always)]

@@ -1,100 +1,50 @@
-//! Matrix products over packed weights.
+//! Matrix products over packed weights ([`super::packed`]).
 //!
-//! Packed forms; outputs are padded with zeros to a multiple of 16 (a *strip*):
-//! * f32, bf16: `[strip][k][16]`: one load gives the weights of 16 outputs for one input;
-//! * int8: `[strip][block][k / 2 within the block][16][2]`, scales `[strip][block][16]`.
-//!
-//! A tile is a few strips by a run of rows. Within it every output has its own chain (numerics rules 2 and 3): lanes are
-//! outputs, never inputs, so the number of rows, strips or lanes changes no bit.
-#![allow(unsafe_code)] // vector loads from packed weights; tiles write disjoint parts of the output
+//! A tile is a few strips of 16 outputs by a run of rows. Within it every output has its own chain (numerics rules 2 and
+//! 3): lanes are outputs, never inputs, so the number of rows, strips or lanes changes no bit.
+#![allow(unsafe_code)]
+// vector loads from packed weights; tiles write disjoint parts of the output
+// Iterators over arrays of registers, and closures, are compiled apart from the function that has the instructions.
+#![allow(clippy::needless_range_loop)]
 
 use super::isa::multiversioned;
 use super::lanes::{Lanes, WIDTH};
+use super::packed::{Packed, PackedValues, Quants};
 use super::pool::SharedSlice;
+use crate::memory::Aligned;
 use crate::operations::finish;
 use crate::quantise::BLOCK;
-use crate::weights::{MatrixShape, PlainMatrix, PlainValues};
+use crate::weights::MatrixShape;
 
-/// Packed values of a matrix.
-pub(crate) enum PackedValues {
-    F32(Vec<f32>),
-    Bf16(Vec<u16>),
-    Int8 { quants: Vec<i8>, scales: Vec<f32> },
+/// Activations of the current integer product.
+#[derive(Default)]
+pub(crate) struct Activations {
+    /// `[rows][inputs / 4]` quads, as the instruction set wants to read them.
+    pub quads: Aligned<i8>,
+    /// `[rows][inputs / 32]`.
+    pub scales: Aligned<f32>,
+    /// `[rows][inputs / 32]`: sums of the block's integers, which take the weights' offset off again.
+    pub sums: Aligned<i32>,
 }
 
-/// A packed matrix.
-pub(crate) struct Packed {
-    pub shape: MatrixShape,
-    pub values: PackedValues,
-}
-
-fn pack_strips<T: Copy + Default>(shape: MatrixShape, plain: &[T]) -> Vec<T> {
-    let MatrixShape { outputs, inputs, .. } = shape;
-    let mut packed = vec![T::default(); outputs.div_ceil(WIDTH) * WIDTH * inputs];
-    for (n, row) in plain.chunks_exact(inputs).enumerate() {
-        let strip = &mut packed[n / WIDTH * WIDTH * inputs..];
-        row.iter().enumerate().for_each(|(k, &value)| strip[k * WIDTH + n % WIDTH] = value);
-    }
-    packed
-}
-
-impl Packed {
-    pub fn new(plain: PlainMatrix) -> Self {
-        let shape = plain.shape;
-        let values = match plain.values {
-            PlainValues::F32(values) => PackedValues::F32(pack_strips(shape, &values)),
-            PlainValues::Bf16(values) => PackedValues::Bf16(pack_strips(shape, &values)),
-            PlainValues::Int8 { quants: plain, scales } => {
-                let blocks = MatrixShape { inputs: shape.inputs / BLOCK, ..shape };
-                let mut quants = vec![0; shape.outputs.div_ceil(WIDTH) * WIDTH * shape.inputs];
-                for (n, row) in plain.chunks_exact(shape.inputs).enumerate() {
-                    let strip = &mut quants[n / WIDTH * WIDTH * shape.inputs..];
-                    for (k, &quant) in row.iter().enumerate() {
-                        strip[k / 2 * (2 * WIDTH) + n % WIDTH * 2 + k % 2] = quant;
-                    }
-                }
-                PackedValues::Int8 { quants, scales: pack_strips(blocks, &scales) }
-            }
-        };
-        Self { shape, values }
-    }
-
-    pub fn strips(&self) -> usize {
-        self.shape.outputs.div_ceil(WIDTH)
-    }
-
-    /// Row `n` expanded to f32 (embedding).
-    pub fn row(&self, n: usize, output: &mut [f32]) {
-        let (inputs, lane) = (self.shape.inputs, n % WIDTH);
-        let start = n / WIDTH * WIDTH * inputs;
-        match &self.values {
-            PackedValues::F32(values) => {
-                let strip = values[start..].chunks_exact(WIDTH);
-                output.iter_mut().zip(strip).for_each(|(out, lanes)| *out = lanes[lane]);
-            }
-            PackedValues::Bf16(values) => {
-                let strip = values[start..].chunks_exact(WIDTH);
-                output.iter_mut().zip(strip).for_each(|(out, lanes)| *out = f32::from_bits((lanes[lane] as u32) << 16));
-            }
-            PackedValues::Int8 { quants, scales } => {
-                let scales = &scales[start / BLOCK..];
-                for (k, out) in output.iter_mut().enumerate() {
-                    let quant = quants[start + k / 2 * (2 * WIDTH) + lane * 2 + k % 2];
-                    *out = quant as f32 * scales[k / BLOCK * WIDTH + lane];
-                }
-            }
-        }
+impl Activations {
+    pub fn reserve(values: usize) -> Self {
+        let blocks = values.div_ceil(BLOCK);
+        // Quads take at most twice their values' bytes.
+        Self { quads: Aligned::zeroed(2 * values), scales: Aligned::zeroed(blocks), sums: Aligned::zeroed(blocks) }
     }
 }
+
+/// Quads (four inputs) in a block.
+const QUADS: usize = BLOCK / 4;
 
 /// One product: what all its tiles share.
 pub(crate) struct Product<'a> {
     pub matrix: &'a Packed,
     /// `[rows][inputs]`.
     pub input: &'a [f32],
-    /// For an integer matrix: the input quantised, `[rows][inputs]` and `[rows][inputs / 32]`.
-    pub quants: &'a [i16],
-    pub scales: &'a [f32],
+    /// For an integer matrix: the input quantised.
+    pub activations: &'a Activations,
     /// `[rows][planes × outputs]`.
     pub output: SharedSlice<'a, f32>,
     pub bias: Option<&'a [f32]>,
@@ -200,13 +150,13 @@ unsafe fn float_block<L: Lanes, W: Stored, const R: usize, const S: usize>(
             let mut sums = [[L::zero(); S]; R];
             for k in from..to {
                 let mut w = [L::zero(); S];
-                for (s, w) in w.iter_mut().enumerate() {
-                    *w = W::load::<L>(weights.as_ptr().add((s * inputs + k) * WIDTH));
+                for s in 0..S {
+                    w[s] = W::load::<L>(weights.as_ptr().add((s * inputs + k) * WIDTH));
                 }
-                for (r, sums) in sums.iter_mut().enumerate() {
+                for r in 0..R {
                     let x = L::splat(*input.as_ptr().add(r * inputs + k));
-                    for (sum, w) in sums.iter_mut().zip(w) {
-                        *sum = L::fma(x, w, *sum);
+                    for s in 0..S {
+                        sums[r][s] = L::fma(x, w[s], sums[r][s]);
                     }
                 }
             }
@@ -215,48 +165,66 @@ unsafe fn float_block<L: Lanes, W: Stored, const R: usize, const S: usize>(
     }
 }
 
-/// R rows by S strips of an integer product.
+/// R rows by S strips of an integer product. With NIBBLES a byte holds two weights.
 ///
 /// # Safety
 /// As [`float_block`].
 #[inline(always)]
-unsafe fn integer_block<L: Lanes, const R: usize, const S: usize>(
+unsafe fn integer_block<L: Lanes, const NIBBLES: bool, const R: usize, const S: usize>(
     product: &Product<'_>,
-    weights: (&[i8], &[f32]),
+    quants: &Quants,
     row: usize,
     strip: usize,
 ) {
     let shape = product.matrix.shape;
-    let (inputs, blocks) = (shape.inputs, shape.inputs / BLOCK);
-    let quants = &product.quants[row * inputs..][..R * inputs];
-    let scales = &product.scales[row * blocks..][..R * blocks];
-    let w = &weights.0[strip * WIDTH * inputs..][..S * WIDTH * inputs];
-    let w_scales = &weights.1[strip * WIDTH * blocks..][..S * WIDTH * blocks];
-    // SAFETY: the four slices above bound every access: block < blocks, r < R, s < S, pair < 16.
+    let blocks = shape.inputs / BLOCK;
+    let (block_bytes, offset) = (quants.block_bytes(), quants.offset());
+    let row_bytes = shape.inputs / 4 * L::QUAD_BYTES;
+    let Activations { quads, scales, sums } = product.activations;
+    let quads = &quads[row * row_bytes..][..R * row_bytes];
+    let scales = &scales[row * blocks..][..R * blocks];
+    let block_sums = &sums[row * blocks..][..R * blocks];
+    let w = &quants.bytes[strip * blocks * block_bytes..][..S * blocks * block_bytes];
+    let w_scales = &quants.scales[strip * WIDTH * blocks..][..S * WIDTH * blocks];
+    // SAFETY: the five slices above bound every access: block < blocks, r < R, s < S, quad < 8.
     unsafe {
         let mut totals = [[L::zero(); S]; R];
         for (index, (from, to)) in shape.ranges().enumerate() {
             let mut sums = [[L::zero(); S]; R];
             for block in from / BLOCK..to / BLOCK {
-                let mut dots = [[L::zero_i32(); S]; R];
-                for pair in 0..BLOCK / 2 {
+                let mut dots = [[L::splat_i32(0); S]; R];
+                for r in 0..R {
+                    dots[r] = [L::splat_i32(*block_sums.as_ptr().add(r * blocks + block) * -offset); S];
+                }
+                let quads = quads.as_ptr().add(block * QUADS * L::QUAD_BYTES);
+                for step in 0..if NIBBLES { QUADS / 2 } else { QUADS } {
                     for s in 0..S {
-                        let w = L::load_pairs(w.as_ptr().add(((s * blocks + block) * BLOCK + 2 * pair) * WIDTH));
-                        for (r, dots) in dots.iter_mut().enumerate() {
-                            dots[s] =
-                                L::dot_pairs(dots[s], w, quants.as_ptr().add(r * inputs + block * BLOCK + 2 * pair));
+                        let from = w.as_ptr().add((s * blocks + block) * block_bytes + step * 4 * WIDTH);
+                        if NIBBLES {
+                            let [low, high] = L::load_nibbles(from);
+                            for r in 0..R {
+                                let quad = quads.add(r * row_bytes + step * L::QUAD_BYTES);
+                                dots[r][s] = L::dot_quads(dots[r][s], low, quad);
+                                dots[r][s] = L::dot_quads(dots[r][s], high, quad.add(QUADS / 2 * L::QUAD_BYTES));
+                            }
+                        } else {
+                            let w = L::load_quads(from);
+                            for r in 0..R {
+                                dots[r][s] =
+                                    L::dot_quads(dots[r][s], w, quads.add(r * row_bytes + step * L::QUAD_BYTES));
+                            }
                         }
                     }
                 }
                 for s in 0..S {
-                    let scale = L::load(w_scales.as_ptr().add((s * blocks + block) * WIDTH));
+                    let scale = L::load_f16(w_scales.as_ptr().add((s * blocks + block) * WIDTH));
                     for r in 0..R {
                         let scale = L::mul(L::splat(*scales.as_ptr().add(r * blocks + block)), scale);
                         sums[r][s] = L::fma(L::to_f32(dots[r][s]), scale, sums[r][s]);
                     }
                 }
             }
-            product.end_range::<L, R, S>(row, strip, (index, to == inputs), &sums, &mut totals);
+            product.end_range::<L, R, S>(row, strip, (index, to == shape.inputs), &sums, &mut totals);
         }
     }
 }
@@ -272,7 +240,10 @@ unsafe fn block<L: Lanes, const R: usize, const S: usize>(product: &Product<'_>,
         match &product.matrix.values {
             PackedValues::F32(values) => float_block::<L, f32, R, S>(product, values, row, strip),
             PackedValues::Bf16(values) => float_block::<L, u16, R, S>(product, values, row, strip),
-            PackedValues::Int8 { quants, scales } => integer_block::<L, R, S>(product, (quants, scales), row, strip),
+            PackedValues::Quants(quants) if quants.nibbles => {
+                integer_block::<L, true, R, S>(product, quants, row, strip)
+            }
+            PackedValues::Quants(quants) => integer_block::<L, false, R, S>(product, quants, row, strip),
         }
     }
 }

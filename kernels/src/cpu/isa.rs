@@ -6,9 +6,13 @@ use std::fmt;
 /// An instruction set that the CPU operations were compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstructionSet {
+    /// AVX-512 F, BW, DQ, VL with FMA, and VNNI: byte dot products.
+    Avx512Vnni,
     /// AVX-512 F, BW, DQ, VL with FMA.
     Avx512,
-    /// AVX2 with FMA.
+    /// AVX2 with FMA and F16C, and AVX-VNNI: byte dot products of 256 bits.
+    AvxVnni,
+    /// AVX2 with FMA and F16C.
     Avx2,
     /// What the compiler's target has: NEON on aarch64, SSE2 on x86-64 (there fused multiply-adds are library calls:
     /// right, and slow).
@@ -17,12 +21,22 @@ pub enum InstructionSet {
 
 impl InstructionSet {
     /// All there are, best first.
-    pub const ALL: [InstructionSet; 3] = [InstructionSet::Avx512, InstructionSet::Avx2, InstructionSet::Baseline];
+    pub const ALL: [InstructionSet; 5] = [
+        InstructionSet::Avx512Vnni,
+        InstructionSet::Avx512,
+        InstructionSet::AvxVnni,
+        InstructionSet::Avx2,
+        InstructionSet::Baseline,
+    ];
 
     /// Whether this machine has it.
     pub fn available(self) -> bool {
         match self {
             InstructionSet::Baseline => true,
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512Vnni => InstructionSet::Avx512.available() && is_x86_feature_detected!("avx512vnni"),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::AvxVnni => InstructionSet::Avx2.available() && is_x86_feature_detected!("avxvnni"),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512 => {
                 is_x86_feature_detected!("avx512f")
@@ -32,7 +46,9 @@ impl InstructionSet {
                     && is_x86_feature_detected!("fma")
             }
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            InstructionSet::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -43,10 +59,21 @@ impl InstructionSet {
         Self::ALL.into_iter().find(|set| set.available()).unwrap_or(InstructionSet::Baseline)
     }
 
+    /// Bytes that four activations of an integer product take.
+    pub(crate) fn quad_bytes(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512 | InstructionSet::Avx2 => 8,
+            _ => 4,
+        }
+    }
+
     /// Name of a backend that uses it.
     pub(crate) fn backend_name(self) -> &'static str {
         match self {
+            InstructionSet::Avx512Vnni => "cpu-avx512-vnni",
             InstructionSet::Avx512 => "cpu-avx512",
+            InstructionSet::AvxVnni => "cpu-avx-vnni",
             InstructionSet::Avx2 => "cpu-avx2",
             InstructionSet::Baseline if cfg!(target_arch = "aarch64") => "cpu-neon",
             InstructionSet::Baseline => "cpu-baseline",
@@ -67,22 +94,40 @@ macro_rules! multiversioned {
         $(#[$meta])*
         $vis unsafe fn $name(set: $crate::cpu::isa::InstructionSet, $($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,avx512vnni")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn avx512_vnni($($arg: $type),*) {
+                // SAFETY: as the caller's; this function has the instructions.
+                unsafe { $body::<$crate::cpu::lanes::Avx512<true>>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx512($($arg: $type),*) {
                 // SAFETY: as the caller's; this function has the instructions.
-                unsafe { $body::<$crate::cpu::lanes::Avx512>($($arg),*) }
+                unsafe { $body::<$crate::cpu::lanes::Avx512<false>>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn avx_vnni($($arg: $type),*) {
+                // SAFETY: as the caller's; this function has the instructions.
+                unsafe { $body::<$crate::cpu::lanes::Avx2<true>>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx2($($arg: $type),*) {
                 // SAFETY: as the caller's; this function has the instructions.
-                unsafe { $body::<$crate::cpu::lanes::Avx2>($($arg),*) }
+                unsafe { $body::<$crate::cpu::lanes::Avx2<false>>($($arg),*) }
             }
             // SAFETY: the backend checked at its making that the machine has `set`; the rest is the caller's promise.
             unsafe {
                 match set {
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::cpu::isa::InstructionSet::Avx512Vnni => avx512_vnni($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::cpu::isa::InstructionSet::AvxVnni => avx_vnni($($arg),*),
                     #[cfg(target_arch = "x86_64")]
                     $crate::cpu::isa::InstructionSet::Avx512 => avx512($($arg),*),
                     #[cfg(target_arch = "x86_64")]

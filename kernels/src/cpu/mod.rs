@@ -10,13 +10,15 @@ pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod isa;
 pub(crate) mod lanes;
+pub(crate) mod packed;
 pub(crate) mod pool;
 
 use std::num::NonZeroUsize;
 
-use self::attention::{BLOCK_TOKENS, Head, block_start};
-use self::gemm::{Packed, PackedValues, Product, TILE_STRIPS};
+use self::attention::{BLOCK_TOKENS, Queries, block_start};
+use self::gemm::{Activations, Product, TILE_STRIPS};
 use self::isa::InstructionSet;
+use self::packed::{Packed, PackedValues};
 use self::pool::{Pool, SharedSlice};
 use crate::backend::{BackendError, KvSpec};
 use crate::executor::Executor;
@@ -45,13 +47,7 @@ impl CpuBackend {
     /// # Errors
     /// [`BackendError::Unavailable`] if an instruction set is forced that this machine lacks.
     pub fn new(options: CpuOptions) -> Result<Self, BackendError> {
-        let set = options.instructions.unwrap_or_else(InstructionSet::detect);
-        if !set.available() {
-            return Err(BackendError::Unavailable(format!("this machine has no {set} instructions")));
-        }
-        let threads =
-            options.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
-        Ok(Executor::over(CpuOperations { set, pool: Pool::new(threads), quants: Vec::new(), scales: Vec::new() }))
+        Ok(Executor::over(CpuOperations::new(options)?))
     }
 }
 
@@ -59,18 +55,32 @@ impl CpuBackend {
 pub struct CpuOperations {
     set: InstructionSet,
     pool: Pool,
-    /// Activations of the current integer product.
-    quants: Vec<i16>,
-    scales: Vec<f32>,
+    activations: Activations,
 }
 
 /// Rows per tile of a product; a run of rows reuses the weights from cache.
 const TILE_ROWS: usize = 48;
 
+/// Activations that are kept in the second-level cache while the weights pass by: half of a small one.
+const CACHED_BYTES: usize = 512 << 10;
+
+/// Rows of a sequence that read its keys and values together.
+const RUN_ROWS: usize = 8;
+
 /// Values below which an operation between products is not worth waking the helpers.
 const SMALL: usize = 8192;
 
 impl CpuOperations {
+    pub(crate) fn new(options: CpuOptions) -> Result<Self, BackendError> {
+        let set = options.instructions.unwrap_or_else(InstructionSet::detect);
+        if !set.available() {
+            return Err(BackendError::Unavailable(format!("this machine has no {set} instructions")));
+        }
+        let threads =
+            options.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
+        Ok(Self { set, pool: Pool::new(threads), activations: Activations::default() })
+    }
+
     /// Runs `job(item)` for every item, on all workers if the whole is large enough.
     fn each(&mut self, items: usize, values: usize, job: &(dyn Fn(usize) + Sync)) -> Result<(), Poisoned> {
         if values < SMALL {
@@ -96,7 +106,7 @@ impl Operations for CpuOperations {
     }
 
     fn is_integer(&self, matrix: &Packed) -> bool {
-        matches!(matrix.values, PackedValues::Int8 { .. })
+        matches!(matrix.values, PackedValues::Quants(_))
     }
 
     fn block_tokens(&self) -> usize {
@@ -104,9 +114,7 @@ impl Operations for CpuOperations {
     }
 
     fn reserve(&mut self, reserve: Reserve) {
-        let values = reserve.limits.rows * reserve.integer_inputs;
-        self.quants = vec![0; values];
-        self.scales = vec![0.0; values / BLOCK];
+        self.activations = Activations::reserve(reserve.limits.rows * reserve.integer_inputs);
     }
 
     fn workers(&self) -> usize {
@@ -150,25 +158,36 @@ impl Operations for CpuOperations {
         let (set, inputs) = (self.set, matrix.shape.inputs);
         let (rows, blocks) = (input.len() / inputs, inputs / BLOCK);
         if self.is_integer(matrix) {
-            let (mut quants, mut scales) = (std::mem::take(&mut self.quants), std::mem::take(&mut self.scales));
-            let (shared_quants, shared_scales) = (SharedSlice::new(&mut quants), SharedSlice::new(&mut scales));
+            let mut activations = std::mem::take(&mut self.activations);
+            let Activations { quads, scales, sums } = &mut activations;
+            let bytes = inputs / 4 * set.quad_bytes();
+            let (quads, scales, sums) = (SharedSlice::new(quads), SharedSlice::new(scales), SharedSlice::new(sums));
             let done = self.each(rows, input.len(), &|row| {
                 // SAFETY: each item has its own row; the machine has `set`.
                 unsafe {
-                    let (quants, scales) =
-                        (shared_quants.part(row * inputs, inputs), shared_scales.part(row * blocks, blocks));
-                    elementwise::quantise(set, &input[row * inputs..][..inputs], quants, scales);
+                    elementwise::quantise(
+                        set,
+                        &input[row * inputs..][..inputs],
+                        quads.part(row * bytes, bytes),
+                        scales.part(row * blocks, blocks),
+                        sums.part(row * blocks, blocks),
+                    );
                 }
             });
-            (self.quants, self.scales) = (quants, scales);
+            self.activations = activations;
             done?;
         }
         let output = SharedSlice::new(output);
-        let product = Product { matrix, input, quants: &self.quants, scales: &self.scales, output, bias, residual };
+        let product = Product { matrix, input, activations: &self.activations, output, bias, residual };
         let (columns, runs) = (matrix.strips().div_ceil(TILE_STRIPS), rows.div_ceil(TILE_ROWS));
         let small = rows * inputs * matrix.shape.outputs < 4 * SMALL;
+        // Runs of rows that stay in the second-level cache together while the weights pass by.
+        let row_bytes = inputs * if self.is_integer(matrix) { set.quad_bytes() } else { 4 * size_of::<f32>() } / 4;
+        let together = (CACHED_BYTES / (TILE_ROWS * row_bytes)).max(1);
         let tile = |index: usize, _: usize| {
-            let (column, run) = (index % columns, index / columns);
+            let first = index / (together * columns) * together;
+            let (within, width) = (index % (together * columns), together.min(runs - first));
+            let (column, run) = (within / width, first + within % width);
             let rows = (run * TILE_ROWS, rows.min((run + 1) * TILE_ROWS));
             // SAFETY: each tile has its own rows and strips; the machine has `set`.
             unsafe { gemm::tile(set, &product, rows, column * TILE_STRIPS) };
@@ -229,20 +248,38 @@ impl Operations for CpuOperations {
         output: &mut [f32],
     ) -> Result<(), Poisoned> {
         let (set, dim, group) = (self.set, spec.head_dim, spec.query_heads / spec.kv_heads);
-        let width = (spec.query_heads + 2 * spec.kv_heads) * dim;
+        let (width, out_width) = ((spec.query_heads + 2 * spec.kv_heads) * dim, spec.query_heads * dim);
         let seen: usize = batch.positions.iter().map(|&position| position as usize + 1).sum();
-        let items = batch.positions.len() * spec.kv_heads;
+        let rows = batch.positions.len();
+        // Few rows are handed out one by one, so that all workers have some.
+        let run = if rows >= RUN_ROWS * 4 * self.pool.workers() { RUN_ROWS } else { 1 };
+        let items = rows.div_ceil(run) * spec.kv_heads;
         let output = SharedSlice::new(output);
         self.each(items, seen * dim * spec.query_heads, &|item| {
-            let (row, kv_head) = (item / spec.kv_heads, item % spec.kv_heads);
-            let to = batch.positions[row] as usize + 1;
-            let from = spec.window.map_or(0, |window| to.saturating_sub(window));
-            for query_head in kv_head * group..(kv_head + 1) * group {
-                let query = &qkv[row * width + query_head * dim..][..dim];
-                let (blocks, scale) = (batch.blocks(row), spec.scale);
-                let head = Head { cache, kv, layer, kv_head, blocks, from, to, scale, query };
-                // SAFETY: each item has its own row and heads; the machine has `set`.
-                unsafe { attention::attend(set, &head, output.part((row * spec.query_heads + query_head) * dim, dim)) };
+            let (mut row, kv_head) = (item / spec.kv_heads * run, item % spec.kv_heads);
+            let end = rows.min(row + run);
+            while row < end {
+                let same = |other: &usize| batch.sequence_of[*other] == batch.sequence_of[row];
+                let count = (row..end).take_while(same).count();
+                let queries = Queries {
+                    cache,
+                    kv,
+                    layer,
+                    kv_head,
+                    blocks: batch.blocks(row),
+                    window: spec.window,
+                    scale: spec.scale,
+                    position: batch.positions[row] as usize,
+                    rows: count,
+                    group,
+                    qkv: &qkv[row * width..][..count * width],
+                    stride: width,
+                    first: kv_head * group * dim,
+                };
+                let offset = row * out_width + kv_head * group * dim;
+                // SAFETY: each item has its own rows and heads; the machine has `set`.
+                unsafe { attention::attend(set, &queries, &output, offset, out_width) };
+                row += count;
             }
         })
     }

@@ -24,7 +24,7 @@ fn packed() -> Vec<CpuOperations> {
     });
     available
         .map(|set| {
-            let mut operations = CpuOperations { set, pool: Pool::new(2), quants: Vec::new(), scales: Vec::new() };
+            let mut operations = CpuOperations { set, pool: Pool::new(2), activations: Activations::default() };
             operations.reserve(Reserve { limits: LIMITS, integer_inputs: 512 });
             operations
         })
@@ -43,8 +43,10 @@ fn plain(shape: MatrixShape, kind: usize) -> PlainMatrix {
         _ => {
             let mut quants = vec![0; values.len()];
             let blocks = values.as_chunks::<BLOCK>().0.iter().zip(quants.chunks_exact_mut(BLOCK));
-            let scales = blocks.map(|(values, quants)| crate::quantise::q8_0(values, quants)).collect();
-            PlainValues::Int8 { quants, scales }
+            let nibbles = kind == 3;
+            let quantise = if nibbles { crate::quantise::q4_0 } else { crate::quantise::q8_0 };
+            let scales = blocks.map(|(values, quants)| quantise(values, quants)).collect();
+            PlainValues::Int8 { quants, scales, nibbles }
         }
     };
     PlainMatrix { shape, values }
@@ -65,8 +67,8 @@ fn products_of_awkward_sizes() {
             (33, 45, 45),
             (5, 7, 3),
         ] {
-            for (rows, kind) in (0..3).flat_map(|kind| [1, 2, 3, 5, 6, 7, 13, 49].map(|rows| (rows, kind))) {
-                if kind == 2 && (inputs % BLOCK != 0 || range_length % BLOCK != 0) {
+            for (rows, kind) in (0..4).flat_map(|kind| [1, 2, 3, 5, 6, 7, 13, 49].map(|rows| (rows, kind))) {
+                if kind >= 2 && (inputs % BLOCK != 0 || range_length % BLOCK != 0) {
                     continue;
                 }
                 case += 1;
@@ -175,6 +177,8 @@ fn attention_of_awkward_lengths_heads_and_windows() {
         (300, 80, 1, Some(256)),
         (530, 32, 2, Some(300)),
         (513, 128, 1, None),
+        (40, 32, 7, Some(9)),
+        (290, 64, 5, None),
     ] {
         let scale = 1.0 / (head_dim as f32).sqrt();
         let spec = AttentionSpec { query_heads: 2 * group, kv_heads: 2, head_dim, scale, window };

@@ -1,0 +1,217 @@
+//! [`Lanes`] on x86-64: AVX-512 and AVX2, each with and without byte dot products (VNNI).
+#![allow(unsafe_code)] // vector intrinsics
+
+use super::Lanes;
+use std::arch::x86_64::*;
+
+/// Four activations: bytes for the byte dot products, else 16-bit values, even ones first.
+///
+/// # Safety
+/// `to` is good for 4 bytes (with VNNI) or 8.
+#[inline(always)]
+unsafe fn store_quad<const VNNI: bool>(to: *mut i8, a: [i8; 4]) {
+    // SAFETY: as the caller's.
+    unsafe {
+        if VNNI {
+            to.cast::<[i8; 4]>().write(a);
+        } else {
+            to.cast::<[i16; 4]>().write_unaligned([a[0], a[2], a[1], a[3]].map(i16::from));
+        }
+    }
+}
+
+/// AVX-512 F, BW, DQ, VL, perhaps VNNI: one register.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512<const VNNI: bool>;
+
+// SAFETY of every block below: the trait's callers promise that the machine has the instructions and that the
+// pointers are good for the access.
+impl<const VNNI: bool> Lanes for Avx512<VNNI> {
+    type F32 = __m512;
+    type I32 = __m512i;
+    type Quads = __m512i;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m512 {
+        unsafe { _mm512_setzero_ps() }
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> __m512 {
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, x: __m512) {
+        unsafe { _mm512_storeu_ps(to, x) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+    const QUAD_BYTES: usize = if VNNI { 4 } else { 8 };
+    #[inline(always)]
+    unsafe fn store_quad(to: *mut i8, a: [i8; 4]) {
+        unsafe { store_quad::<VNNI>(to, a) }
+    }
+    #[inline(always)]
+    unsafe fn splat_i32(x: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    unsafe fn load_quads(from: *const u8) -> __m512i {
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_nibbles(from: *const u8) -> [__m512i; 2] {
+        unsafe {
+            let (bytes, low) = (_mm512_loadu_si512(from.cast()), _mm512_set1_epi8(15));
+            [_mm512_and_si512(bytes, low), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_quads(sum: __m512i, w: __m512i, a: *const i8) -> __m512i {
+        // Without VNNI: even and odd bytes apart, as 16-bit pairs; `madd` of them cannot saturate (2 × 255 × 127 in i32).
+        unsafe {
+            let first = _mm512_set1_epi32(a.cast::<i32>().read_unaligned());
+            if VNNI {
+                return _mm512_dpbusd_epi32(sum, w, first);
+            }
+            let second = _mm512_set1_epi32(a.add(4).cast::<i32>().read_unaligned());
+            let even = _mm512_madd_epi16(_mm512_and_si512(w, _mm512_set1_epi16(255)), first);
+            let odd = _mm512_madd_epi16(_mm512_srli_epi16::<8>(w), second);
+            _mm512_add_epi32(sum, _mm512_add_epi32(even, odd))
+        }
+    }
+    #[inline(always)]
+    unsafe fn to_f32(x: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+}
+
+/// AVX2, FMA and F16C, perhaps AVX-VNNI: two registers.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2<const VNNI: bool>;
+
+impl<const VNNI: bool> Lanes for Avx2<VNNI> {
+    type F32 = [__m256; 2];
+    type I32 = [__m256i; 2];
+    type Quads = [__m256i; 2];
+
+    #[inline(always)]
+    unsafe fn zero() -> [__m256; 2] {
+        unsafe { [_mm256_setzero_ps(), _mm256_setzero_ps()] }
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> [__m256; 2] {
+        unsafe { [_mm256_set1_ps(x), _mm256_set1_ps(x)] }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> [__m256; 2] {
+        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> [__m256; 2] {
+        unsafe {
+            let low = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())));
+            let high = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(8).cast())));
+            [_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, x: [__m256; 2]) {
+        unsafe {
+            _mm256_storeu_ps(to, x[0]);
+            _mm256_storeu_ps(to.add(8), x[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> [__m256; 2] {
+        unsafe {
+            let low = _mm256_cvtph_ps(_mm_loadu_si128(from.cast()));
+            [low, _mm256_cvtph_ps(_mm_loadu_si128(from.add(8).cast()))]
+        }
+    }
+    const QUAD_BYTES: usize = if VNNI { 4 } else { 8 };
+    #[inline(always)]
+    unsafe fn store_quad(to: *mut i8, a: [i8; 4]) {
+        unsafe { store_quad::<VNNI>(to, a) }
+    }
+    #[inline(always)]
+    unsafe fn splat_i32(x: i32) -> [__m256i; 2] {
+        unsafe { [_mm256_set1_epi32(x); 2] }
+    }
+    #[inline(always)]
+    unsafe fn load_quads(from: *const u8) -> [__m256i; 2] {
+        unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())] }
+    }
+    #[inline(always)]
+    unsafe fn load_nibbles(from: *const u8) -> [[__m256i; 2]; 2] {
+        unsafe {
+            let (bytes, low) = (Self::load_quads(from), _mm256_set1_epi8(15));
+            let high = [_mm256_srli_epi16::<4>(bytes[0]), _mm256_srli_epi16::<4>(bytes[1])];
+            [
+                [_mm256_and_si256(bytes[0], low), _mm256_and_si256(bytes[1], low)],
+                [_mm256_and_si256(high[0], low), _mm256_and_si256(high[1], low)],
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_quads(sum: [__m256i; 2], w: [__m256i; 2], a: *const i8) -> [__m256i; 2] {
+        // As with AVX-512 (`maddubs` of bytes could saturate).
+        unsafe {
+            let first = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
+            let mut sum = sum;
+            if VNNI {
+                for i in 0..2 {
+                    sum[i] = _mm256_dpbusd_avx_epi32(sum[i], w[i], first);
+                }
+                return sum;
+            }
+            let second = _mm256_set1_epi32(a.add(4).cast::<i32>().read_unaligned());
+            for i in 0..2 {
+                let even = _mm256_madd_epi16(_mm256_and_si256(w[i], _mm256_set1_epi16(255)), first);
+                let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(w[i]), second);
+                sum[i] = _mm256_add_epi32(sum[i], _mm256_add_epi32(even, odd));
+            }
+            sum
+        }
+    }
+    #[inline(always)]
+    unsafe fn to_f32(x: [__m256i; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])] }
+    }
+}

@@ -1,0 +1,141 @@
+//! Weights as the products read them: 16 outputs (a *strip*, padded with zeros) side by side, from start to end.
+//!
+//! * f32, bf16: `[strip][k][16]`: one load gives the weights of 16 outputs for one input;
+//! * 8-bit: `[strip][block of 32][quad of inputs][16][4]` bytes, each 128 + the integer;
+//! * 4-bit: as 8-bit, each 8 + the integer, quads q and q + 4 of a block in the low and high halves of the same bytes;
+//! * scales: `[strip][block][16]`, f16.
+//!
+//! So an 8-bit weight takes 1.0625 bytes and a 4-bit one 0.5625, as in their files. The offset makes the bytes unsigned,
+//! as byte dot products want one side; products take it off by the sums of the activations.
+
+use polylink_protocol::exact_math::{bf16_to_f32, f16_to_f32, f32_to_f16_saturating};
+
+use super::lanes::WIDTH;
+use crate::memory::{Aligned, Plain};
+use crate::quantise::BLOCK;
+use crate::weights::{MatrixShape, PlainMatrix, PlainValues};
+
+/// Integers and their scales.
+pub(crate) struct Quants {
+    pub bytes: Aligned<u8>,
+    pub scales: Aligned<u16>,
+    /// Two weights a byte.
+    pub nibbles: bool,
+}
+
+impl Quants {
+    /// Bytes of a block of one strip.
+    #[inline(always)]
+    pub fn block_bytes(&self) -> usize {
+        if self.nibbles { BLOCK * WIDTH / 2 } else { BLOCK * WIDTH }
+    }
+
+    /// What was added to each integer.
+    #[inline(always)]
+    pub fn offset(&self) -> i32 {
+        if self.nibbles { 8 } else { 128 }
+    }
+
+    /// Byte of an input of a block and an output of a strip, and how far its bits are shifted.
+    #[inline(always)]
+    fn place(&self, lane: usize, k: usize) -> (usize, u32) {
+        let (quad, within) = (k / 4, lane * 4 + k % 4);
+        match (self.nibbles, quad / (BLOCK / 8)) {
+            (false, _) => (quad * 4 * WIDTH + within, 0),
+            (true, 0) => (quad * 4 * WIDTH + within, 0),
+            (true, _) => ((quad - BLOCK / 8) * 4 * WIDTH + within, 4),
+        }
+    }
+
+    fn pack(shape: MatrixShape, plain: &[i8], scales: &[f32], nibbles: bool) -> Self {
+        let (strips, blocks) = (shape.outputs.div_ceil(WIDTH), shape.inputs / BLOCK);
+        let mut packed = Self { bytes: Aligned::default(), scales: Aligned::zeroed(strips * blocks * WIDTH), nibbles };
+        let (block_bytes, offset) = (packed.block_bytes(), packed.offset());
+        let mut bytes = Aligned::<u8>::zeroed(strips * blocks * block_bytes);
+        for (n, row) in plain.chunks_exact(shape.inputs).enumerate() {
+            for (block, quants) in row.chunks_exact(BLOCK).enumerate() {
+                let number = n / WIDTH * blocks + block;
+                let to = &mut bytes[number * block_bytes..][..block_bytes];
+                for (k, &quant) in quants.iter().enumerate() {
+                    let (at, shift) = packed.place(n % WIDTH, k);
+                    to[at] |= ((quant as i32 + offset) as u8) << shift;
+                }
+                let scale = scales[n * blocks + block];
+                let half = f32_to_f16_saturating(scale);
+                debug_assert_eq!(f16_to_f32(half), scale, "a block's scale is an f16");
+                packed.scales[number * WIDTH + n % WIDTH] = half;
+            }
+        }
+        packed.bytes = bytes;
+        packed
+    }
+
+    /// Output `n` as f32.
+    fn row(&self, n: usize, blocks: usize, output: &mut [f32]) {
+        for (k, out) in output.iter_mut().enumerate() {
+            let number = n / WIDTH * blocks + k / BLOCK;
+            let (at, shift) = self.place(n % WIDTH, k % BLOCK);
+            let byte = self.bytes[number * self.block_bytes() + at] >> shift;
+            let quant = i32::from(if self.nibbles { byte & 15 } else { byte }) - self.offset();
+            *out = quant as f32 * f16_to_f32(self.scales[number * WIDTH + n % WIDTH]);
+        }
+    }
+}
+
+/// Packed values of a matrix.
+pub(crate) enum PackedValues {
+    F32(Aligned<f32>),
+    Bf16(Aligned<u16>),
+    Quants(Quants),
+}
+
+/// A packed matrix.
+pub(crate) struct Packed {
+    pub shape: MatrixShape,
+    pub values: PackedValues,
+}
+
+fn pack_strips<T: Plain>(shape: MatrixShape, plain: &[T]) -> Aligned<T> {
+    let MatrixShape { outputs, inputs, .. } = shape;
+    let mut packed = Aligned::zeroed(outputs.div_ceil(WIDTH) * WIDTH * inputs);
+    for (n, row) in plain.chunks_exact(inputs).enumerate() {
+        let strip = &mut packed[n / WIDTH * WIDTH * inputs..];
+        row.iter().enumerate().for_each(|(k, &value)| strip[k * WIDTH + n % WIDTH] = value);
+    }
+    packed
+}
+
+impl Packed {
+    pub fn new(plain: PlainMatrix) -> Self {
+        let shape = plain.shape;
+        let values = match plain.values {
+            PlainValues::F32(values) => PackedValues::F32(pack_strips(shape, &values)),
+            PlainValues::Bf16(values) => PackedValues::Bf16(pack_strips(shape, &values)),
+            PlainValues::Int8 { quants, scales, nibbles } => {
+                PackedValues::Quants(Quants::pack(shape, &quants, &scales, nibbles))
+            }
+        };
+        Self { shape, values }
+    }
+
+    pub fn strips(&self) -> usize {
+        self.shape.outputs.div_ceil(WIDTH)
+    }
+
+    /// Row `n` expanded to f32 (embedding).
+    pub fn row(&self, n: usize, output: &mut [f32]) {
+        let (inputs, lane) = (self.shape.inputs, n % WIDTH);
+        let start = n / WIDTH * WIDTH * inputs;
+        match &self.values {
+            PackedValues::F32(values) => {
+                let strip = values[start..].chunks_exact(WIDTH);
+                output.iter_mut().zip(strip).for_each(|(out, lanes)| *out = lanes[lane]);
+            }
+            PackedValues::Bf16(values) => {
+                let strip = values[start..].chunks_exact(WIDTH);
+                output.iter_mut().zip(strip).for_each(|(out, lanes)| *out = bf16_to_f32(lanes[lane]));
+            }
+            PackedValues::Quants(quants) => quants.row(n, inputs / BLOCK, output),
+        }
+    }
+}
