@@ -163,6 +163,8 @@ async fn direct(args: &ChatArgs, url: &str, home: &Path) -> Result<Direct, CliEr
     };
     let clock = ChainClock::start(Arc::new(chain.clone())).await;
     let payer = Payer::open(config, clock).map_err(|e| wrong(&e))?;
+    // What an earlier conversation has left: an interrupted answer is owed as far as it was sent.
+    payer.settle_older().await.map_err(|e| wrong(&e))?;
     let info: WorkerInfo = payer.http().get(&format!("{url}/polylink/v1/info")).await.map_err(|e| wrong(&e))?;
     let profile = profile_digest(&info.profile);
     // What a worker says of itself counts for nothing: keys and prices are the chain's.

@@ -11,5 +11,6 @@ pub mod gateway;
 pub mod http;
 pub mod journal;
 pub mod model;
+pub mod records;
 pub mod tensor_split;
 pub mod worker;

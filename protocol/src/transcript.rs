@@ -103,10 +103,16 @@ pub struct VoucherCall {
 pub enum ReceiptStatus {
     /// Still being answered.
     Running,
-    /// Answered: its receipt, which is to be paid.
+    /// Answered, or cut after its first token because its caller went away: its receipt, which is to be paid, and what
+    /// the receipt's completion digest stands for.
     Served {
         /// As the worker signed it.
         receipt: Box<SignedReceipt>,
+        /// Salt of the completion digest.
+        #[serde(with = "hex_bytes")]
+        completion_salt: Vec<u8>,
+        /// Per choice, the completion.
+        completions: Vec<Vec<u32>>,
     },
     /// Not answered, and never will be under this index: nothing is owed.
     Unserved,

@@ -1,12 +1,14 @@
 //! The payer's account of one session: indexes, answers that run, receipts to be paid, vouchers. A pure state machine.
 //!
 //! Receipts are paid in the order of their epochs: while an answer of an older epoch runs, newer receipts wait, so that
-//! each voucher's increase belongs to the epoch that it names and is redeemed into that epoch's pot.
+//! each voucher's increase belongs to the epoch that it names and is redeemed into that epoch's pot. A receipt that was
+//! refused holds nothing up, but its index stays in the window: a worker whose receipts do not hold gets no more than
+//! that many requests of a session.
 
 use std::collections::BTreeMap;
 
 use polylink_protocol::market::{RECEIPT_CHAIN_START, chain_receipt};
-use polylink_protocol::market_v1::Voucher;
+use polylink_protocol::market_v1::{SignedRequest, Voucher};
 use polylink_protocol::transcript::VoucherCall;
 use polylink_protocol::{Amount, Digest};
 
@@ -29,8 +31,8 @@ pub enum BookError {
     },
 }
 
-/// An answer that runs, or whose fate is not known yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An answer that runs, or whose fate is not known yet, or whose receipt was refused.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Running {
     /// Digest of the request.
     pub request: Digest,
@@ -38,6 +40,12 @@ pub struct Running {
     pub epoch: u64,
     /// The most it may cost.
     pub worst: Amount,
+    /// The request as it was signed, to check a late receipt against; None in journals of older versions.
+    pub signed: Option<SignedRequest>,
+    /// Tokens of its prompt.
+    pub prompt_tokens: u64,
+    /// Its receipt did not hold: it is never paid, and keeps its place in the window.
+    pub refused: bool,
 }
 
 /// A verified receipt that is not paid yet.
@@ -91,7 +99,7 @@ impl PayerBook {
 
     /// Whether a request may begin.
     pub fn check(&self, worst: Amount, funds: Amount, window: u32) -> Result<(), BookError> {
-        let open = self.running.len() + self.owed.len();
+        let open = self.open();
         if open >= window as usize {
             return Err(BookError::WindowFull(open));
         }
@@ -113,6 +121,13 @@ impl PayerBook {
         self.running.remove(&index);
     }
 
+    /// The receipt of a request does not hold.
+    pub fn refuse(&mut self, index: u64) {
+        if let Some(running) = self.running.get_mut(&index) {
+            running.refused = true;
+        }
+    }
+
     /// A request ends with a verified receipt.
     pub fn finish(&mut self, index: u64, owed: Owed) {
         self.next_index = self.next_index.max(index + 1);
@@ -126,7 +141,7 @@ impl PayerBook {
             return None;
         }
         let oldest = self.owed.values().map(|owed| owed.epoch).min()?;
-        if self.running.values().any(|running| running.epoch < oldest) {
+        if self.running.values().any(|running| !running.refused && running.epoch < oldest) {
             return None;
         }
         let (mut amount, mut hash, mut indexes) = (self.paid, self.receipts_hash, Vec::new());
@@ -167,9 +182,14 @@ impl PayerBook {
         }
     }
 
-    /// Nothing runs, is owed or outstanding.
+    /// Answers that run or are unpaid, and those whose receipts were refused: what the window bounds.
+    pub fn open(&self) -> usize {
+        self.running.len() + self.owed.len()
+    }
+
+    /// Nothing runs, is owed or outstanding (what was refused is neither).
     pub fn is_settled(&self) -> bool {
-        self.running.is_empty() && self.owed.is_empty() && self.outstanding.is_none()
+        self.running.values().all(|running| running.refused) && self.owed.is_empty() && self.outstanding.is_none()
     }
 }
 

@@ -3,8 +3,10 @@
 //!
 //! What always holds: every request has an index of its own, also across restarts; an answer is accepted only if its
 //! receipt verifies against what was streamed; a voucher is durable before it is sent, pays verified receipts only, and
-//! never more than the session holds; what failed is not paid.
+//! never more than the session holds; of an answer that broke off no more is paid than was sent of it.
 
+mod arrivals;
+mod ask;
 pub mod book;
 pub mod call;
 pub mod payer;
@@ -16,7 +18,9 @@ mod upstream;
 pub mod verify;
 mod worker;
 
-pub use payer::{Ask, Payer, PayerConfig, PayerError, PayerSession};
+pub use arrivals::Figures;
+pub use ask::Ask;
+pub use payer::{Payer, PayerConfig, PayerError, PayerSession};
 pub use upstream::{Upstream, UpstreamEvent};
-pub use verify::{VerifyError, verify_answer};
+pub use verify::{CUT_SLACK_TOKENS, CutAnswer, VerifyError, verify_answer, verify_cut};
 pub use worker::{ProfileTerms, WorkerRef};

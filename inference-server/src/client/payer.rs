@@ -1,27 +1,24 @@
 //! A payer at work: sessions to workers on chain, signed requests, verified answers.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use axum::http::StatusCode;
 use polylink_protocol::keys::{AccountKey, ServiceKey};
-use polylink_protocol::market::{SALT_BYTES, answer_amount, prompt_digest, request_digest, sign_request};
-use polylink_protocol::market_v1::{MsgOpenSession, MsgTopUp, Request, Sampling, Session};
-use polylink_protocol::transcript::GenerateCall;
+use polylink_protocol::market_v1::{MsgOpenSession, MsgTopUp, Session, TokenPrices};
 use polylink_protocol::{Amount, Digest, tx};
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
-use super::book::{BookError, Running};
+use super::arrivals::{Arrivals, Figures};
+use super::book::BookError;
 use super::call::{CallError, HttpClient};
 use super::settle;
-use super::store::{Charge, PayError, PayerStore};
-use super::upstream::{Pending, Upstream};
+use super::store::{PayError, PayerStore};
 use super::worker::WorkerRef;
 use crate::chain::{ChainClock, ChainError};
 use crate::http::ApiError;
-use crate::http::local::random_bytes;
 use crate::journal::JournalError;
 
 /// A payer's settings.
@@ -87,7 +84,7 @@ impl PayerError {
     }
 
     /// Whether the worker's clock is ahead of ours, or the epoch ended on the way.
-    fn is_stale_epoch(&self) -> bool {
+    pub(super) fn is_stale_epoch(&self) -> bool {
         matches!(self, Self::Call(CallError::Refused { error, .. }) if ["epoch_closed", "epoch_ahead"].contains(&error.code()))
     }
 
@@ -131,21 +128,6 @@ impl PayerError {
     }
 }
 
-/// What is to be generated.
-#[derive(Clone, Debug)]
-pub struct Ask {
-    /// Token ids.
-    pub prompt_token_ids: Vec<u32>,
-    /// Parameters; `max_tokens` is resolved.
-    pub sampling: Sampling,
-    /// Of the noise.
-    pub seed: [u8; 32],
-    /// Alternatives per token; None: no logprobs.
-    pub logprobs: Option<u32>,
-    /// Id of the answer.
-    pub answer_id: String,
-}
-
 /// A session to a worker, as this payer holds it.
 pub struct PayerSession {
     pub(super) worker: Mutex<WorkerRef>,
@@ -162,7 +144,7 @@ impl PayerSession {
     pub(super) fn worker(&self) -> WorkerRef {
         self.worker.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
-    fn bounds(&self) -> (Amount, u32) {
+    pub(super) fn bounds(&self) -> (Amount, u32) {
         let record = self.record.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (deposit, cap) = (amount(&record.deposit), amount(&record.cap));
         (if cap.is_zero() { deposit } else { deposit.min(cap) }, record.window)
@@ -174,6 +156,8 @@ fn amount(text: &str) -> Amount {
 }
 
 type Slot = Arc<tokio::sync::Mutex<Option<Arc<PayerSession>>>>;
+/// Told of a worker whose receipt was refused.
+type OnRefusal = Box<dyn Fn(&str) + Send + Sync>;
 
 /// See the module.
 pub struct Payer {
@@ -181,10 +165,14 @@ pub struct Payer {
     pub(super) clock: ChainClock,
     pub(super) store: PayerStore,
     pub(super) http: HttpClient,
+    /// Answers that arrive, and those that broke off.
+    pub(super) arrivals: Arrivals,
+    pub(super) figures: Figures,
+    pub(super) on_refusal: OnceLock<OnRefusal>,
     /// Per (worker, profile): the session, opened by whoever asks first.
     sessions: Mutex<HashMap<(String, Digest), Slot>>,
-    /// (session, index) of the answers that are arriving now.
-    streaming: Mutex<HashSet<(u64, u64)>>,
+    /// Every session with a settler, by its id: those in use, and older ones in which something is left to settle.
+    settling: Mutex<HashMap<u64, Arc<PayerSession>>>,
     settlers: TaskTracker,
 }
 
@@ -192,9 +180,33 @@ impl Payer {
     /// Opens the journal.
     pub fn open(config: PayerConfig, clock: ChainClock) -> Result<Arc<Self>, JournalError> {
         let store = PayerStore::open(&config.journal)?;
-        let (http, settlers) = (HttpClient::new(), TaskTracker::new());
-        let (sessions, streaming) = (Mutex::default(), Mutex::default());
-        Ok(Arc::new(Self { config, clock, store, http, sessions, streaming, settlers }))
+        Ok(Arc::new(Self {
+            config,
+            clock,
+            store,
+            http: HttpClient::new(),
+            arrivals: Arrivals::default(),
+            figures: Figures::new(),
+            on_refusal: OnceLock::new(),
+            sessions: Mutex::default(),
+            settling: Mutex::default(),
+            settlers: TaskTracker::new(),
+        }))
+    }
+
+    /// Whoever rests workers wants to know whose receipts do not hold. The first call counts.
+    pub fn on_refusal(&self, told: impl Fn(&str) + Send + Sync + 'static) {
+        let _first = self.on_refusal.set(Box::new(told));
+    }
+
+    /// This service stops and cuts what still arrives: that is not the users' doing, so they are not charged.
+    pub fn stopping(&self) {
+        self.arrivals.stopping();
+    }
+
+    /// What became of answers that broke off.
+    pub fn figures(&self) -> &Figures {
+        &self.figures
     }
 
     /// Accounts and answers.
@@ -212,15 +224,6 @@ impl Payer {
         &self.http
     }
 
-    pub(super) fn streaming(&self) -> std::sync::MutexGuard<'_, HashSet<(u64, u64)>> {
-        self.streaming.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Whether an answer is arriving now.
-    pub(super) fn is_streaming(&self, session: u64, index: u64) -> bool {
-        self.streaming().contains(&(session, index))
-    }
-
     fn slot(&self, worker: &WorkerRef) -> Slot {
         let mut sessions = self.sessions.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         Arc::clone(sessions.entry((worker.operator.clone(), worker.profile)).or_default())
@@ -236,28 +239,86 @@ impl Payer {
         let slot = self.slot(worker);
         let mut held = slot.lock().await;
         let epoch = self.clock.now()?.epoch;
-        if let Some(session) = held.as_ref() {
-            *session.worker.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = worker.clone();
-            if !self.expires_soon(session, epoch) {
-                self.top_up(session).await?;
-                return Ok(Arc::clone(session));
-            }
+        self.moved(worker);
+        if let Some(session) = held.as_ref()
+            && !self.expires_soon(session, epoch)
+        {
+            self.top_up(session).await?;
+            return Ok(Arc::clone(session));
         }
         let found = match self.find(worker, epoch).await? {
             Some(found) => found,
             None => self.open_on_chain(worker, epoch).await?,
         };
-        let session = Arc::new(PayerSession {
-            id: found.id,
-            worker: Mutex::new(worker.clone()),
-            record: Mutex::new(found),
-            wake: Notify::new(),
-        });
-        // Weak, so that a payer that is dropped ends its settlers.
-        self.settlers.spawn(settle::run(Arc::downgrade(self), Arc::clone(&session)));
+        let session = self.settle(found, worker);
         self.top_up(&session).await?;
         *held = Some(Arc::clone(&session));
         Ok(session)
+    }
+
+    fn settling(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<PayerSession>>> {
+        self.settling.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The one settler of a session: two would acknowledge each other's vouchers.
+    fn settle(self: &Arc<Self>, record: Session, worker: &WorkerRef) -> Arc<PayerSession> {
+        let mut settling = self.settling();
+        if let Some(session) = settling.get(&record.id) {
+            return Arc::clone(session);
+        }
+        let session = Arc::new(PayerSession {
+            id: record.id,
+            worker: Mutex::new(worker.clone()),
+            record: Mutex::new(record),
+            wake: Notify::new(),
+        });
+        settling.insert(session.id, Arc::clone(&session));
+        // Weak, so that a payer that is dropped ends its settlers.
+        self.settlers.spawn(settle::run(Arc::downgrade(self), Arc::clone(&session)));
+        session
+    }
+
+    /// A worker's newest endpoint and key are good for its older sessions too.
+    fn moved(&self, worker: &WorkerRef) {
+        for session in self.settling().values() {
+            let mut known = session.worker.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if (known.operator.as_str(), known.profile) == (worker.operator.as_str(), worker.profile) {
+                *known = worker.clone();
+            }
+        }
+    }
+
+    /// Takes up what older sessions, which are no longer asked, have left to settle: after a restart only the journal
+    /// knows of them. What is closed on chain takes no voucher any more and stays as it is.
+    ///
+    /// # Errors
+    /// When the chain does not answer: to be tried again.
+    pub async fn settle_older(self: &Arc<Self>) -> Result<(), PayerError> {
+        for id in self.store.unsettled() {
+            if self.settling().contains_key(&id) {
+                continue;
+            }
+            let Some(record) = self.clock.chain().session(id).await?.filter(|session| !session.closed) else {
+                continue;
+            };
+            let Some(profile) = Digest::from_slice(&record.profile_digest) else { continue };
+            let Some(found) = self.clock.chain().worker(&record.payee).await? else { continue };
+            // Nothing is asked of it: what it takes by now does not matter.
+            let worker = WorkerRef::new(&found, &profile, &TokenPrices::default());
+            tracing::info!(session = id, worker = worker.operator, "an older session is settled");
+            self.settle(record, &worker);
+        }
+        Ok(())
+    }
+
+    /// Ends the settler of a session that will not be asked again and owes nothing.
+    pub(super) fn is_over(&self, session: &PayerSession) -> bool {
+        let Ok(now) = self.clock.now() else { return false };
+        let over = self.expires_soon(session, now.epoch) && self.store.book(session.id).is_settled();
+        if over {
+            self.settling().remove(&session.id);
+        }
+        over
     }
 
     fn expires_soon(&self, session: &PayerSession, epoch: u64) -> bool {
@@ -315,102 +376,5 @@ impl Payer {
             *session.record.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = record;
         }
         Ok(())
-    }
-
-    /// Signs a request, sends it, and returns when the answer's first event is there. Where the epoch ended on the way,
-    /// it is signed once more for the new one.
-    pub async fn ask(
-        self: &Arc<Self>,
-        session: &Arc<PayerSession>,
-        ask: &Ask,
-        charge: Option<Charge>,
-    ) -> Result<Upstream, PayerError> {
-        match self.ask_once(session, ask, charge.clone()).await {
-            Err(error) if error.is_stale_epoch() => {
-                self.clock.ask().await?;
-                self.ask_once(session, ask, charge).await
-            }
-            other => other,
-        }
-    }
-
-    async fn ask_once(
-        self: &Arc<Self>,
-        session: &Arc<PayerSession>,
-        ask: &Ask,
-        charge: Option<Charge>,
-    ) -> Result<Upstream, PayerError> {
-        let worker = session.worker();
-        let epoch = self.clock.now()?.epoch;
-        let offer = worker.offer(epoch).map(|(key, price)| (key.to_vec(), price));
-        let (receipt_key, price) =
-            offer.ok_or_else(|| PayerError::NotOffered { worker: worker.operator.clone(), epoch })?;
-        let prompt_salt: [u8; SALT_BYTES] = random_bytes().map_err(|e| PayerError::Random(e.message))?;
-        let prompt_tokens = ask.prompt_token_ids.len() as u64;
-        let completion_tokens = u64::from(ask.sampling.max_tokens) * u64::from(ask.sampling.n.max(1));
-        let worst = answer_amount(&price, prompt_tokens, 0, completion_tokens).max(answer_amount(
-            &price,
-            prompt_tokens,
-            prompt_tokens,
-            completion_tokens,
-        ));
-        let request = |index: u64| {
-            let request = Request {
-                chain_id: self.clock.chain_id().into(),
-                session: session.id,
-                epoch,
-                index,
-                profile_digest: worker.profile.to_vec(),
-                prompt_digest: prompt_digest(&prompt_salt, &ask.prompt_token_ids).to_vec(),
-                sampling: Some(ask.sampling.clone()),
-                max_price: Some(price),
-                seed: ask.seed.to_vec(),
-            };
-            let digest = request_digest(&request);
-            let signed = sign_request(request, &self.config.spend_key);
-            (Running { request: digest, epoch, worst }, (signed, digest))
-        };
-        let begun = self.store.begin(session.id, session.bounds(), charge.as_ref(), worst, request).await;
-        let (index, (request, digest)) = begun?;
-        self.streaming().insert((session.id, index));
-        let mut upstream = Upstream {
-            answer: Pending {
-                payer: Arc::clone(self),
-                session: Arc::clone(session),
-                index,
-                worst,
-                charge,
-                request: digest,
-                settled: false,
-            },
-            request,
-            prompt_salt,
-            prompt_token_ids: ask.prompt_token_ids.clone(),
-            completions: vec![vec![]; ask.sampling.n.max(1) as usize],
-            answer_id: ask.answer_id.clone(),
-            worker,
-            receipt_key,
-            price,
-            stream: None,
-            first: None,
-            ended: false,
-        };
-        let url = format!("{}/polylink/v1/generate", upstream.worker.endpoint);
-        let call = GenerateCall {
-            request: upstream.request.clone(),
-            prompt_salt: prompt_salt.to_vec(),
-            prompt_token_ids: ask.prompt_token_ids.clone(),
-            voucher: None,
-            logprobs: ask.logprobs.map_or(0, |top| top.max(1)),
-        };
-        let opened = self.http.stream(&url, &call).await;
-        if let Err(CallError::Refused { .. } | CallError::Url(..)) = &opened {
-            // It says itself that it does not answer this index.
-            upstream.answer.unserved();
-        }
-        upstream.stream = Some(opened?);
-        let first = upstream.receive().await?;
-        upstream.first = Some(first);
-        Ok(upstream)
     }
 }

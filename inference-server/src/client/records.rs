@@ -1,18 +1,18 @@
 //! What the payer's journal holds, in protobuf (field numbers are never reused).
 
-use polylink_protocol::market_v1::SignedVoucher;
-use polylink_protocol::transcript::VoucherCall;
-use polylink_protocol::{Amount, Digest};
+use polylink_protocol::Amount;
+use polylink_protocol::market_v1::{SignedRequest, SignedVoucher};
 use prost::Message;
 
 use super::book::{Owed, PayerBook, Running};
 use super::store::KeyAccount;
+use crate::records::{UNKNOWN_KIND, VoucherRecord, amount, digest};
 
 /// One record.
 #[derive(Clone, PartialEq, Message)]
 pub struct PayerRecord {
     /// What it is.
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub kind: Option<Kind>,
 }
 
@@ -43,6 +43,9 @@ pub enum Kind {
     /// All accounts, at the beginning of a segment.
     #[prost(message, tag = "8")]
     Snapshot(SnapshotRecord),
+    /// The worker's receipt of a request does not hold: it is never paid.
+    #[prost(message, tag = "9")]
+    Refused(IndexRecord),
 }
 
 /// A request.
@@ -63,6 +66,15 @@ pub struct BegunRecord {
     /// The most it costs, uplk.
     #[prost(string, tag = "5")]
     pub worst: String,
+    /// As it was signed.
+    #[prost(message, optional, tag = "6")]
+    pub signed: Option<SignedRequest>,
+    /// Tokens of its prompt.
+    #[prost(uint64, tag = "7")]
+    pub prompt_tokens: u64,
+    /// In a snapshot: the receipt of it was refused.
+    #[prost(bool, tag = "8")]
+    pub refused: bool,
 }
 
 /// An answer.
@@ -101,6 +113,9 @@ pub struct AnsweredRecord {
     /// Endpoint of the worker, for the receipt's proof.
     #[prost(string, tag = "11")]
     pub endpoint: String,
+    /// It was cut: its user went away.
+    #[prost(bool, tag = "12")]
+    pub cut: bool,
 }
 
 /// An index of a session.
@@ -112,17 +127,6 @@ pub struct IndexRecord {
     /// Index.
     #[prost(uint64, tag = "2")]
     pub index: u64,
-}
-
-/// A voucher and what it pays.
-#[derive(Clone, PartialEq, Message)]
-pub struct VoucherRecord {
-    /// Signed.
-    #[prost(message, optional, tag = "1")]
-    pub voucher: Option<SignedVoucher>,
-    /// Newly paid.
-    #[prost(uint64, repeated, tag = "2")]
-    pub indexes: Vec<u64>,
 }
 
 /// A redemption.
@@ -203,6 +207,9 @@ pub struct KeyRecord {
     /// Uplk of it that were redeemed.
     #[prost(string, tag = "7")]
     pub redeemed: String,
+    /// Of the answers, those that were cut.
+    #[prost(uint64, tag = "8")]
+    pub cut: u64,
 }
 
 /// The bytes of a record.
@@ -211,28 +218,37 @@ pub fn encode(kind: Kind) -> Vec<u8> {
 }
 
 /// The record of some bytes.
+///
+/// # Errors
+/// Bytes that no payer writes.
 pub fn decode(bytes: &[u8]) -> Result<Kind, String> {
-    let record = PayerRecord::decode(bytes).map_err(|e| format!("not a payer's record: {e}"))?;
-    record.kind.ok_or_else(|| "a record of a kind that this version does not know".into())
-}
-
-fn amount(text: &str) -> Result<Amount, String> {
-    Amount::parse_or_zero(text).map_err(|e| e.to_string())
-}
-
-fn digest(bytes: &[u8]) -> Result<Digest, String> {
-    Digest::from_slice(bytes).ok_or_else(|| "a digest that has not 32 bytes".into())
+    crate::records::decode::<PayerRecord>("payer", bytes)?.kind.ok_or_else(|| UNKNOWN_KIND.into())
 }
 
 impl BegunRecord {
     /// For the journal.
     pub fn of(session: u64, index: u64, running: &Running) -> Self {
-        let (request, worst) = (running.request.to_vec(), running.worst.to_string());
-        Self { session, index, epoch: running.epoch, request, worst }
+        Self {
+            session,
+            index,
+            epoch: running.epoch,
+            request: running.request.to_vec(),
+            worst: running.worst.to_string(),
+            signed: running.signed.clone(),
+            prompt_tokens: running.prompt_tokens,
+            refused: running.refused,
+        }
     }
     /// From the journal.
-    pub fn running(&self) -> Result<Running, String> {
-        Ok(Running { request: digest(&self.request)?, epoch: self.epoch, worst: amount(&self.worst)? })
+    pub fn running(self) -> Result<Running, String> {
+        Ok(Running {
+            request: digest(&self.request)?,
+            epoch: self.epoch,
+            worst: amount(&self.worst)?,
+            signed: self.signed,
+            prompt_tokens: self.prompt_tokens,
+            refused: self.refused,
+        })
     }
 }
 
@@ -240,17 +256,6 @@ impl AnsweredRecord {
     /// From the journal.
     pub fn owed(&self) -> Result<Owed, String> {
         Ok(Owed { receipt: digest(&self.receipt)?, epoch: self.epoch, amount: amount(&self.amount)? })
-    }
-}
-
-impl VoucherRecord {
-    /// For the journal.
-    pub fn of(call: &VoucherCall) -> Self {
-        Self { voucher: Some(call.voucher.clone()), indexes: call.indexes.clone() }
-    }
-    /// From the journal.
-    pub fn call(self) -> Result<VoucherCall, String> {
-        Ok(VoucherCall { voucher: self.voucher.ok_or("a voucher record without voucher")?, indexes: self.indexes })
     }
 }
 
@@ -285,7 +290,7 @@ impl BookRecord {
             receipts_hash: digest(&self.receipts_hash)?,
             epoch: self.epoch,
             next_index: self.next_index,
-            running: self.running.iter().map(|r| Ok((r.index, r.running()?))).collect::<Result<_, String>>()?,
+            running: self.running.into_iter().map(|r| Ok((r.index, r.running()?))).collect::<Result<_, String>>()?,
             owed: self.owed.iter().map(|o| Ok((o.index, o.owed()?))).collect::<Result<_, String>>()?,
             outstanding: self.outstanding.map(VoucherRecord::call).transpose()?,
         })
@@ -303,6 +308,7 @@ impl KeyRecord {
             completion_tokens: account.completion_tokens,
             voucher: account.voucher.clone(),
             redeemed: account.redeemed.to_string(),
+            cut: account.cut,
         }
     }
     /// From the journal.
@@ -315,6 +321,7 @@ impl KeyRecord {
             completion_tokens: self.completion_tokens,
             voucher: self.voucher,
             redeemed: amount(&self.redeemed)?,
+            cut: self.cut,
         })
     }
 }
@@ -327,13 +334,15 @@ mod tests {
     #[test]
     fn records_have_the_bytes_they_always_had() {
         let index = IndexRecord { session: 7, index: 64 };
-        let begun = BegunRecord { session: 7, index: 1, epoch: 2, request: vec![3], worst: "9".into() };
+        let begun =
+            BegunRecord { session: 7, index: 1, epoch: 2, request: vec![3], worst: "9".into(), ..Default::default() };
         for (kind, bytes) in [
             (Kind::Begun(begun), "0a0c0807100118022201032a0139"),
             (Kind::Abandoned(index.clone()), "1a0408071040"),
             (Kind::Voucher(VoucherRecord { voucher: None, indexes: vec![1, 2] }), "220412020102"),
             (Kind::Acknowledged(index.clone()), "2a0408071040"),
-            (Kind::Lease(index), "320408071040"),
+            (Kind::Lease(index.clone()), "320408071040"),
+            (Kind::Refused(index), "4a0408071040"),
             (Kind::UserRedeemed(UserRedeemedRecord { key_id: "k".into(), amount: "5".into() }), "3a060a016b120135"),
             (Kind::Snapshot(SnapshotRecord::default()), "4200"),
         ] {

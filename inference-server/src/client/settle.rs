@@ -3,20 +3,27 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use polylink_protocol::market::{receipt_digest, verify_receipt};
-use polylink_protocol::transcript::{ReceiptStatus, VoucherAck};
+use polylink_protocol::market::receipt_digest;
+use polylink_protocol::market_v1::{Receipt, SignedRequest};
+use polylink_protocol::transcript::{AnswerRecord, ReceiptStatus, VoucherAck};
 
+use super::arrivals::Arrival;
 use super::book::{Owed, Running};
 use super::call::CallError;
 use super::payer::{Payer, PayerError, PayerSession};
 use super::store::Answered;
+use super::verify::{CutAnswer, verify_cut};
 use super::worker::WorkerRef;
 
 /// Time between two looks when nothing wakes the settler.
 const PERIOD: Duration = Duration::from_secs(2);
 /// Longest pause after failures.
 const PAUSE_MAX: Duration = Duration::from_secs(20);
-/// Runs until the payer is dropped.
+/// Epochs after a request's own in which its user may still be charged for what was cut; what the worker shows later is
+/// the payer's loss. The reservation ends then, whether or not the worker answers.
+const CHARGE_EPOCHS: u64 = 2;
+
+/// Runs until the payer is dropped, or nothing is left to do in a session that has expired.
 pub(super) async fn run(payer: Weak<Payer>, session: Arc<PayerSession>) {
     let mut pause = Duration::from_millis(100);
     loop {
@@ -28,6 +35,9 @@ pub(super) async fn run(payer: Weak<Payer>, session: Arc<PayerSession>) {
         };
         match outcome.await {
             Ok(()) => {
+                if payer.is_over(&session) {
+                    return;
+                }
                 drop(payer);
                 pause = Duration::from_millis(100);
                 // Woken early or by time: both are a reason to look.
@@ -58,44 +68,125 @@ async fn pay(payer: &Payer, session: &PayerSession) -> Result<(), PayerError> {
     Ok(())
 }
 
-/// Asks the worker about requests that run in the accounts and have no stream any more.
+/// Asks the worker about requests that run in the accounts and have no stream any more. One that cannot be asked about
+/// does not hold up the others; the last error is told.
 async fn reconcile(payer: &Payer, session: &PayerSession) -> Result<(), PayerError> {
-    let book = payer.store.book(session.id);
-    for (index, running) in book.running.iter().filter(|(index, _)| !payer.is_streaming(session.id, **index)) {
-        ask(payer, session, *index, running).await?;
+    let (book, now) = (payer.store.book(session.id), payer.clock.now()?.epoch);
+    let mut outcome = Ok(());
+    for (index, running) in book.running.iter().filter(|(_, running)| !running.refused) {
+        let Some(arrival) = payer.arrivals.broken(session.id, *index) else { continue };
+        if running.epoch.saturating_add(CHARGE_EPOCHS) < now {
+            release(payer, session.id, *index);
+        }
+        if let Err(error) = ask(payer, session, *index, running, arrival).await {
+            outcome = Err(error);
+        }
     }
-    Ok(())
+    outcome
 }
 
-async fn ask(payer: &Payer, session: &PayerSession, index: u64, running: &Running) -> Result<(), PayerError> {
+/// Nobody is charged for a broken answer any more.
+fn release(payer: &Payer, session: u64, index: u64) {
+    if let Some((charge, worst)) = payer.arrivals.uncharge(session, index) {
+        payer.store.release(Some(&charge), worst);
+    }
+}
+
+async fn ask(
+    payer: &Payer,
+    session: &PayerSession,
+    index: u64,
+    running: &Running,
+    arrival: Option<Arc<Arrival>>,
+) -> Result<(), PayerError> {
     let worker = session.worker();
     let url = format!("{}/polylink/v1/receipts/{}/{index}?request={}", worker.endpoint, session.id, running.request);
     match payer.http.get::<ReceiptStatus>(&url).await? {
         ReceiptStatus::Running => {}
-        ReceiptStatus::Unserved => payer.store.abandon(session.id, index),
-        ReceiptStatus::Served { receipt } => {
-            let unexpected = |reason: String| CallError::Unexpected { url: url.clone(), reason };
-            let receipt_key = receipt_key(payer, &worker, running.epoch).await?;
-            let found = verify_receipt(&receipt, &receipt_key).map_err(|e| unexpected(e.to_string()))?;
-            let amount = found.amount.parse().map_err(|_| unexpected("a receipt without amount".into()))?;
-            if found.request_digest != running.request.0 || amount > running.worst {
-                return Err(unexpected("a receipt of another request".into()).into());
-            }
-            let owed = Owed { receipt: receipt_digest(found), epoch: found.epoch, amount };
-            let answered = Answered {
-                session: session.id,
-                index,
-                owed,
-                answer_id: "",
-                record: None,
-                charge: None,
-                tokens: (found.prompt_tokens, found.completion_tokens),
-                endpoint: &worker.endpoint,
+        ReceiptStatus::Unserved => {
+            payer.store.abandon(session.id, index);
+            release(payer, session.id, index);
+            payer.arrivals.end(session.id, index);
+        }
+        ReceiptStatus::Served { receipt, completion_salt, completions } => {
+            let missing = SignedRequest::default();
+            let cut = CutAnswer {
+                request: running.signed.as_ref().unwrap_or(&missing),
+                prompt_tokens: running.prompt_tokens,
+                seen: arrival.as_ref().map(|arrival| arrival.completions.as_slice()),
+                receipt: &receipt,
+                completion_salt: &completion_salt,
+                completions: &completions,
             };
-            payer.store.answered(payer.clock.chain_id(), answered).await?;
+            let receipt_key = receipt_key(payer, &worker, running.epoch).await?;
+            match verify_cut(&cut, &worker.operator, &receipt_key) {
+                Ok(amount) => {
+                    let found = receipt.receipt.clone().unwrap_or_default();
+                    let owed = Owed { receipt: receipt_digest(&found), epoch: found.epoch, amount };
+                    let record = arrival.map(|a| a.record(*receipt, completion_salt, Some(completions)));
+                    owe(payer, session, index, owed, &found, record).await?;
+                }
+                Err(error) => {
+                    payer.refuse(session.id, index, &worker, &error.to_string());
+                    release(payer, session.id, index);
+                    payer.arrivals.end(session.id, index);
+                }
+            }
         }
     }
     Ok(())
+}
+
+/// A broken answer's receipt holds: the worker is owed its amount, and the user who went away is charged the same.
+async fn owe(
+    payer: &Payer,
+    session: &PayerSession,
+    index: u64,
+    owed: Owed,
+    receipt: &Receipt,
+    record: Option<AnswerRecord>,
+) -> Result<(), PayerError> {
+    // Taken out only now, so that it is charged once, and not after it was released.
+    let arrival = payer.arrivals.end(session.id, index);
+    let charge = arrival.as_ref().and_then(|arrival| arrival.charge.as_ref());
+    let (charged, amount) = (charge.is_some(), u64::try_from(owed.amount.0).unwrap_or(u64::MAX));
+    let answered = Answered {
+        session: session.id,
+        index,
+        owed,
+        // Who is not charged for it has not had it.
+        answer_id: charge.and(arrival.as_ref()).map_or("", |arrival| arrival.answer_id.as_str()),
+        record: charge.and(record.as_ref()),
+        charge: charge.map(|(charge, worst)| (charge, *worst)),
+        tokens: (receipt.prompt_tokens, receipt.completion_tokens),
+        endpoint: &session.worker().endpoint,
+        cut: true,
+    };
+    let stored = payer.store.answered(payer.clock.chain_id(), answered).await;
+    if let (Err(_), Some(arrival)) = (&stored, arrival) {
+        // Tried again: the disk may only have been busy.
+        payer.arrivals.cut(session.id, index, Arc::unwrap_or_clone(arrival));
+    }
+    stored?;
+    match charged {
+        true => payer.figures.cut_charged.inc(),
+        false => payer.figures.unbilled.inc_by(amount),
+    }
+    tracing::info!(session = session.id, index, amount, charged, "a broken answer is owed");
+    Ok(())
+}
+
+impl Payer {
+    /// A worker's receipt does not hold: it is never paid, its index stays in the window, and whoever rests workers is
+    /// told.
+    pub(super) fn refuse(&self, session: u64, index: u64, worker: &WorkerRef, reason: &str) {
+        tracing::warn!(session, index, worker = worker.operator, reason, "a receipt does not hold and is not paid");
+        self.store.refuse(session, index);
+        self.figures.refused.inc();
+        if let Some(told) = self.on_refusal.get() {
+            told(&worker.operator);
+        }
+    }
 }
 
 /// The key that signs the worker's receipts of an epoch: by its terms, or, where they are forgotten, by its pot.

@@ -14,9 +14,9 @@ use polylink_protocol::{Amount, Digest};
 use super::book::{BookError, Owed, PayerBook, Running};
 use super::records::{
     self, AnsweredRecord, BegunRecord, BookRecord, IndexRecord, KeyRecord, Kind, SnapshotRecord, UserRedeemedRecord,
-    VoucherRecord,
 };
 use crate::journal::{Journal, JournalError, Location};
+use crate::records::VoucherRecord;
 
 /// Indexes that one durable record reserves.
 const LEASE: u64 = 64;
@@ -33,6 +33,8 @@ pub struct KeyAccount {
     pub reserved: Amount,
     /// Answers charged.
     pub answers: u64,
+    /// Of these, cut ones, charged for the tokens that were sent until the user went away.
+    pub cut: u64,
     /// Tokens charged.
     pub prompt_tokens: u64,
     /// Tokens charged.
@@ -113,6 +115,8 @@ pub struct Answered<'a> {
     pub tokens: (u64, u64),
     /// Of the worker.
     pub endpoint: &'a str,
+    /// Its user went away before its end.
+    pub cut: bool,
 }
 
 impl PayerStore {
@@ -200,6 +204,18 @@ impl PayerStore {
         }
     }
 
+    /// The worker's receipt of a request does not hold.
+    pub fn refuse(&self, session: u64, index: u64) {
+        let mut state = self.lock();
+        if let Some(book) = state.books.get_mut(&session) {
+            book.refuse(index);
+            // Should it be lost, the worker is asked once more after a restart, and what is known by then decides.
+            if let Err(error) = self.journal.enqueue(records::encode(Kind::Refused(IndexRecord { session, index }))) {
+                tracing::warn!(%error, session, index, "the refusal of a receipt is not noted");
+            }
+        }
+    }
+
     /// Stores a verified answer and charges it; returns once it is on disk.
     pub async fn answered(&self, chain_id: &str, answered: Answered<'_>) -> Result<(), JournalError> {
         let pending = {
@@ -218,6 +234,7 @@ impl PayerStore {
                 tokens: vec![answered.tokens.0, answered.tokens.1],
                 user_voucher,
                 endpoint: answered.endpoint.into(),
+                cut: answered.cut,
             };
             let pending = self.journal.enqueue(records::encode(Kind::Answered(record.clone())))?;
             state.answered(&record, None).map_err(JournalError::Failed)?;
@@ -279,6 +296,11 @@ impl PayerStore {
     /// A session's account.
     pub fn book(&self, session: u64) -> PayerBook {
         self.lock().books.get(&session).cloned().unwrap_or_default()
+    }
+
+    /// Sessions in which something runs, is owed or outstanding.
+    pub fn unsettled(&self) -> Vec<u64> {
+        self.lock().books.iter().filter(|(_, book)| !book.is_settled()).map(|(session, _)| *session).collect()
     }
 
     /// What a key has used.
@@ -369,6 +391,7 @@ impl State {
             let account = self.keys.entry(record.key_id.clone()).or_default();
             account.spent = Amount(account.spent.0.saturating_add(owed.amount.0));
             account.answers += 1;
+            account.cut += u64::from(record.cut);
             account.prompt_tokens += record.tokens.first().copied().unwrap_or_default();
             account.completion_tokens += record.tokens.get(1).copied().unwrap_or_default();
             if record.user_voucher.is_some() {
@@ -394,11 +417,14 @@ impl State {
             self.in_segment = 0;
         }
         match kind {
-            Kind::Begun(record) => self.books.entry(record.session).or_default().begin(record.index, record.running()?),
+            Kind::Begun(record) => {
+                self.books.entry(record.session).or_default().begin(record.index, record.running()?);
+            }
             Kind::Answered(record) => {
                 self.in_segment += 1;
                 self.answered(&record, Some(location))?;
             }
+            Kind::Refused(record) => self.books.entry(record.session).or_default().refuse(record.index),
             Kind::Abandoned(record) => self.books.entry(record.session).or_default().abandon(record.index),
             Kind::Voucher(record) => {
                 let call = record.call()?;

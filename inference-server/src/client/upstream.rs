@@ -1,19 +1,20 @@
 //! An answer as it arrives from a worker, until its receipt is verified and stored.
 //!
-//! What always holds: an answer that breaks off is not charged to the user; whether the worker had finished it all the
-//! same is asked of the worker later (`settle`), since then its receipt is owed.
+//! What always holds: who goes away pays. A reader that drops an answer is charged for what the worker has sent until
+//! then, once the worker's receipt of it is verified (`settle`); an answer that fails, or that this service cuts because
+//! it stops, is charged to no user, even where the worker is owed its part.
 
 use std::sync::Arc;
 
-use polylink_protocol::market::{SALT_BYTES, receipt_digest};
-use polylink_protocol::market_v1::{SignedReceipt, SignedRequest, TokenPrices};
+use polylink_protocol::market::receipt_digest;
+use polylink_protocol::market_v1::{SignedReceipt, TokenPrices};
 use polylink_protocol::transcript::{AnswerRecord, GenerateEvent, TokenLogprobs};
-use polylink_protocol::{Amount, Digest};
 
+use super::arrivals::Arrival;
 use super::book::Owed;
 use super::call::{CallError, EventStream};
 use super::payer::{Payer, PayerError, PayerSession};
-use super::store::{Answered, Charge};
+use super::store::Answered;
 use super::verify::verify_answer;
 use super::worker::WorkerRef;
 use crate::http::ApiError;
@@ -41,46 +42,69 @@ pub enum UpstreamEvent {
     Verified(Box<AnswerRecord>),
 }
 
+/// What is known of an answer's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Nothing yet: whoever drops it now goes away.
+    Arriving,
+    /// It failed on the way.
+    Failed,
+    /// It is in the accounts, with a receipt, or without one for good.
+    Settled,
+}
+
 /// The request's place in the accounts, until it is known what became of it.
 pub(super) struct Pending {
     pub(super) payer: Arc<Payer>,
     pub(super) session: Arc<PayerSession>,
     pub(super) index: u64,
-    pub(super) worst: Amount,
-    pub(super) charge: Option<Charge>,
-    pub(super) request: Digest,
-    pub(super) settled: bool,
+    pub(super) arrival: Arrival,
+    pub(super) fate: Fate,
 }
 
 impl Pending {
+    fn release(&mut self) {
+        if let Some((charge, worst)) = self.arrival.charge.take() {
+            self.payer.store.release(Some(&charge), worst);
+        }
+    }
+
     /// It is certain that there is no receipt.
     pub(super) fn unserved(&mut self) {
-        self.settled = true;
+        self.fate = Fate::Settled;
         self.payer.store.abandon(self.session.id, self.index);
-        self.payer.store.release(self.charge.as_ref(), self.worst);
+        self.release();
+    }
+
+    /// There is one, and it does not hold: the worker's loss, bounded by the window.
+    fn refused(&mut self, worker: &WorkerRef, reason: &str) {
+        self.fate = Fate::Settled;
+        self.payer.refuse(self.session.id, self.index, worker, reason);
+        self.release();
     }
 }
 
 impl Drop for Pending {
-    /// Broken off: the user is not charged, and the worker is asked whether it had finished all the same.
+    /// Broken off: the worker is asked what it has sent.
     fn drop(&mut self) {
-        self.payer.streaming().remove(&(self.session.id, self.index));
-        if !self.settled {
-            tracing::debug!(session = self.session.id, index = self.index, request = %self.request, "an answer broke off");
-            self.payer.store.release(self.charge.as_ref(), self.worst);
-            self.session.wake.notify_one();
+        let (session, index) = (self.session.id, self.index);
+        if self.fate == Fate::Settled {
+            self.payer.arrivals.end(session, index);
+            return;
         }
+        let reader_left = self.fate == Fate::Arriving && !self.payer.arrivals.is_stopping();
+        tracing::debug!(session, index, reader_left, "an answer broke off");
+        if !reader_left {
+            self.release();
+        }
+        self.payer.arrivals.cut(session, index, self.arrival.clone());
+        self.session.wake.notify_one();
     }
 }
 
 /// An answer that arrives. Dropping it closes the connection, which stops the generation.
 pub struct Upstream {
     pub(super) answer: Pending,
-    pub(super) request: SignedRequest,
-    pub(super) prompt_salt: [u8; SALT_BYTES],
-    pub(super) prompt_token_ids: Vec<u32>,
-    pub(super) completions: Vec<Vec<u32>>,
-    pub(super) answer_id: String,
     pub(super) worker: WorkerRef,
     /// The worker's in the request's epoch, as is the price.
     pub(super) receipt_key: Vec<u8>,
@@ -124,21 +148,30 @@ impl Upstream {
     }
 
     pub(super) async fn receive(&mut self) -> Result<UpstreamEvent, PayerError> {
+        let received = self.receive_event().await;
+        if received.is_err() && self.answer.fate == Fate::Arriving {
+            self.answer.fate = Fate::Failed;
+        }
+        received
+    }
+
+    async fn receive_event(&mut self) -> Result<UpstreamEvent, PayerError> {
         let Some(stream) = self.stream.as_mut() else { return Err(self.unexpected("the stream has ended".into())) };
         match stream.next::<GenerateEvent>().await? {
             Some(GenerateEvent::Tokens { choice, token_ids, logprobs, .. }) => {
-                let sampling = self.request.request.as_ref().and_then(|r| r.sampling.as_ref());
+                let arrival = &mut self.answer.arrival;
+                let sampling = arrival.request.request.as_ref().and_then(|r| r.sampling.as_ref());
                 let most = sampling.map_or(0, |s| s.max_tokens as usize);
-                let Some(completion) = self.completions.get_mut(choice as usize) else {
+                let Some(completion) = arrival.completions.get_mut(choice as usize) else {
                     return Err(self.unexpected(format!("tokens of choice {choice}, which was not asked for")));
                 };
-                completion.extend(&token_ids);
-                if completion.len() > most
+                if completion.len() + token_ids.len() > most
                     || token_ids.is_empty()
                     || !(logprobs.is_empty() || logprobs.len() == token_ids.len())
                 {
                     return Err(self.unexpected("more tokens than asked for, or none".into()));
                 }
+                completion.extend(&token_ids);
                 Ok(UpstreamEvent::Tokens { choice, token_ids, logprobs })
             }
             Some(GenerateEvent::Finish { choice, reason, .. }) => Ok(UpstreamEvent::Finish { choice, reason }),
@@ -153,41 +186,52 @@ impl Upstream {
     }
 
     async fn verify(&mut self, receipt: SignedReceipt, completion_salt: Vec<u8>) -> Result<UpstreamEvent, PayerError> {
-        let record = AnswerRecord {
-            request: self.request.clone(),
-            receipt,
-            prompt_salt: self.prompt_salt.to_vec(),
-            prompt_token_ids: std::mem::take(&mut self.prompt_token_ids),
-            completion_salt,
-            completions: std::mem::take(&mut self.completions),
-            path: None,
-            root: None,
-        };
+        let record = self.answer.arrival.record(receipt, completion_salt, None);
         let amount = match verify_answer(&record, &self.worker.operator, &self.receipt_key) {
             Ok(amount) => amount,
             Err(error) => {
-                // A receipt that does not hold is not paid: the worker's loss is bounded by the window.
-                self.answer.unserved();
+                self.answer.refused(&self.worker, &error.to_string());
                 return Err(self.unexpected(error.to_string()));
             }
         };
         let receipt = record.receipt.receipt.clone().unwrap_or_default();
         let owed = Owed { receipt: receipt_digest(&receipt), epoch: receipt.epoch, amount };
         let answer = &mut self.answer;
-        let charge = answer.charge.clone();
-        answer.settled = true;
+        answer.fate = Fate::Settled;
         let answered = Answered {
             session: answer.session.id,
             index: answer.index,
             owed,
-            answer_id: &self.answer_id,
+            answer_id: &answer.arrival.answer_id,
             record: Some(&record),
-            charge: charge.as_ref().map(|charge| (charge, answer.worst)),
+            charge: answer.arrival.charge.as_ref().map(|(charge, worst)| (charge, *worst)),
             tokens: (receipt.prompt_tokens, receipt.completion_tokens),
             endpoint: &self.worker.endpoint,
+            cut: false,
         };
         answer.payer.store.answered(answer.payer.clock.chain_id(), answered).await?;
         answer.session.wake.notify_one();
         Ok(UpstreamEvent::Verified(Box::new(record)))
+    }
+}
+
+impl Arrival {
+    /// The answer's record; `completions`: the worker's, where it says more than has arrived.
+    pub(super) fn record(
+        &self,
+        receipt: SignedReceipt,
+        completion_salt: Vec<u8>,
+        completions: Option<Vec<Vec<u32>>>,
+    ) -> AnswerRecord {
+        AnswerRecord {
+            request: self.request.clone(),
+            receipt,
+            prompt_salt: self.prompt_salt.to_vec(),
+            prompt_token_ids: self.prompt_token_ids.clone(),
+            completion_salt,
+            completions: completions.unwrap_or_else(|| self.completions.clone()),
+            path: None,
+            root: None,
+        }
     }
 }

@@ -7,9 +7,11 @@ use axum::http::StatusCode;
 use futures::future::BoxFuture;
 use futures::{StreamExt, stream};
 use polylink_protocol::Amount;
+use polylink_protocol::market_v1::TokenPrices;
 use polylink_protocol::transcript::AnswerRecord;
 use prometheus::proto::MetricFamily;
 use serde_json::{Value, json};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::keys::ApiKey;
 use super::workers::Registry;
@@ -166,7 +168,10 @@ impl Gateway {
         let tokenizer = Arc::clone(&offered.text.tokenizer);
         let texts = (0..n).map(|_| ChoiceText::new(Arc::clone(&tokenizer), Arc::clone(&stop))).collect();
         let relay = Relay {
-            upstream,
+            worker: upstream.upstream.worker().operator.clone(),
+            receipt_key: upstream.upstream.receipt_key().to_vec(),
+            price: *upstream.upstream.price(),
+            events: self.pump(upstream),
             texts,
             top: request.logprobs.map(|n| n as usize),
             id: id.clone(),
@@ -175,6 +180,33 @@ impl Gateway {
         let events = stream::unfold(relay, |mut relay| async move { Some((relay.next().await?, relay)) });
         let prompt_token_ids = ask.prompt_token_ids;
         Ok(Answer { id, model: offered.name, tokenizer, prompt_token_ids, events: events.boxed() })
+    }
+
+    /// Takes an answer in as fast as it comes, however slowly its user reads: so what has arrived is what the worker has
+    /// sent when the user goes away, and is what a cut answer's receipt is measured by. What waits for the user is bounded
+    /// by the answer's own length.
+    fn pump(&self, mut from: Guarded) -> UnboundedReceiver<Result<UpstreamEvent, PayerError>> {
+        let (to, events) = unbounded_channel();
+        let registry = Arc::clone(&self.registry);
+        self.pumps.spawn(async move {
+            loop {
+                let event = tokio::select! {
+                    biased;
+                    event = from.upstream.next() => event,
+                    // The user went away: dropping the answer says so.
+                    () = to.closed() => return,
+                };
+                let Some(event) = event else { return };
+                if matches!(&event, Err(error) if error.is_workers_fault()) {
+                    let mut registry = registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    registry.failed(&from.upstream.worker().operator, Instant::now());
+                }
+                if to.send(event).is_err() {
+                    return;
+                }
+            }
+        });
+        events
     }
 
     /// Asks workers one after another until one begins to answer.
@@ -263,7 +295,10 @@ struct Guarded {
 
 /// Turns the worker's tokens into the user's events.
 struct Relay {
-    upstream: Guarded,
+    worker: String,
+    receipt_key: Vec<u8>,
+    price: TokenPrices,
+    events: UnboundedReceiver<Result<UpstreamEvent, PayerError>>,
     texts: Vec<ChoiceText>,
     top: Option<usize>,
     id: String,
@@ -272,7 +307,7 @@ struct Relay {
 
 impl Relay {
     async fn next(&mut self) -> Option<AnswerEvent> {
-        let event = match self.upstream.upstream.next().await? {
+        let event = match self.events.recv().await? {
             Ok(event) => event,
             Err(error) => {
                 let reason = match &error {
@@ -314,14 +349,13 @@ impl Relay {
             cached_tokens: receipt.cached_tokens,
             completion_tokens: receipt.completion_tokens,
         };
-        let worker = self.upstream.upstream.worker();
         let polylink: Value = json!({
             "receipt": receipt,
             "signature": hex::encode(&record.receipt.signature),
-            "worker": worker.operator,
-            "receipt_key": hex::encode(self.upstream.upstream.receipt_key()),
+            "worker": self.worker,
+            "receipt_key": hex::encode(&self.receipt_key),
             "session": receipt.session,
-            "price": self.upstream.upstream.price(),
+            "price": self.price,
             "record": format!("/polylink/v1/receipts/{}", self.id),
         });
         AnswerEvent::Done { usage, polylink: Some(polylink) }

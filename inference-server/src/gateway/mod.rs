@@ -3,8 +3,9 @@
 //! It renders the chat template, tokenises, signs the request and sends token ids; it verifies the receipt against what
 //! was streamed before the answer's last chunk leaves.
 //!
-//! What always holds: an unfinished answer is not charged; a request is tried on another worker only while nothing of
-//! its answer has been shown; a key never spends beyond its budget or its session.
+//! What always holds: a user pays for a whole answer, or, having gone away, for what was sent until then; what a worker or
+//! this gateway fails to finish is charged to nobody; a request is tried on another worker only while nothing of its
+//! answer has been shown; a key never spends beyond its budget or its session.
 
 mod answering;
 pub mod keys;
@@ -103,6 +104,8 @@ pub(crate) struct Gateway {
     pub(crate) user_funds: Mutex<HashMap<u64, (Amount, Instant)>>,
     pub(crate) retries: IntCounter,
     pub(crate) answers: IntCounter,
+    /// Answers that arrive.
+    pub(crate) pumps: TaskTracker,
 }
 
 impl Gateway {
@@ -119,6 +122,8 @@ pub struct RunningGateway {
     server: HttpServer,
     stop: CancellationToken,
     tasks: TaskTracker,
+    payer: Arc<Payer>,
+    pumps: TaskTracker,
 }
 
 /// Waits for the chain, then serves; workers and sessions are looked after in the background (`/ready` tells when a
@@ -151,6 +156,9 @@ pub async fn start(
             .expect("each name is registered once in this new registry");
         counter
     };
+    for counter in payer.figures().counters() {
+        metrics.registry().register(Box::new(counter)).expect("each name is registered once in this new registry");
+    }
     let gateway = Arc::new(Gateway {
         retries: counter("polylink:gateway_retries_total", "Requests tried on another worker"),
         answers: counter("polylink:gateway_answers_total", "Answers verified and charged"),
@@ -160,8 +168,15 @@ pub async fn start(
         offered: Mutex::default(),
         registry: Arc::default(),
         user_funds: Mutex::default(),
+        pumps: TaskTracker::new(),
         config,
     });
+    let registry = Arc::clone(&gateway.registry);
+    gateway.payer.on_refusal(move |operator| {
+        let mut registry = registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        registry.distrusted(operator, Instant::now());
+    });
+    let (payer, pumps) = (Arc::clone(&gateway.payer), gateway.pumps.clone());
     let routes = router(Arc::clone(&gateway), gateway.config.limits.clone(), metrics)
         .merge(records::router(Arc::clone(&gateway)));
     let server = server::start(listener, routes)?;
@@ -174,7 +189,7 @@ pub async fn start(
         }
     });
     tracing::info!(address = %server.address(), "the gateway serves");
-    Ok(RunningGateway { server, stop, tasks })
+    Ok(RunningGateway { server, stop, tasks, payer, pumps })
 }
 
 impl RunningGateway {
@@ -185,7 +200,12 @@ impl RunningGateway {
 
     /// Takes no new requests, lets the running answers end (at most for `grace`), and stops.
     pub async fn stop(self, grace: Duration) {
-        self.server.stop(grace).await;
+        if !self.server.drain(grace).await {
+            self.payer.stopping();
+            self.server.cut().await;
+        }
+        self.pumps.close();
+        self.pumps.wait().await;
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;

@@ -68,6 +68,7 @@ async fn usage(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Resul
     let object = json!({
         "key": key.id, "name": key.name, "budget_uplk": key.budget, "rate_per_minute": key.rate_per_minute,
         "spent_uplk": used.spent, "reserved_uplk": used.reserved, "answers": used.answers,
+        "cut_answers": used.cut,
         "prompt_tokens": used.prompt_tokens, "completion_tokens": used.completion_tokens,
         "session": key.session.as_ref().map(|s| s.session), "voucher": used.voucher, "redeemed_uplk": used.redeemed,
     });

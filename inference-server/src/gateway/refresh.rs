@@ -16,7 +16,7 @@ use crate::client::WorkerRef;
 
 /// Time between two looks at registry and workers.
 const PERIOD: Duration = Duration::from_secs(2);
-/// Looks between two looks at qualities, which change once per epoch.
+/// Looks between two looks at qualities, which change once per epoch, and at sessions that are no longer asked.
 const QUALITY_EVERY: u64 = 5;
 /// Workers whose load is asked for in one look; further ones are asked in later looks.
 const WORKERS_MAX: usize = 256;
@@ -33,6 +33,9 @@ pub(super) async fn run(gateway: &Arc<Gateway>) {
             gateway.registry().workers.values().flatten().take(WORKERS_MAX).cloned().collect();
         futures::future::join_all(workers.iter().map(|worker| look_after(gateway, worker))).await;
         if look % QUALITY_EVERY == 0 {
+            if let Err(error) = gateway.payer.settle_older().await {
+                tracing::warn!(%error, "older sessions cannot be settled now; tried again");
+            }
             for worker in &workers {
                 quality(gateway, worker).await;
             }

@@ -82,6 +82,12 @@ impl Registry {
         health.rest_until = Some(now + pause);
     }
 
+    /// Its receipt did not hold: it rests as long as any.
+    pub(crate) fn distrusted(&mut self, operator: &str, now: Instant) {
+        let health = self.health.entry(operator.into()).or_default();
+        health.rest_until = Some(now + COOL_DOWN.1);
+    }
+
     /// It answered.
     pub(crate) fn succeeded(&mut self, operator: &str) {
         let health = self.health.entry(operator.into()).or_default();

@@ -67,13 +67,23 @@ impl HttpServer {
 
     /// Takes no new requests, lets the running ones end, at most for `grace`; then closes the rest.
     pub async fn stop(&self, grace: Duration) {
+        if !self.drain(grace).await {
+            self.cut().await;
+        }
+    }
+
+    /// Takes no new requests and lets the running ones end, at most for `grace`. Returns whether all have ended.
+    pub async fn drain(&self, grace: Duration) -> bool {
         self.stop.cancel();
         self.tasks.close();
-        if tokio::time::timeout(grace, self.tasks.wait()).await.is_err() {
-            tracing::warn!(address = %self.address, open = self.tasks.len(), "connections are cut after the grace period");
-            self.cut.cancel();
-            self.tasks.wait().await;
-        }
+        tokio::time::timeout(grace, self.tasks.wait()).await.is_ok()
+    }
+
+    /// Closes what is still open.
+    pub async fn cut(&self) {
+        tracing::warn!(address = %self.address, open = self.tasks.len(), "connections are cut after the grace period");
+        self.cut.cancel();
+        self.tasks.wait().await;
     }
 }
 

@@ -2,7 +2,8 @@
 //! audit, and does its duties on chain at each epoch's end.
 //!
 //! What always holds: no answer runs that its session cannot pay for; a receipt is durable before the last event of its
-//! answer is sent, a voucher before it is acknowledged; an answer without its last event was not billed.
+//! answer is sent, a voucher before it is acknowledged; an answer that its caller cuts is billed for the tokens that were
+//! sent, one that this worker cuts is not billed.
 
 pub mod book;
 mod checks;
@@ -17,6 +18,7 @@ pub mod store;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use polylink_protocol::keys::{AccountKey, ServiceKey};
@@ -33,6 +35,9 @@ use crate::http::metrics::HttpMetrics;
 use crate::http::server::{self, HttpServer};
 use crate::journal::JournalError;
 use crate::model::Tokenizer;
+
+/// Longest wait of a stop for receipts on their way to the disk: an engine step and a flush.
+const ENDINGS_WAIT: Duration = Duration::from_secs(10);
 
 /// A worker's settings.
 #[derive(Clone)]
@@ -98,6 +103,10 @@ pub(crate) struct Worker {
     pub(crate) not_ready: std::sync::Mutex<Option<String>>,
     /// Its record on chain, once it is registered: by which key and at which price it answers in which epoch.
     pub(crate) record: std::sync::Mutex<polylink_protocol::market_v1::Worker>,
+    /// Answers on their way to the disk, whether or not somebody waits for them.
+    pub(crate) endings: TaskTracker,
+    /// This worker stops and cuts what still runs: that is not its callers' doing, so it is not billed.
+    pub(crate) cutting: AtomicBool,
 }
 
 /// A worker that serves.
@@ -126,6 +135,8 @@ pub async fn start(
         metrics: HttpMetrics::new(),
         not_ready: std::sync::Mutex::new(Some("the worker is not registered on chain yet".into())),
         record: std::sync::Mutex::default(),
+        endings: TaskTracker::new(),
+        cutting: AtomicBool::new(false),
         config,
         engine,
         tokenizer,
@@ -158,9 +169,20 @@ impl RunningWorker {
         &self.worker.operator
     }
 
-    /// Takes no new requests, lets the running answers end (at most for `grace`), and stops.
+    /// Takes no new requests, lets the running answers end (at most for `grace`), waits until every receipt is on disk,
+    /// and stops.
     pub async fn stop(self, grace: Duration) {
-        self.server.stop(grace).await;
+        if !self.server.drain(grace).await {
+            self.worker.cutting.store(true, Ordering::Release);
+            self.server.cut().await;
+        }
+        self.worker.endings.close();
+        if tokio::time::timeout(ENDINGS_WAIT, self.worker.endings.wait()).await.is_err() {
+            tracing::error!(
+                open = self.worker.endings.len(),
+                "answers could not be stored in time: they are not billed"
+            );
+        }
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;

@@ -1,11 +1,10 @@
 //! What the worker's journal holds, in protobuf (field numbers are never reused).
 
 use polylink_protocol::market_v1::{SignedReceipt, SignedRequest, SignedVoucher, SumNode};
-use polylink_protocol::transcript::VoucherCall;
-use polylink_protocol::{Amount, Digest};
 use prost::Message;
 
 use super::book::{SessionBook, Unpaid};
+use crate::records::{UNKNOWN_KIND, VoucherRecord, amount, digest};
 
 /// One record.
 #[derive(Clone, PartialEq, Message)]
@@ -69,17 +68,6 @@ pub struct ChoiceTranscript {
     /// 16 bytes per token.
     #[prost(bytes = "vec", tag = "2")]
     pub sketches: Vec<u8>,
-}
-
-/// A voucher and what it pays.
-#[derive(Clone, PartialEq, Message)]
-pub struct VoucherRecord {
-    /// As the spend key signed it.
-    #[prost(message, optional, tag = "1")]
-    pub voucher: Option<SignedVoucher>,
-    /// Newly paid receipts.
-    #[prost(uint64, repeated, tag = "2")]
-    pub indexes: Vec<u64>,
 }
 
 /// An epoch's end.
@@ -173,20 +161,11 @@ pub fn encode(kind: Kind) -> Vec<u8> {
 }
 
 /// The record of some bytes.
+///
+/// # Errors
+/// Bytes that no worker writes.
 pub fn decode(bytes: &[u8]) -> Result<Kind, String> {
-    let record = WorkerRecord::decode(bytes).map_err(|e| format!("not a worker's record: {e}"))?;
-    record.kind.ok_or_else(|| "a record of a kind that this version does not know".into())
-}
-
-impl VoucherRecord {
-    /// For the journal.
-    pub fn of(call: &VoucherCall) -> Self {
-        Self { voucher: Some(call.voucher.clone()), indexes: call.indexes.clone() }
-    }
-    /// From the journal.
-    pub fn call(self) -> Result<VoucherCall, String> {
-        Ok(VoucherCall { voucher: self.voucher.ok_or("a voucher record without voucher")?, indexes: self.indexes })
-    }
+    crate::records::decode::<WorkerRecord>("worker", bytes)?.kind.ok_or_else(|| UNKNOWN_KIND.into())
 }
 
 impl BookRecord {
@@ -218,8 +197,6 @@ impl BookRecord {
 
     /// From the journal.
     pub fn book(self) -> Result<SessionBook, String> {
-        let amount = |text: &str| text.parse::<Amount>().map_err(|e| e.to_string());
-        let digest = |bytes: &[u8]| Digest::from_slice(bytes).ok_or("a digest that has not 32 bytes".to_string());
         let unpaid = self.unpaid.iter().map(|u| {
             let (request, receipt) = (digest(&u.request)?, digest(&u.receipt)?);
             Ok((u.index, Unpaid { request, receipt, epoch: u.epoch, amount: amount(&u.amount)? }))

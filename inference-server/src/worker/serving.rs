@@ -1,9 +1,13 @@
 //! One answer, from the engine's tokens to the signed receipt.
 //!
 //! The answer lives in its response's stream: when the client goes away, hyper drops the stream, which cancels the
-//! generation within one engine step and gives the session its reservation back.
+//! generation within one engine step. What always holds: a receipt is over exactly the tokens that were handed to the
+//! stream; a client that leaves after the first of them owes a receipt of kind `cancelled` (or the whole answer's, where
+//! only the receipt was still to come); before the first one, when the engine fails, and when this worker itself cuts the
+//! stream, nothing is billed and the session gets its reservation back.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Bytes;
@@ -11,11 +15,12 @@ use futures::Stream;
 use polylink_protocol::market::{
     SALT_BYTES, SKETCH_BYTES, answer_amount, completion_digest, request_digest, sign_receipt, sketch_digest,
 };
-use polylink_protocol::market_v1::{FinishReason as WireReason, Receipt, Request, TokenPrices};
+use polylink_protocol::market_v1::{FinishReason as WireReason, Receipt, Request, SignedReceipt, TokenPrices};
 use polylink_protocol::transcript::{GenerateCall, GenerateEvent, TokenLogprobs};
 
 use super::Worker;
 use super::records::{ChoiceTranscript, Transcript};
+use super::store::StoreError;
 use crate::engine::{FinishReason, TextEvent, TextStream, TokenEvent, Usage};
 use crate::http::{ApiError, sse};
 
@@ -42,9 +47,8 @@ struct Choice {
     reason: Option<FinishReason>,
 }
 
-/// An answer under way.
-pub(super) struct Serving {
-    text: TextStream,
+/// An answer under way, without the engine's stream.
+struct Answer {
     call: GenerateCall,
     request: Request,
     price: TokenPrices,
@@ -52,7 +56,11 @@ pub(super) struct Serving {
     choices: Vec<Choice>,
     start_time_ms: u64,
     reservation: Reservation,
-    ended: bool,
+}
+
+/// An answer and the engine's stream; both are gone once its last event is out.
+pub(super) struct Serving {
+    under_way: Option<(TextStream, Answer)>,
 }
 
 impl Serving {
@@ -66,7 +74,8 @@ impl Serving {
     ) -> Self {
         let n = request.sampling.as_ref().map_or(1, |s| s.n.max(1));
         let choices = (0..n).map(|_| Choice::default()).collect();
-        Self { text, call, request, price, salt, choices, start_time_ms: unix_ms(), reservation, ended: false }
+        let answer = Answer { call, request, price, salt, choices, start_time_ms: unix_ms(), reservation };
+        Self { under_way: Some((text, answer)) }
     }
 
     /// The answer as server-sent events.
@@ -78,25 +87,51 @@ impl Serving {
     }
 
     async fn next(&mut self) -> Option<GenerateEvent> {
-        if self.ended {
-            return None;
-        }
-        let event = match self.text.next().await {
-            Some(TextEvent::Token { token, text }) => return Some(self.token(token, text)),
+        let (text, answer) = self.under_way.as_mut()?;
+        let event = match text.next().await {
+            Some(TextEvent::Token { token, text }) => return Some(answer.token(token, text)),
             Some(TextEvent::Finished { choice, reason, text }) => {
-                if let Some(state) = self.choices.get_mut(choice as usize) {
-                    state.reason = Some(reason);
-                }
+                answer.ended(choice, reason);
                 return Some(GenerateEvent::Finish { choice, reason: reason.as_str().into(), text });
             }
-            Some(TextEvent::Done { usage }) => self.receipt(&usage).await,
+            Some(TextEvent::Done { usage }) => self.store(usage).await,
             Some(TextEvent::Failed { code, message }) => Err(ApiError::unavailable(code.as_str(), message)),
             None => Err(ApiError::unavailable("engine_stopped", "the engine ended the answer: ask again")),
         };
-        self.ended = true;
+        // What failed gives its reservation back here.
+        self.under_way = None;
         Some(event.unwrap_or_else(|error| GenerateEvent::Error { code: error.code().into(), message: error.message }))
     }
 
+    /// The last event of a whole answer. In a task of its own, so that a client that leaves now does not undo it.
+    async fn store(&mut self, usage: Usage) -> Result<GenerateEvent, ApiError> {
+        let Some((_, answer)) = self.under_way.take() else {
+            return Err(ApiError::internal("an answer ended twice"));
+        };
+        let (endings, salt) = (answer.reservation.worker.endings.clone(), answer.salt.to_vec());
+        let stored = endings.spawn(answer.store(usage)).await;
+        let receipt = stored.map_err(|e| ApiError::internal(format!("a task of the worker ended: {e}")))?;
+        let receipt = receipt.map_err(super::service::store_error)?;
+        Ok(GenerateEvent::Receipt { receipt: Box::new(receipt), completion_salt: salt })
+    }
+}
+
+impl Drop for Serving {
+    /// The client went away.
+    fn drop(&mut self) {
+        let Some((text, answer)) = self.under_way.take() else { return };
+        let worker = Arc::clone(&answer.reservation.worker);
+        if answer.choices.iter().all(|c| c.ids.is_empty()) || worker.cutting.load(Ordering::Acquire) {
+            return;
+        }
+        // Without a runtime the process ends: as after a crash, nothing is billed.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            worker.endings.spawn_on(answer.cut(text), &runtime);
+        }
+    }
+}
+
+impl Answer {
     fn token(&mut self, token: TokenEvent, text: String) -> GenerateEvent {
         if let Some(choice) = self.choices.get_mut(token.choice as usize) {
             choice.ids.push(token.id);
@@ -112,12 +147,47 @@ impl Serving {
         GenerateEvent::Tokens { choice: token.choice, token_ids: vec![token.id], text, logprobs }
     }
 
+    fn ended(&mut self, choice: u32, reason: FinishReason) {
+        if let Some(state) = self.choices.get_mut(choice as usize) {
+            state.reason = Some(reason);
+        }
+    }
+
+    /// Nobody reads any more: stops the engine, and makes the receipt over what was sent.
+    async fn cut(mut self, mut text: TextStream) {
+        text.cancel();
+        let mut unsent = vec![false; self.choices.len()];
+        while let Some(event) = text.next().await {
+            match event {
+                TextEvent::Token { token, .. } => unsent[token.choice as usize] = true,
+                // All of its tokens were sent, only its end was not.
+                TextEvent::Finished { choice, reason, .. } if !unsent[choice as usize] => self.ended(choice, reason),
+                TextEvent::Finished { .. } => {}
+                TextEvent::Done { usage } => {
+                    let (session, index) = (self.request.session, self.request.index);
+                    match self.store(usage).await {
+                        Ok(receipt) => {
+                            let tokens = receipt.receipt.map_or(0, |r| r.completion_tokens);
+                            tracing::debug!(session, index, tokens, "the caller went away: what was sent is billed");
+                        }
+                        Err(error) => tracing::warn!(session, index, %error, "a cut answer is not billed"),
+                    }
+                    return;
+                }
+                TextEvent::Failed { message, .. } => {
+                    tracing::debug!(message, "the engine failed in an answer that was cut: nothing is billed");
+                    return;
+                }
+            }
+        }
+    }
+
     /// Signs the receipt, and waits until it and the transcript are on disk.
-    async fn receipt(&mut self, usage: &Usage) -> Result<GenerateEvent, ApiError> {
-        let worker = &self.reservation.worker;
+    async fn store(mut self, usage: Usage) -> Result<SignedReceipt, StoreError> {
+        let worker = Arc::clone(&self.reservation.worker);
         let completions = self.choices.iter().map(|c| c.ids.as_slice());
         let completion_tokens: u64 = self.choices.iter().map(|c| c.ids.len() as u64).sum();
-        debug_assert_eq!(completion_tokens, usage.completion_tokens, "the engine's count is what was streamed");
+        debug_assert!(completion_tokens <= usage.completion_tokens, "the engine counts what was sent");
         let amount = answer_amount(&self.price, usage.prompt_tokens, usage.cached_tokens, completion_tokens);
         let receipt = Receipt {
             request_digest: request_digest(&self.request).to_vec(),
@@ -137,33 +207,30 @@ impl Serving {
             end_time_ms: unix_ms().max(self.start_time_ms),
         };
         let signed = sign_receipt(receipt, &worker.config.receipt_key);
+        let choices = self.choices.iter();
         let transcript = Transcript {
             request: Some(self.call.request.clone()),
             receipt: Some(signed.clone()),
-            prompt_salt: self.call.prompt_salt.clone(),
+            prompt_salt: std::mem::take(&mut self.call.prompt_salt),
             prompt_token_ids: std::mem::take(&mut self.call.prompt_token_ids),
             completion_salt: self.salt.to_vec(),
-            choices: self
-                .choices
-                .iter()
+            choices: choices
                 .map(|c| ChoiceTranscript { token_ids: c.ids.clone(), sketches: c.sketches.concat() })
                 .collect(),
         };
-        // The accounts are changed before the first await, so that a client that leaves now finds the receipt later.
-        let finished = worker.store.finish(transcript);
+        worker.store.finish(transcript).await?;
         self.reservation.kept = true;
-        let worker = Arc::clone(worker);
-        if let Err(error) = finished.await {
-            worker.store.abandon(self.request.session, self.request.index);
-            return Err(super::service::store_error(error));
-        }
-        Ok(GenerateEvent::Receipt { receipt: Box::new(signed), completion_salt: self.salt.to_vec() })
+        Ok(signed)
     }
 
-    /// `stop` when every choice stopped by itself, else `length`.
+    /// `cancelled` when a choice was cut, `stop` when every choice stopped by itself, else `length`.
     fn reason(&self) -> WireReason {
-        let all_stopped = self.choices.iter().all(|c| c.reason == Some(FinishReason::Stop));
-        if all_stopped { WireReason::Stop } else { WireReason::Length }
+        let all = |wanted: &[FinishReason]| self.choices.iter().all(|c| c.reason.is_some_and(|r| wanted.contains(&r)));
+        match () {
+            () if all(&[FinishReason::Stop]) => WireReason::Stop,
+            () if all(&[FinishReason::Stop, FinishReason::Length]) => WireReason::Length,
+            () => WireReason::Cancelled,
+        }
     }
 }
 

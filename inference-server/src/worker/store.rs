@@ -15,8 +15,9 @@ use polylink_protocol::transcript::{ReceiptStatus, VoucherCall};
 use polylink_protocol::{Amount, Digest};
 
 use super::book::{BeginError, Running, SessionBook, SessionLimits, Unpaid, VoucherError, amount_of};
-use super::records::{self, BookRecord, ClosedRecord, Kind, RedeemedRecord, SnapshotRecord, Transcript, VoucherRecord};
+use super::records::{self, BookRecord, ClosedRecord, Kind, RedeemedRecord, SnapshotRecord, Transcript};
 use crate::journal::{Journal, JournalError, Location, Pending};
+use crate::records::VoucherRecord;
 
 /// Why the store does not do it.
 #[derive(Debug, thiserror::Error)]
@@ -225,10 +226,11 @@ impl WorkerStore {
                 Some(Served { location: Some(location), .. }) => *location,
             }
         };
-        let receipt = self.transcript(location)?.receipt;
+        let Transcript { receipt, completion_salt, choices, .. } = self.transcript(location)?;
         Ok(match receipt {
             Some(signed) if signed.receipt.as_ref().is_some_and(|r| r.request_digest == request.0) => {
-                ReceiptStatus::Served { receipt: Box::new(signed) }
+                let completions = choices.into_iter().map(|choice| choice.token_ids).collect();
+                ReceiptStatus::Served { receipt: Box::new(signed), completion_salt, completions }
             }
             _ => ReceiptStatus::Unserved,
         })

@@ -6,7 +6,10 @@
 
 mod answers;
 mod chain;
+mod cuts;
 mod http;
 mod local;
 mod network;
+mod payer;
+mod proxy;
 mod refusals;

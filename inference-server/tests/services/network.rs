@@ -65,27 +65,44 @@ pub fn spend_key() -> ServiceKey {
 }
 
 pub async fn start_worker(chain: &Arc<LocalChain>, engine: &EngineHandle, folder: &Path, port: u16) -> RunningWorker {
-    let model = model();
     let listener = server::bind(([127, 0, 0, 1], port).into()).await.unwrap();
-    let config = WorkerConfig {
-        operator: key(WORKER),
+    let config = worker_config(WORKER, folder, format!("http://{}", listener.local_addr().unwrap()));
+    start_worker_with(config, chain, engine, listener).await
+}
+
+pub fn worker_config(operator: u8, folder: &Path, endpoint: String) -> WorkerConfig {
+    WorkerConfig {
+        operator: key(operator),
         receipt_key: receipt_key(),
-        profile: model.profile(MODEL).unwrap(),
+        profile: model().profile(MODEL).unwrap(),
         ask: PRICE,
         capacity_tokens_per_epoch: 1_000_000,
         bond: Amount(1_000_000_000),
-        endpoint: format!("http://{}", listener.local_addr().unwrap()),
-        journal: folder.join("worker"),
+        endpoint,
+        journal: folder.join(if operator == WORKER { "worker".into() } else { format!("worker-{operator}") }),
         provider: Some(ProviderConfig { royalty_bps: 500, price: PRICE }),
         keep_epochs: 8,
-    };
+    }
+}
+
+pub async fn start_worker_with(
+    config: WorkerConfig,
+    chain: &Arc<LocalChain>,
+    engine: &EngineHandle,
+    listener: tokio::net::TcpListener,
+) -> RunningWorker {
     let chain: Arc<dyn Chain> = chain.clone();
-    worker::start(config, engine.clone(), model.tokenizer().clone(), chain, listener).await.unwrap()
+    worker::start(config, engine.clone(), model().tokenizer().clone(), chain, listener).await.unwrap()
 }
 
 pub async fn start_gateway(chain: &Arc<LocalChain>, folder: &Path) -> RunningGateway {
     let listener = server::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
-    let config = GatewayConfig {
+    let config = gateway_config(folder);
+    start_gateway_with(config, chain, listener).await
+}
+
+pub fn gateway_config(folder: &Path) -> GatewayConfig {
+    GatewayConfig {
         account: key(GATEWAY),
         spend_key: spend_key(),
         deposit: Amount(50_000_000),
@@ -95,7 +112,14 @@ pub async fn start_gateway(chain: &Arc<LocalChain>, folder: &Path) -> RunningGat
         journal: folder.join("gateway"),
         api_keys: folder.join("api-keys.json"),
         limits: FrontLimits::default(),
-    };
+    }
+}
+
+pub async fn start_gateway_with(
+    config: GatewayConfig,
+    chain: &Arc<LocalChain>,
+    listener: tokio::net::TcpListener,
+) -> RunningGateway {
     let model = model();
     let models = vec![GatewayModel { profile: model.profile(MODEL).unwrap(), text: TextModel::of(&model) }];
     let chain: Arc<dyn Chain> = chain.clone();
@@ -111,6 +135,17 @@ pub async fn wait_ready(base: &str) {
         }
         assert_eq!(reply.status, 503);
         assert!(begun.elapsed() < Duration::from_secs(60), "not ready: {}", String::from_utf8_lossy(&reply.body));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(40), "never: {what}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -136,6 +171,18 @@ impl Network {
 
     pub fn url(&self, path: &str) -> String {
         format!("{}{path}", self.base)
+    }
+
+    /// What the API key has used.
+    pub async fn usage(&self) -> serde_json::Value {
+        get(&self.url("/polylink/v1/usage"), Some(&self.api_key)).await.json()
+    }
+
+    /// What the workers' sessions of an account have paid on chain.
+    pub async fn redeemed(&self, payer: u8) -> u128 {
+        let chain: &dyn Chain = &*self.chain;
+        let sessions = chain.sessions(&key(payer).address(), &worker_operator()).await.unwrap();
+        sessions.iter().map(|s| s.redeemed.parse().unwrap_or(0)).sum()
     }
 
     pub async fn stop(mut self) {

@@ -9,7 +9,8 @@ use super::*;
 use crate::worker::book as worker;
 
 fn running(index: u64, epoch: u64) -> Running {
-    Running { request: Digest([index as u8; 32]), epoch, worst: Amount(100) }
+    let request = Digest([index as u8; 32]);
+    Running { request, epoch, worst: Amount(100), signed: None, prompt_tokens: 3, refused: false }
 }
 
 fn owed(index: u64, epoch: u64) -> Owed {
@@ -51,6 +52,20 @@ fn an_answer_that_broke_off_is_not_paid_and_does_not_block() {
     book.finish(1, owed(1, 4));
     book.abandon(0);
     assert_eq!(sign(&mut book).unwrap().indexes, [1]);
+}
+
+#[test]
+fn a_refused_receipt_is_never_paid_holds_nothing_up_and_keeps_its_place() {
+    let mut book = PayerBook::default();
+    book.begin(0, running(0, 3));
+    book.begin(1, running(1, 4));
+    book.finish(1, owed(1, 4));
+    book.refuse(0);
+    assert_eq!(sign(&mut book).unwrap().indexes, [1], "the older epoch does not wait for it");
+    book.acknowledged();
+    assert!(book.is_settled());
+    assert_eq!((book.open(), book.committed()), (1, Amount(111)), "it may still cost what it might have cost");
+    assert_eq!(book.check(Amount(1), Amount(1_000), 1), Err(BookError::WindowFull(1)));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Indexes, budgets, answers and vouchers across restarts.
 
+use polylink_protocol::market_v1::SignedRequest;
+
 use super::*;
 
 fn reopen(folder: &Path) -> PayerStore {
@@ -15,7 +17,11 @@ fn charge(budget: Option<u128>, session: bool) -> Charge {
 }
 
 async fn begin(store: &PayerStore, charge: Option<&Charge>, worst: u128) -> Result<u64, PayError> {
-    let running = |index: u64| (Running { request: Digest([index as u8; 32]), epoch: 3, worst: Amount(worst) }, ());
+    let running = |index: u64| {
+        let request = Digest([index as u8; 32]);
+        let signed = Some(SignedRequest { request: None, signature: vec![index as u8] });
+        (Running { request, epoch: 3, worst: Amount(worst), signed, prompt_tokens: 5, refused: false }, ())
+    };
     store.begin(7, (Amount(100_000), 100), charge, Amount(worst), running).await.map(|(index, ())| index)
 }
 
@@ -41,6 +47,7 @@ async fn answered(store: &PayerStore, index: u64, amount: u128, charge: Option<(
         charge,
         tokens: (2, 1),
         endpoint: "http://w",
+        cut: index == 1,
     };
     store.answered("c", answered).await.unwrap();
 }
@@ -75,6 +82,7 @@ async fn answers_and_their_costs_survive() {
     let account = store.key("key-a");
     assert_eq!((account.spent, account.answers, account.reserved), (Amount(40), 2, Amount::ZERO));
     assert_eq!((account.prompt_tokens, account.completion_tokens), (4, 2));
+    assert_eq!(account.cut, 1);
     let voucher = account.voucher.unwrap();
     polylink_protocol::market::verify_voucher(&voucher, &ServiceKey::from_bytes(&[4; 32]).public_key()).unwrap();
     let body = voucher.voucher.unwrap();
@@ -87,7 +95,29 @@ async fn answers_and_their_costs_survive() {
     assert!(store.answer("chatcmpl-9").unwrap().is_none());
     let book = store.book(7);
     assert_eq!(book.owed.len(), 2);
-    assert!(book.running.contains_key(&unknown), "its fate is asked of the worker");
+    let running = &book.running[&unknown];
+    assert!(!running.refused, "its fate is asked of the worker");
+    let signature = running.signed.as_ref().unwrap().signature.clone();
+    assert_eq!(
+        (signature, running.prompt_tokens),
+        (vec![unknown as u8], 5),
+        "with what its receipt is checked against"
+    );
+    assert_eq!(store.unsettled(), [7]);
+}
+
+#[tokio::test]
+async fn a_refused_receipt_stays_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = reopen(folder.path());
+    let charge = charge(None, false);
+    let index = begin(&store, Some(&charge), 50).await.unwrap();
+    store.refuse(7, index);
+    assert!(store.unsettled().is_empty());
+    drop(store);
+    let store = reopen(folder.path());
+    assert!(store.book(7).running[&index].refused && store.unsettled().is_empty());
+    assert_eq!(store.key("key-a"), KeyAccount::default());
 }
 
 #[tokio::test]

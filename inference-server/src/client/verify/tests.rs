@@ -123,3 +123,85 @@ fn salts_ids_and_signatures_are_checked() {
     let other = verify_answer(&record(|_| ()), "poly1w", &ServiceKey::from_bytes(&[7; 32]).public_key());
     assert!(matches!(other, Err(VerifyError::Object(_))));
 }
+
+fn cut(record: &AnswerRecord, seen: Option<&[Vec<u32>]>) -> Result<Amount, VerifyError> {
+    let cut = CutAnswer {
+        request: &record.request,
+        prompt_tokens: 3,
+        seen,
+        receipt: &record.receipt,
+        completion_salt: &record.completion_salt,
+        completions: &record.completions,
+    };
+    verify_cut(&cut, "poly1w", &receipt_key().public_key())
+}
+
+/// A cut answer of one choice with so many tokens.
+fn cut_record(tokens: u32, change: impl FnOnce(&mut Receipt)) -> AnswerRecord {
+    let mut record = record(|_| ());
+    let mut request = record.request.request.clone().unwrap();
+    request.sampling = Some(Sampling { max_tokens: 1_000, n: 1, ..Default::default() });
+    record.completions = vec![(0..tokens).collect()];
+    let mut receipt = record.receipt.receipt.clone().unwrap();
+    receipt.request_digest = request_digest(&request).to_vec();
+    receipt.completion_tokens = u64::from(tokens);
+    receipt.completion_digest = completion_digest(&[2; 32], record.completions.iter().map(Vec::as_slice)).to_vec();
+    receipt.finish_reason = FinishReason::Cancelled as i32;
+    // 2 at 1,000, 1 cached at 500, the completion at 2,000 per 1,000, rounded up.
+    receipt.amount = (3 + 2 * u64::from(tokens)).to_string();
+    change(&mut receipt);
+    record.request = sign_request(request, &ServiceKey::from_bytes(&[5; 32]));
+    record.receipt = sign_receipt(receipt, &receipt_key());
+    record
+}
+
+#[test]
+fn a_cut_answer_is_owed_what_was_sent() {
+    let sound = cut_record(300, |_| ());
+    let seen: Vec<Vec<u32>> = vec![(0..300 - CUT_SLACK_TOKENS as u32).collect()];
+    assert_eq!(cut(&sound, Some(&seen)), Ok(Amount(603)), "as much as may have been on the wire");
+    assert_eq!(cut(&sound, None), Ok(Amount(603)), "after a restart terms and digests count");
+    assert!(matches!(verify(&sound), Err(VerifyError::Field { field: "finish_reason", .. })), "it is no whole answer");
+    for reason in [FinishReason::Stop, FinishReason::Length] {
+        let ended = cut_record(300, |r| r.finish_reason = reason as i32);
+        assert_eq!(cut(&ended, Some(&seen)), Ok(Amount(603)), "only its end was lost");
+    }
+    assert_eq!(cut(&cut_record(0, |_| ()), Some(&[vec![]])), Ok(Amount(3)));
+}
+
+#[test]
+fn a_cut_answer_is_not_owed_what_was_not_sent() {
+    let sound = cut_record(300, |_| ());
+    let fewer: Vec<Vec<u32>> = vec![(0..299 - CUT_SLACK_TOKENS as u32).collect()];
+    assert_eq!(cut(&sound, Some(&fewer)), Err(VerifyError::Beyond { claimed: 300, seen: 43 }));
+    for other in [vec![vec![1, 1]], vec![(0..301).collect()], vec![vec![0], vec![1]]] {
+        assert!(matches!(cut(&sound, Some(&other)), Err(VerifyError::Streamed { .. })), "{other:?}");
+    }
+    let mut altered = cut_record(300, |_| ());
+    altered.completions[0][299] += 1;
+    assert!(matches!(cut(&altered, None), Err(VerifyError::Field { field: "completion_digest", .. })));
+    type Change = fn(&mut Receipt);
+    let table: &[(&str, Change)] = &[
+        ("prompt_tokens", |r| (r.prompt_tokens, r.cached_tokens) = (2, 0)),
+        ("completion_tokens", |r| r.completion_tokens = 299),
+        ("finish_reason", |r| r.finish_reason = FinishReason::Unspecified as i32),
+        ("request_digest", |r| r.request_digest[0] ^= 1),
+        ("worker", |r| r.worker = "poly1x".into()),
+    ];
+    for (name, change) in table {
+        let found = cut(
+            &cut_record(300, |r| {
+                change(r);
+                r.amount = "1".into()
+            }),
+            None,
+        );
+        assert!(matches!(&found, Err(VerifyError::Field { field, .. }) if field == name), "{name}: {found:?}");
+    }
+    assert!(matches!(cut(&cut_record(300, |r| r.amount = "604".into()), None), Err(VerifyError::Amount { .. })));
+    let long = cut_record(1_001, |_| ());
+    assert!(matches!(cut(&long, None), Err(VerifyError::Field { field: "completion_tokens", .. })));
+    let mut none = cut_record(3, |_| ());
+    none.request = Default::default();
+    assert!(matches!(cut(&none, None), Err(VerifyError::Object(_))), "a journal of an older version has no request");
+}

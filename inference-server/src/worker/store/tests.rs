@@ -77,7 +77,8 @@ async fn receipts_and_vouchers_survive_and_unfinished_answers_do_not() {
     assert_eq!(store.running(3), 0, "what ran is forgotten");
     assert_eq!(store.status(7, 2, &Digest([2; 32])).unwrap(), ReceiptStatus::Unserved);
     let served = store.status(7, 1, &Digest([1; 32])).unwrap();
-    assert!(matches!(served, ReceiptStatus::Served { receipt } if receipt.receipt.as_ref().unwrap().amount == "60"));
+    let ReceiptStatus::Served { receipt, completions, .. } = served else { panic!("{served:?}") };
+    assert_eq!((receipt.receipt.unwrap().amount.as_str(), completions), ("60", vec![vec![1, 2, 3, 4]]));
     assert_eq!(store.status(7, 1, &Digest([9; 32])).unwrap(), ReceiptStatus::Unserved, "to a stranger");
     assert_eq!(store.redeemable(3).len(), 1);
     store.redeemed(&call.voucher).unwrap();
