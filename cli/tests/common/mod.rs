@@ -2,6 +2,9 @@
 //! the test ends however it ends.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod books;
+pub mod stream;
+
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
