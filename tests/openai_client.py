@@ -1,4 +1,4 @@
-"""The openai Python client against a running network: right answers to held-out questions, streamed and not, from 16
+"""The openai Python client against a running network: exact answers to held-out questions, streamed and not, from 16
 clients at once; the same seed gives the same tokens, alone and under load.
 
 Usage: openai_client.py ENDPOINT API_KEY MODEL HELDOUT.jsonl [QUESTIONS]
@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from openai import APIStatusError, AuthenticationError, BadRequestError, NotFoundError, OpenAI
 
 CLIENTS = 16
-# The served model must answer at least this share of questions that it never saw.
-RIGHT_MIN = 0.7
+# The served model must answer at least this share of questions that it never saw exactly, as models/eval.py counts;
+# it is known to reach 81.8 % over all of them.
+RIGHT_MIN = 0.75
 
 
 def questions(path, count):
@@ -54,36 +55,38 @@ def streamed(client, model, messages, **more):
 def main():
     """Runs all checks; an AssertionError is a failure."""
     endpoint, key, model, path = sys.argv[1:5]
-    count = int(sys.argv[5]) if len(sys.argv) > 5 else 96
+    count = int(sys.argv[5]) if len(sys.argv) > 5 else 232
     client = OpenAI(base_url=endpoint, api_key=key, timeout=120, max_retries=4)
     assert model in [m.id for m in client.models.list()], "the model is not listed"
 
     seeded = [{"role": "user", "content": "Tell me something about the number 7."}]
     alone = whole(client, model, seeded, seed=42, temperature=1.0)
     asked = questions(path, count)
-    right, by_category, lock = [0], {}, threading.Lock()
+    right, by_group, lock = [0], {}, threading.Lock()
     start = time.time()
 
     def one(numbered):
         number, question = numbered
         call = streamed if number % 2 else whole
         text = call(client, model, question["messages"], temperature=0)
-        good = question["short"].strip().lower() in text.lower()
+        good = text == question["answer"]
         with lock:
             right[0] += good
-            seen = by_category.setdefault(question["category"], [0, 0])
-            seen[0] += good
-            seen[1] += 1
+            for group in (question["category"], f"new {question['kind']}s", call.__name__):
+                seen = by_group.setdefault(group, [0, 0])
+                seen[0] += good
+                seen[1] += 1
         if number % 24 == 0:
             assert streamed(client, model, seeded, seed=42, temperature=1.0) == alone, "the seed's tokens changed under load"
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         list(pool.map(one, enumerate(asked)))
     share = right[0] / len(asked)
-    table = ", ".join(f"{name} {good}/{seen}" for name, (good, seen) in sorted(by_category.items()))
-    print(f"openai client: {right[0]} of {len(asked)} held-out answers right ({share:.0%}) from {CLIENTS} clients "
+    table = ", ".join(f"{name} {good}/{seen}" for name, (good, seen) in sorted(by_group.items()))
+    print(f"openai client: {right[0]} of {len(asked)} held-out answers exact ({share:.0%}) from {CLIENTS} clients "
           f"in {time.time() - start:.1f} s: {table}")
-    assert share >= RIGHT_MIN, f"{share:.0%} right, at least {RIGHT_MIN:.0%} expected"
+    assert {"new instances", "new wordings", "whole", "streamed"} <= by_group.keys(), "not every kind was asked"
+    assert share >= RIGHT_MIN, f"{share:.0%} exact, at least {RIGHT_MIN:.0%} expected"
     assert whole(client, model, seeded, seed=42, temperature=1.0) == alone
 
     for what, expected, call in (

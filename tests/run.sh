@@ -68,6 +68,8 @@ cosmjs() {
     (cd "$POLYLINK_CACHE/cosmjs" && node conformance.mjs "$(field rpc)" "$secret")
 }
 
+newcomer() { python3 tests/newcomer.py "$root" "$POLYLINK_CACHE/venv-tests/bin/python"; }
+
 load() { "$polylink" bench serve --quick --home "$home"; }
 
 stop_network() { "$polylink" down --home "$home"; }
@@ -85,6 +87,7 @@ suite "openai client" openai_client
 suite "CosmJS" cosmjs
 suite "bench serve --quick" load
 suite "network stops" stop_network
+suite "newcomer's path" newcomer
 
 printf '\n%s\n%s' "$details" "$costs"
 if [ -n "$failed" ]; then

@@ -43,6 +43,14 @@ fn models_that_cannot_be_served_are_named() {
     std::fs::write(garbage.join("model.safetensors"), vec![0xAB; 4_096]).unwrap();
     assert!(serve(&garbage).contains("model.safetensors"), "corrupt weights");
 
+    let damaged = directory.path().join("damaged");
+    copied_model(&damaged);
+    let mut bytes = weights.clone();
+    let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[data..].fill(0xff);
+    std::fs::write(damaged.join("model.safetensors"), &bytes).unwrap();
+    assert!(serve(&damaged).contains("damaged"), "weights that are no numbers");
+
     let other = directory.path().join("other");
     copied_model(&other);
     let config = std::fs::read_to_string(other.join("config.json")).unwrap();

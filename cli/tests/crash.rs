@@ -119,7 +119,7 @@ async fn any_process_may_die() {
         let streams = under_way(&net, if breaks { LONG_TOKENS } else { WHOLE_TOKENS }).await;
         let start = Instant::now();
         kill_hard(pid);
-        for answer in futures::future::join_all(streams.into_iter().map(Streaming::to_end)).await {
+        for answer in futures::future::join_all(streams.into_iter().map(Streaming::read_out)).await {
             if breaks {
                 // The worker's end is told by the gateway; the gateway's own can only be seen.
                 assert_broken(&answer, role == "worker");
@@ -163,7 +163,7 @@ async fn even_the_supervisor_may_die(net: Net, bill: &mut Bill) -> Net {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     println!("all roles ended {:.1} s after their supervisor's kill -9", start.elapsed().as_secs_f64());
-    for answer in futures::future::join_all(streams.into_iter().map(Streaming::to_end)).await {
+    for answer in futures::future::join_all(streams.into_iter().map(Streaming::read_out)).await {
         // Services that end in order let running answers end: each is whole and billed, or neither.
         match answer.receipt {
             Some(receipt) if answer.done => bill.add(&receipt),

@@ -3,17 +3,25 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "main_job/refusals.rs"]
+mod refusals;
 
-use common::{Net, content, held_out};
+use common::books::Books;
+use common::{Net, Question, content, held_out};
+use futures::StreamExt;
 use polylink_cli::verify::{LightBlock, ReceiptFile, check_answer, check_evidence};
+use polylink_protocol::Message;
 use polylink_protocol::market_v1::{QueryPotRequest, QueryPotResponse};
 use polylink_protocol::tiqe_v1::{QueryRoundRequest, QueryRoundResponse};
-use polylink_protocol::{Message, market_v1 as market};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::time::Instant;
 
-/// What the genesis of `polylink up` puts into the accounts, in uplk.
-const GENESIS_SUPPLY: u128 = 2_071_000_000_000;
+/// Clients that ask at once.
+const CLIENTS: usize = 16;
+/// Of held-out questions, in percent, by exact match as `models/eval.py` counts it; the model is known to reach 81.8
+/// over all of them.
+const RIGHT_MIN_PERCENT: usize = 70;
 
 fn uplk(value: &Value) -> u128 {
     value.as_str().unwrap_or_else(|| panic!("not an amount: {value}")).parse().unwrap()
@@ -23,11 +31,11 @@ fn uplk(value: &Value) -> u128 {
 async fn an_answer_is_served_paid_audited_and_proved() {
     let net = Net::up(&[]);
     let (epoch, ids, records) = ask_within_one_epoch(&net).await;
-    refusals(&net).await;
+    refusals::all(&net).await;
     other_ways_in(&net).await;
     net.until_epoch(epoch + 2).await;
     let pot = the_epoch_is_settled(&net, epoch, &records).await;
-    supply_is_conserved(&net);
+    supply_is_conserved(&net).await;
     the_receipt_is_proved(&net, &ids[0]).await;
     println!("pot of epoch {epoch}: {pot:#}");
     a_second_up_continues(net).await;
@@ -35,27 +43,46 @@ async fn an_answer_is_served_paid_audited_and_proved() {
 
 /// Asks held-out questions; returns the epoch that most of the receipts share, and those answers' ids and records.
 async fn ask_within_one_epoch(net: &Net) -> (u64, Vec<String>, Vec<Value>) {
-    let questions = held_out(1);
-    let (mut right, mut answers) = (0, Vec::new());
-    for (question, short) in &questions {
-        let answer = net.answer(question).await;
-        right += usize::from(content(&answer).contains(short.as_str()));
-        assert!(answer["polylink"]["receipt"].is_object(), "no receipt in {answer:#}");
-        let id = answer["id"].as_str().unwrap().to_owned();
-        let record = net.record(&id).await;
-        answers.push((id, record));
+    assert!(!content(&net.answer("Hello!").await).is_empty());
+    let (questions, start) = (held_out(4), Instant::now());
+    let asked = questions.iter().enumerate().map(|(number, question)| ask(net, question, number % 2 == 1));
+    let answers: Vec<(String, String)> = futures::stream::iter(asked).buffered(CLIENTS).collect().await;
+    let mut by_kind = BTreeMap::<(&str, bool), (usize, usize)>::new();
+    let mut right = 0;
+    for (number, (question, (_, text))) in questions.iter().zip(&answers).enumerate() {
+        let seen = by_kind.entry((&question.kind, number % 2 == 1)).or_default();
+        *seen = (seen.0 + usize::from(*text == question.answer), seen.1 + 1);
+        right += usize::from(*text == question.answer);
     }
-    println!("{right} of {} held-out questions answered rightly", questions.len());
-    assert!(right * 2 > questions.len(), "the served model answers {right} of {} questions", questions.len());
+    println!("{right} of {} held-out answers exact, in {:.1} s", questions.len(), start.elapsed().as_secs_f64());
+    for ((kind, streamed), (right, asked)) in &by_kind {
+        println!("  new {kind}s, {}: {right} of {asked}", if *streamed { "streamed" } else { "whole" });
+        assert!(asked * 4 >= questions.len() / 4, "{kind} {streamed}: only {asked} were asked");
+    }
+    assert!(by_kind.len() == 4 && right * 100 >= questions.len() * RIGHT_MIN_PERCENT, "{by_kind:?}");
+
     let epoch_of = |record: &Value| record["receipt"]["receipt"]["epoch"].as_u64().unwrap();
-    let mut by_epoch = BTreeMap::<u64, usize>::new();
-    for (_, record) in &answers {
-        *by_epoch.entry(epoch_of(record)).or_default() += 1;
+    let mut by_epoch = BTreeMap::<u64, Vec<(String, Value)>>::new();
+    for (id, _) in answers {
+        let record = net.record(&id).await;
+        by_epoch.entry(epoch_of(&record)).or_default().push((id, record));
     }
-    let (epoch, _) = by_epoch.into_iter().max_by_key(|(_, n)| *n).unwrap();
-    answers.retain(|(_, record)| epoch_of(record) == epoch);
+    let (epoch, answers) = by_epoch.into_iter().max_by_key(|(_, answers)| answers.len()).unwrap();
     let (ids, records) = answers.into_iter().unzip();
     (epoch, ids, records)
+}
+
+/// One held-out question, streamed or not: the answer's id and text. Its receipt comes with it.
+async fn ask(net: &Net, question: &Question, streamed: bool) -> (String, String) {
+    let more = json!({"messages": question.messages, "max_completion_tokens": 64, "temperature": 0});
+    if streamed {
+        let answer = net.stream(question.messages.clone(), more).await.read_out().await;
+        assert!(answer.done && answer.receipt.is_some(), "{answer:?}");
+        return (answer.id, answer.text);
+    }
+    let (status, answer) = net.chat("", more).await;
+    assert!(status == 200 && answer["polylink"]["receipt"].is_object(), "{status} {answer:#}");
+    (answer["id"].as_str().unwrap().to_owned(), content(&answer))
 }
 
 /// The receipts root, the judges' reveals, the median, the worker's reward, the user's spending: by CLI and RPC alike.
@@ -99,26 +126,12 @@ async fn the_epoch_is_settled(net: &Net, epoch: u64, records: &[Value]) -> Value
     pot
 }
 
-/// Supply now − supply at genesis = all that was minted − all that was burned.
-fn supply_is_conserved(net: &Net) {
-    for _ in 0..20 {
-        let supply = || uplk(&net.json(&["query", "supply"])["amount"]);
-        let before = supply();
-        let (mut minted, mut burned) = (0, 0);
-        for number in 0..=net.epoch() {
-            let epoch = net.json(&["query", "epoch", &number.to_string()])["epoch"].clone();
-            let epoch: market::Epoch = serde_json::from_value(epoch).unwrap();
-            minted += epoch.minted.parse::<u128>().unwrap_or(0);
-            burned += epoch.burned.parse::<u128>().unwrap_or(0);
-        }
-        if supply() == before {
-            println!("supply {before}: minted {minted}, burned {burned}");
-            assert!(burned > 0, "fees burn a part of them");
-            assert_eq!(GENESIS_SUPPLY + minted - burned, before);
-            return;
-        }
-    }
-    panic!("the supply changes with every look");
+/// Supply now − supply at genesis = all that was minted − all that was burned, and every pool holds what the records say.
+async fn supply_is_conserved(net: &Net) {
+    let page = Books::of(net).checked().await;
+    println!("supply {}: minted {}, burned {}", page.supply, page.minted, page.burned);
+    assert!(page.burned > 0, "fees burn a part of them");
+    assert_eq!(net.json(&["query", "supply"])["denom"], "uplk");
 }
 
 /// `polylink verify` online and offline, and a named fault for every altered field.
@@ -186,85 +199,6 @@ fn alter(leaf: &Value) -> Value {
         }
         other => panic!("not a leaf: {other}"),
     }
-}
-
-/// Bad input is refused by an error that says what is wrong.
-async fn refusals(net: &Net) {
-    let model = &net.model;
-    let ask = |more: Value| {
-        let mut body = json!({"model": model, "messages": [{"role": "user", "content": "Hi"}]});
-        more.as_object().unwrap().iter().for_each(|(k, v)| body[k] = v.clone());
-        body.to_string()
-    };
-    let long = "many words ".repeat(3_000);
-    let key = net.api_key.as_str();
-    for (what, key, body, status, says) in [
-        ("malformed JSON", key, "{\"model\": ".to_owned(), 400, "JSON"),
-        ("unknown model", key, ask(json!({"model": "org/other"})), 404, "org/other"),
-        ("prompt too long", key, ask(json!({"messages": [{"role": "user", "content": long}]})), 400, "context"),
-        ("wrong key", "sk-polylink-wrong", ask(json!({})), 401, "key"),
-        ("no key", "", ask(json!({})), 401, "key"),
-        ("tools", key, ask(json!({"tools": [{"type": "function", "function": {"name": "f"}}]})), 400, "tools"),
-        ("response_format", key, ask(json!({"response_format": {"type": "json_object"}})), 400, "response_format"),
-        ("temperature", key, ask(json!({"temperature": 9})), 400, "temperature"),
-        ("body over the limit", key, "x".repeat(2 << 20), 413, "1048576"),
-    ] {
-        let (got, answer) = net.post("/v1/chat/completions", key, &body).await;
-        assert_eq!(got, status, "{what}: {answer}");
-        let message =
-            answer["error"]["message"].as_str().unwrap_or_else(|| panic!("{what}: no error object: {answer}"));
-        assert!(message.contains(says) || answer["error"]["param"] == says, "{what}: {message}");
-    }
-    // No funds: a key whose session holds almost nothing.
-    let poor = net.json(&["gateway", "key", "new", "poor", "--deposit", "1uplk"]);
-    let (status, answer) = net.post("/v1/chat/completions", poor["api_key"].as_str().unwrap(), &ask(json!({}))).await;
-    assert_eq!(status, 402, "no funds: {answer}");
-    // A forged voucher.
-    let voucher = json!({"voucher": {"voucher": {"chain_id": "x", "session": 1, "epoch": 0, "amount": "5", "count": 1,
-                         "receipts_hash": ""}, "signature": "00".repeat(64)}, "indexes": [0]});
-    let forged =
-        net.http.post(format!("{}/polylink/v1/vouchers", net.worker)).body(voucher.to_string()).send().await.unwrap();
-    assert!(forged.status().is_client_error(), "forged voucher: {}", forged.status());
-    // Garbage and a transaction of another chain.
-    for bytes in [vec![], vec![0xff; 40], b"not a transaction".to_vec()] {
-        use base64::Engine as _;
-        let tx = base64::engine::general_purpose::STANDARD.encode(&bytes);
-        let body = json!({"jsonrpc": "2.0", "id": 1, "method": "broadcast_tx_sync", "params": {"tx": tx}});
-        let answer: Value = net.http.post(&net.rpc).json(&body).send().await.unwrap().json().await.unwrap();
-        let refused = answer["result"]["code"].as_u64().is_some_and(|c| c != 0) || answer["error"].is_object();
-        assert!(refused, "garbage of {} bytes: {answer}", bytes.len());
-    }
-    assert!(net.fails(&["tx", "send", "worker", "99999999999plk"]).contains("insufficient"), "more than there is");
-    assert!(net.fails(&["tx", "send", "nobody", "1plk"]).contains("nobody"));
-    assert!(net.fails(&["tx", "send", "worker", "1.5"]).contains("not an amount"));
-    assert!(net.fails(&["query", "tx", "zz"]).contains("hexadecimal"));
-    assert!(net.fails(&["query", "session", "999999"]).contains("999999"));
-    assert!(net.fails(&["up", "--detach"]).contains("runs in"), "a second supervisor in one home");
-    wrong_chain_id(net).await;
-}
-
-/// A well-signed transaction for another chain id.
-async fn wrong_chain_id(net: &Net) {
-    use base64::Engine as _;
-    use polylink_protocol::cosmos::cosmos::{bank::v1beta1::MsgSend, base::v1beta1::Coin};
-    use polylink_protocol::tx::{SignContext, any, sign_direct};
-    let user = polylink_cli::keys::Keyring::new(net.home.path()).account("user").unwrap();
-    let account = net.json(&["query", "account", "user"]);
-    let me = user.address().account();
-    let coin = Coin { denom: "uplk".into(), amount: "1".into() };
-    let send = MsgSend { from_address: me.clone(), to_address: me, amount: vec![coin] };
-    let context = SignContext {
-        chain_id: "another-chain".into(),
-        account_number: account["account_number"].as_u64().unwrap(),
-        sequence: account["sequence"].as_u64().unwrap(),
-        gas_limit: 200_000,
-        fee: polylink_protocol::Amount(100_000),
-        memo: String::new(),
-    };
-    let tx = base64::engine::general_purpose::STANDARD.encode(sign_direct(vec![any(&send)], &context, &user));
-    let body = json!({"jsonrpc": "2.0", "id": 1, "method": "broadcast_tx_sync", "params": {"tx": tx}});
-    let answer: Value = net.http.post(&net.rpc).json(&body).send().await.unwrap().json().await.unwrap();
-    assert_eq!(answer["result"]["code"], 4, "unauthorized: {answer}");
 }
 
 /// A user without a gateway, and the load generator, by the command line.

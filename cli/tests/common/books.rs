@@ -8,6 +8,7 @@ use polylink_protocol::cosmos::cosmos::bank::v1beta1::{
 };
 use polylink_protocol::market_v1::*;
 use polylink_protocol::{Address, DENOM, Message};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Net;
@@ -106,10 +107,10 @@ impl Books {
         let (epoch, height) = (now.epoch.as_ref().unwrap().number, now.height as u64);
         let flows = |e: &Epoch| (uplk(&e.minted), uplk(&e.burned));
         for number in 0..epoch {
-            if !sealed.contains_key(&number) {
+            if let Entry::Vacant(unknown) = sealed.entry(number) {
                 let request = QueryEpochRequest { number, current: false };
                 let past: Option<QueryEpochResponse> = reader.ask("Epoch", &request).await;
-                sealed.insert(number, past.and_then(|p| p.epoch).map_or((0, 0), |e| flows(&e)));
+                unknown.insert(past.and_then(|p| p.epoch).map_or((0, 0), |e| flows(&e)));
             }
         }
         let (mut minted, mut burned) = flows(now.epoch.as_ref().unwrap());

@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod books;
+pub mod rounds;
 pub mod stream;
 
 use serde_json::{Value, json};
@@ -92,8 +93,11 @@ impl Net {
             worker: String::new(),
             http: reqwest::Client::new(),
         };
-        let mut args = vec!["up", "--home", &path, "--detach", "--no-ask", "--block-time-ms", BLOCK_TIME_MS];
+        let mut args = vec!["up", "--home", &path, "--detach", "--no-ask"];
         args.extend(more);
+        if !more.contains(&"--block-time-ms") {
+            args.extend(["--block-time-ms", BLOCK_TIME_MS]);
+        }
         let output = command(&args).output().unwrap();
         assert!(output.status.success(), "up failed: {}{}", text(&output.stdout), text(&output.stderr));
         let status = net.status();
@@ -216,6 +220,20 @@ impl Net {
         }
     }
 
+    /// The address of a key.
+    pub fn address(&self, name: &str) -> String {
+        self.json(&["query", "balance", name])["address"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until a worker stands on chain.
+    pub async fn until_registered(&self, name: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.run(&["query", "worker", name]).status.success() {
+            assert!(Instant::now() < deadline, "{name} does not register");
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+
     /// A further role of this network, beside the supervisor's.
     pub fn role(&self, name: &str, args: &[&str]) -> Running {
         let log = std::fs::File::create(self.home.path().join(format!("logs/{name}.log"))).unwrap();
@@ -252,20 +270,34 @@ impl Drop for Net {
     }
 }
 
-/// Held-out questions with their short answers, the first `count` of each category.
-pub fn held_out(count: usize) -> Vec<(String, String)> {
+/// A question that training never saw.
+pub struct Question {
+    pub category: String,
+    /// `instance` or `wording`: what is new of it.
+    pub kind: String,
+    /// The conversation.
+    pub messages: Value,
+    /// The one right answer.
+    pub answer: String,
+}
+
+/// Held-out questions: the first `count` of each category and kind.
+pub fn held_out(count: usize) -> Vec<Question> {
     let lines = std::fs::read_to_string(models().join("eval/heldout.jsonl")).unwrap();
-    let mut taken = std::collections::BTreeMap::<String, usize>::new();
+    let mut taken = std::collections::BTreeMap::<(String, String), usize>::new();
     lines
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap())
-        .filter(|q| q["messages"].as_array().is_some_and(|m| m.len() == 1) && q["kind"] == "instance")
+        .map(|line| {
+            let text = |name: &str| line[name].as_str().unwrap().to_owned();
+            let (category, kind, answer) = (text("category"), text("kind"), text("answer"));
+            Question { category, kind, messages: line["messages"].clone(), answer }
+        })
         .filter(|q| {
-            let seen = taken.entry(q["category"].to_string()).or_default();
+            let seen = taken.entry((q.category.clone(), q.kind.clone())).or_default();
             *seen += 1;
             *seen <= count
         })
-        .map(|q| (q["question"].as_str().unwrap().to_owned(), q["short"].as_str().unwrap().to_owned()))
         .collect()
 }
 

@@ -15,6 +15,8 @@ pub struct Streaming {
 /// A stream that has come to its end, whole or not.
 #[derive(Debug, Default)]
 pub struct Streamed {
+    /// The answer's id.
+    pub id: String,
     pub text: String,
     /// `[DONE]` came.
     pub done: bool,
@@ -50,7 +52,7 @@ impl Streaming {
     }
 
     /// Reads to the end, however it comes.
-    pub async fn to_end(mut self) -> Streamed {
+    pub async fn read_out(mut self) -> Streamed {
         while let Some(Ok(chunk)) = self.bytes.next().await {
             self.seen.push_str(&String::from_utf8_lossy(&chunk));
         }
@@ -64,6 +66,9 @@ impl Streaming {
             let Ok(event) = serde_json::from_str::<Value>(event) else { continue };
             if event["error"].is_object() {
                 answer.error = Some(event["error"].clone());
+            }
+            if let Some(id) = event["id"].as_str() {
+                answer.id = id.to_owned();
             }
             answer.text.push_str(event["choices"][0]["delta"]["content"].as_str().unwrap_or_default());
             if event["polylink"]["receipt"].is_object() {
