@@ -123,9 +123,10 @@ def walk(root, python, home, elsewhere, up):
     assert "5" in answer["choices"][0]["message"]["content"], answer
     source = snippet(said, "from openai", lambda line: line.startswith("print("))
     assert "5" in output([python, "-c", source], cwd=elsewhere)
-    look = snippet(said, "/", lambda line: line.endswith("query epoch"))
-    assert "health" in output(look, shell=True, cwd=elsewhere), look
-    polylink = look.split(" --home ")[0]
+    look = said.split("Look at it:")[1].split("waiting until")[0].splitlines()
+    look = [line for line in look if " --home " in line]
+    assert len(look) == 2 and all(output(command, shell=True, cwd=elsewhere) for command in look), look
+    polylink = look[0].split(" --home ")[0]
     print("newcomer: answer, full verification, curl, Python and the printed commands work as printed")
 
     def query(*what):
