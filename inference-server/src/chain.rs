@@ -95,6 +95,13 @@ impl dyn Chain {
         answer.params.ok_or_else(|| ChainError::Unavailable("the market has no parameters".into()))
     }
 
+    /// The audit's parameters.
+    pub async fn tiqe_params(&self) -> Result<tiqe::Params, ChainError> {
+        let answer: tiqe::QueryParamsResponse =
+            self.get("/polylink.tiqe.v1.Query/Params", &tiqe::QueryParamsRequest {}).await?;
+        answer.params.ok_or_else(|| ChainError::Unavailable("the audit has no parameters".into()))
+    }
+
     /// A session.
     pub async fn session(&self, session: u64) -> Result<Option<market::Session>, ChainError> {
         let answer: Option<market::QuerySessionResponse> =

@@ -167,7 +167,7 @@ impl Judge {
             key: &self.config.disclosure,
         };
         // All of a round's transcripts are had first, so that the evaluators see them in one batch.
-        let disclosed = self.disclosing.all(&caller, epoch, profile, samples).await?;
+        let disclosed = self.disclosing.all(&caller, profile, samples).await?;
         let transcripts: Vec<_> = disclosed.iter().flatten().cloned().collect();
         let mut findings = self.auditor.evaluate(&transcripts, clip).await?.into_iter();
         let mut scores = Vec::with_capacity(samples.len());

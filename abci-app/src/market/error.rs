@@ -140,6 +140,16 @@ pub enum MarketError {
     /// A root that is none.
     #[error("the receipts' root: {0}")]
     Root(String),
+    /// More than anybody could owe.
+    #[error(
+        "receipts over {amount} uplk, but the open sessions that pay this worker for this profile hold deposits of {deposits} uplk; commit only to receipts that a session covers"
+    )]
+    AboveDeposits {
+        /// The root's.
+        amount: Amount,
+        /// The sum over the sessions.
+        deposits: Amount,
+    },
     /// The message has none.
     #[error("the message has no voucher")]
     NoVoucher,
@@ -244,6 +254,7 @@ impl MarketError {
             NotIncreasing { .. } => 34,
             Expired { .. } => 35,
             VoucherEpoch { .. } => 36,
+            AboveDeposits { .. } => 37,
         }
     }
 }

@@ -34,6 +34,8 @@ pub const EPOCH: u8 = 0x4c;
 pub const EMITTED: u8 = 0x4d;
 /// `0x4e` → number of models, 8 bytes.
 pub const MODEL_COUNT: u8 = 0x4e;
+/// `0x4f ‖ worker ‖ profile` → deposits of the unclosed sessions that pay this worker for this profile, 16 bytes.
+pub const DEPOSITS: u8 = 0x4f;
 
 /// The value of a key that is only there or not.
 pub const THERE: [u8; 1] = [1];
@@ -82,6 +84,10 @@ pub(super) fn epoch(number: u64) -> Vec<u8> {
 }
 pub(super) fn emitted(epoch: u64) -> Vec<u8> {
     KeyBuilder::new(EMITTED).u64(epoch).finish()
+}
+
+pub(super) fn deposits(worker: &Address, profile: &Digest) -> Vec<u8> {
+    KeyBuilder::new(DEPOSITS).bytes(&worker.0).bytes(&profile.0).finish()
 }
 
 /// Reads `prefix ‖ epoch ‖ address`.

@@ -64,8 +64,9 @@ pub fn check(params: &Params) -> Result<(), GenesisError> {
     if !(1..=VESTING_EPOCHS_MAX).contains(&params.vesting_epochs) {
         return wrong("vesting_epochs", "1 to 64 epochs are expected");
     }
-    if params.unbonding_epochs == 0 || params.unbonding_epochs > 1_000_000 || params.dispute_epochs > 1_000_000 {
-        return wrong("unbonding_epochs, dispute_epochs", "1 (0 for disputes) to 1,000,000 epochs are expected");
+    // With a dispute window of one epoch a session stands until the receipts of its last epoch are committed.
+    if [params.unbonding_epochs, params.dispute_epochs].iter().any(|epochs| !(1..=1_000_000).contains(epochs)) {
+        return wrong("unbonding_epochs, dispute_epochs", "1 to 1,000,000 epochs are expected");
     }
     if !(1..=65_536).contains(&params.max_window) {
         return wrong("max_window", "1 to 65,536 answers are expected");
@@ -120,7 +121,8 @@ mod tests {
     #[test]
     fn the_defaults_run_and_nonsense_is_refused() {
         check(&default()).unwrap();
-        let cases: [fn(&mut Params); 8] = [
+        let cases: [fn(&mut Params); 9] = [
+            |p| p.dispute_epochs = 0,
             |p| p.epoch_blocks = 18,
             |p| p.beacon_window_blocks = 0,
             |p| p.kappa_bps = 10_000,

@@ -10,7 +10,7 @@ use polylink_protocol::merkle_sum::Sum;
 use polylink_protocol::{Address, Amount};
 
 use super::error::MarketError;
-use super::records::{pot, pot_or_new, save, save_pot};
+use super::records::{amount, pot, pot_or_new, save, save_pot};
 use super::schedule::{Schedule, Window};
 use super::{keys, models, params, workers};
 use crate::context::Context;
@@ -72,6 +72,12 @@ impl Handle for MsgCommitReceipts {
             let epoch = self.epoch;
             let reason = format!("in epoch {epoch} {operator} neither offered {profile} nor redeemed anything for it");
             return Err(MarketError::Offers(reason).into());
+        }
+        // Every receipt is owed by a session within its deposit, and a session is closed only by the worker itself, or once
+        // its expiry and the dispute window have passed, which is after the commitment of its last epoch.
+        let deposits = amount(state, &keys::deposits(&operator, &profile));
+        if root.amount > deposits {
+            return Err(MarketError::AboveDeposits { amount: root.amount, deposits }.into());
         }
         let mut pot = pot_or_new(state, self.epoch, &profile, &operator);
         let node = root.to_proto();

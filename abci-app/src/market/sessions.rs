@@ -1,7 +1,8 @@
 //! Sessions: unidirectional payment channels. The deposit lies in escrow; what the payee redeems leaves it, the rest
 //! goes back to the payer at the close.
 //!
-//! Invariant: the balance of the escrow = the sum of deposit − redeemed over the open sessions.
+//! Invariants: the balance of the escrow = the sum of deposit − redeemed over the open sessions; per worker and profile
+//! the sum of their deposits stands under a key of its own, which bounds what the worker may commit to.
 
 use polylink_protocol::keys::is_ed25519_key;
 use polylink_protocol::market_v1::{
@@ -11,7 +12,7 @@ use polylink_protocol::market_v1::{
 use polylink_protocol::{Address, Amount, DENOM};
 
 use super::error::MarketError;
-use super::records::{counter, save, session, uplk, worker};
+use super::records::{amount, counter, save, session, uplk, worker};
 use super::{SESSION_EPOCHS_MAX, keys, models, params, redeem, workers};
 use crate::bank::{self, Pool};
 use crate::context::Context;
@@ -22,6 +23,22 @@ use crate::store::{StateRead, StateWrite};
 /// The last epoch in which a session's vouchers are taken.
 pub fn last_redeem_epoch(session: &Session, params: &Params) -> u64 {
     session.expiry_epoch.saturating_add(params.dispute_epochs)
+}
+
+/// Changes the sum of the deposits that pay a worker for a profile; sessions with gateways are in none.
+fn count_deposits(
+    state: &mut dyn StateWrite,
+    session: &Session,
+    change: impl FnOnce(Amount) -> Amount,
+) -> Result<(), TxError> {
+    if !session.profile_digest.is_empty() {
+        let key = keys::deposits(&session.payee.parse()?, &models::digest(&session.profile_digest)?);
+        match change(amount(state, &key)) {
+            Amount::ZERO => state.delete(key),
+            sum => state.put(key, sum.0.to_be_bytes().to_vec()),
+        }
+    }
+    Ok(())
 }
 
 fn cap_of(text: &str, otherwise: Amount) -> Result<Amount, TxError> {
@@ -117,6 +134,7 @@ impl Handle for MsgOpenSession {
             redeemed_epoch: 0,
             closed: false,
         };
+        count_deposits(state, &record, |sum| Amount(sum.0.saturating_add(deposit.0)))?;
         save(state, keys::session(id), &record);
         state.put(keys::sessions_of_payer(&payer).u64(id).finish(), keys::THERE.to_vec());
         state.put(keys::sessions_of_payee(&payee).u64(id).finish(), keys::THERE.to_vec());
@@ -169,6 +187,7 @@ impl Handle for MsgTopUp {
             return Err(MarketError::Deposit(reason).into());
         }
         bank::transfer(ctx, state, payer, Pool::MarketEscrow, amount)?;
+        count_deposits(state, &record, |sum| Amount(sum.0.saturating_add(amount.0)))?;
         record.deposit = raised(&record.deposit).to_string();
         record.cap = cap.to_string();
         save(state, keys::session(record.id), &record);
@@ -214,6 +233,7 @@ impl Handle for MsgCloseSession {
         let refund = uplk(&record.deposit).saturating_sub(uplk(&record.redeemed));
         let payer: Address = record.payer.parse()?;
         bank::transfer(ctx, state, Pool::MarketEscrow, payer, refund)?;
+        count_deposits(state, &record, |sum| sum.saturating_sub(uplk(&record.deposit)))?;
         record.closed = true;
         save(state, keys::session(record.id), &record);
         ctx.emit(

@@ -221,9 +221,13 @@ impl Bed {
     }
 
     pub fn open_session(&mut self, deposit: u128) -> u64 {
+        self.open_session_with(WORKER, deposit)
+    }
+
+    pub fn open_session_with(&mut self, worker: Address, deposit: u128) -> u64 {
         let message = MsgOpenSession {
             payer: PAYER.account(),
-            payee: WORKER.account(),
+            payee: worker.account(),
             spend_key: spend_key().public_key().to_vec(),
             deposit: deposit.to_string(),
             window: 8,
@@ -308,6 +312,17 @@ impl Bed {
             .map(|session| uplk(&session.deposit) - uplk(&session.redeemed))
             .sum();
         assert_eq!(self.balance(Pool::MarketEscrow), escrow, "escrow");
+        let mut deposits = std::collections::BTreeMap::new();
+        for session in all(keys::SESSION).iter().map(|value| Session::decode(value.as_slice()).unwrap()) {
+            if !session.closed && !session.profile_digest.is_empty() {
+                let profile = Digest::from_slice(&session.profile_digest).unwrap();
+                let key = keys::deposits(&session.payee.parse().unwrap(), &profile);
+                *deposits.entry(key).or_insert(0) += uplk(&session.deposit);
+            }
+        }
+        let sums = self.state.iter_prefix(&[keys::DEPOSITS]);
+        let sums = sums.map(|(key, value)| (key, u128::from_be_bytes(value.as_slice().try_into().unwrap())));
+        assert_eq!(sums.collect::<std::collections::BTreeMap<_, _>>(), deposits, "deposits by worker and profile");
         let pots: u128 = all(keys::POT)
             .iter()
             .map(|value| Pot::decode(value.as_slice()).unwrap())

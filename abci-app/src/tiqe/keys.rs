@@ -42,6 +42,8 @@ pub const TRIAL_DUE: u8 = 0x70;
 pub const VOTE: u8 = 0x71;
 /// `0x72 ‖ worker ‖ id` → 1: all trials of a worker.
 pub const TRIAL_OF: u8 = 0x72;
+/// `0x73 ‖ profile ‖ id` → 1: trials that wait for a beacon.
+pub const TRIAL_WAITING: u8 = 0x73;
 
 /// Waits for the end of the beacon window.
 pub const STAGE_BEACON: u8 = 1;
@@ -102,6 +104,16 @@ pub(super) fn votes(id: u64) -> KeyBuilder {
 }
 pub(super) fn trials_of(worker: &Address) -> KeyBuilder {
     KeyBuilder::new(TRIAL_OF).bytes(&worker.0)
+}
+
+pub(super) fn waiting_trials(profile: &Digest) -> KeyBuilder {
+    KeyBuilder::new(TRIAL_WAITING).bytes(&profile.0)
+}
+
+/// The id that a key ends with.
+pub(super) fn last_id(key: &[u8]) -> Option<u64> {
+    let at = key.len().checked_sub(8)?;
+    Some(u64::from_be_bytes(key[at..].try_into().ok()?))
 }
 
 /// The address that a key ends with.

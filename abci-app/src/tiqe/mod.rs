@@ -45,6 +45,10 @@ pub const SAMPLES_PER_ROUND_MAX: usize = 256;
 pub const TRIAL_SAMPLES_MAX: u32 = 64;
 /// A trial's samples are numbered from here, so that they are not the round's: `sample_point` takes the number.
 pub const TRIAL_SAMPLE_FIRST: u32 = 1_000_000;
+/// Epochs whose pots a trial's samples are drawn from: the one whose scores opened it and those before it.
+pub const TRIAL_POT_EPOCHS: u64 = 4;
+/// Trials of one profile that one beacon draws samples for at most; others wait for the next.
+pub const TRIALS_PER_BEACON: usize = 64;
 /// Trials whose verdict is due that one block takes at most.
 pub const VERDICTS_PER_BLOCK: usize = 16;
 

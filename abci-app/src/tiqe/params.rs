@@ -11,7 +11,7 @@ use crate::store::{Order, StateRead, StateWrite};
 /// The parameters of a network that names none.
 ///
 /// The threshold of 24 nats is above ln 10^9 = 20.7; evidence is clipped to ±6 nats per answer, so that no fewer than
-/// four answers open a trial.
+/// four answers open a trial. An answer that is not disclosed counts 2 nats, so that three rounds of four open one.
 pub fn default() -> Params {
     Params {
         version: 1,
@@ -29,6 +29,7 @@ pub fn default() -> Params {
         trial_epochs: 3,
         alpha_floor_bps: 3_000,
         trial_samples: 8,
+        missing_evidence_milli: 2_000,
     }
 }
 
@@ -56,6 +57,9 @@ pub fn check(params: &Params) -> Result<(), GenesisError> {
         || params.cusum_threshold_milli < params.evidence_clip_milli
     {
         return wrong("cusum_threshold_milli", "at least the clip is expected, and a clip of 1 to 1,000,000");
+    }
+    if params.missing_evidence_milli > params.evidence_clip_milli {
+        return wrong("missing_evidence_milli", "at most the clip is expected");
     }
     if !(1..=1_000).contains(&params.trial_epochs) || params.activation_delay_epochs > 1_000_000 {
         return wrong("trial_epochs, activation_delay_epochs", "1 to 1,000 and at most 1,000,000 epochs are expected");

@@ -71,10 +71,7 @@ impl Answer for QueryTrialsRequest {
             "" => vec![keys::TRIAL],
             worker => keys::trials_of(&worker.parse()?).finish(),
         };
-        let ids = state.iter_prefix_rev(&prefix).take(TRIALS_MAX).filter_map(|(key, _)| {
-            let at = key.len().checked_sub(8)?;
-            Some(u64::from_be_bytes(key[at..].try_into().ok()?))
-        });
+        let ids = state.iter_prefix_rev(&prefix).take(TRIALS_MAX).filter_map(|(key, _)| keys::last_id(&key));
         let trials = ids
             .filter_map(|id| trial::stored(state, id))
             .map(|trial| Trial {

@@ -1,11 +1,12 @@
-//! A round's life: opened by the first commitment to receipts, drawn at the end of the beacon window, scored at the end
-//! of the reveal window. Rounds wait in queues, of which each block takes a bounded number.
+//! A round's life: opened by the first commitment to receipts, or by a trial that needs its beacon, drawn at the end of
+//! the beacon window, scored at the end of the reveal window. Rounds wait in queues, of which each block takes a bounded
+//! number.
 
 use std::collections::BTreeMap;
 
 use polylink_protocol::market_v1::Pot;
 use polylink_protocol::tiqe::{Candidate, draw_seats, next_beacon, sample_point};
-use polylink_protocol::tiqe_v1::{Params, Quality, Round, RoundPhase, Sample, SampleResult, Scores, Seat};
+use polylink_protocol::tiqe_v1::{Params, Quality, Round, RoundPhase, Sample, SampleResult, Score, Scores, Seat};
 use polylink_protocol::{Address, Amount, Bps, Digest, Message as _};
 
 use super::error::TiqeError;
@@ -30,7 +31,7 @@ pub struct Verdict {
     pub judges: Vec<(Address, u64)>,
 }
 
-/// Opens the round over an epoch, once something was committed to that can be sampled.
+/// Opens the round over an epoch: something was committed to that can be sampled, or a trial waits for a beacon.
 pub(crate) fn open(state: &mut dyn StateWrite, epoch: u64, profile: &Digest) {
     let key = keys::round(epoch, profile);
     if state.contains(&key) {
@@ -132,7 +133,7 @@ fn draw(ctx: &mut Context, state: &mut dyn StateWrite, mut round: Round, profile
         round.set_phase(RoundPhase::Postponed);
         save(state, keys::round(epoch, profile), &round);
         event(ctx, &round, profile, "postponed");
-        return Ok(());
+        return open_for_trials(ctx, state, profile);
     }
     let previous = beacon::before(state, &ctx.chain_id, profile, epoch);
     let values: Vec<_> = outputs.values().copied().collect();
@@ -144,20 +145,34 @@ fn draw(ctx: &mut Context, state: &mut dyn StateWrite, mut round: Round, profile
             Some(Candidate { judge: *judge, beta: *outputs.get(judge)?, tickets: record.tickets })
         })
         .collect();
+    round.beacon = beacon.to_vec();
+    round.samples = sample(&beacon, profile, &market::pots(state, epoch, profile), &params);
+    trial::draw(ctx, state, &round, profile, &beacon, &params)?;
+    open_for_trials(ctx, state, profile)?;
+    if round.samples.is_empty() {
+        // A trial's alone: there is nothing to score, so that nobody has a seat and nobody owes a reveal.
+        round.set_phase(RoundPhase::Settled);
+        save(state, keys::round(epoch, profile), &round);
+        event(ctx, &round, profile, "settled");
+        return Ok(());
+    }
     for (judge, seats) in draw_seats(&candidates, params.seats) {
         let seat = Seat { judge: judge.account(), seats, ..Default::default() };
         save(state, keys::in_round(keys::SEAT, epoch, profile, &judge), &seat);
     }
-    let pots = market::pots(state, epoch, profile);
-    round.beacon = beacon.to_vec();
-    round.samples = sample(&beacon, profile, &pots, &params);
     round.set_phase(RoundPhase::Commit);
     save(state, keys::round(epoch, profile), &round);
     state.put(keys::stage(keys::STAGE_REVEAL, epoch, profile), keys::THERE.to_vec());
-    for (worker, pot) in &pots {
-        trial::draw(ctx, state, worker, profile, &beacon, pot, &params)?;
-    }
     event(ctx, &round, profile, "commit");
+    Ok(())
+}
+
+/// Opens the next round whose beacon is still unknown while a trial of the profile waits for one, so that no worker puts
+/// its trial off by committing nothing.
+fn open_for_trials(ctx: &Context, state: &mut dyn StateWrite, profile: &Digest) -> Result<(), TxError> {
+    if trial::is_waiting(state, profile) {
+        open(state, ctx.epoch, profile);
+    }
     Ok(())
 }
 
@@ -205,10 +220,13 @@ pub(super) fn seats(state: &dyn StateRead, epoch: u64, profile: &Digest) -> Vec<
 /// End of the reveal window: penalties, medians, the judges' shares, and what follows for each worker.
 fn score(ctx: &mut Context, state: &mut dyn StateWrite, mut round: Round, profile: &Digest) -> Result<(), TxError> {
     let (epoch, params) = (round.epoch, params::at(state, ctx.epoch));
-    let mut revealed: Vec<(Address, Seat, Scores)> = Vec::new();
+    let mut revealed: Vec<(Address, Seat, Vec<Score>)> = Vec::new();
     for (judge, seat) in seats(state, epoch, profile) {
         match load::<Scores>(state, &keys::in_round(keys::REVEAL, epoch, profile, &judge)) {
-            Some(scores) => revealed.push((judge, seat, scores)),
+            Some(scores) => {
+                let scores = scoring::counted(&scores.scores, params.missing_evidence_milli);
+                revealed.push((judge, seat, scores));
+            }
             None => {
                 judges::penalise(ctx, state, &judge, Bps::clamped(params.slash_judge_bps), "no reveal")?;
             }
@@ -219,7 +237,7 @@ fn score(ctx: &mut Context, state: &mut dyn StateWrite, mut round: Round, profil
         .iter()
         .map(|(judge, seat, scores)| {
             let seats = u64::from(seat.seats);
-            Sheet { weight: seats.saturating_mul(weight_of(judge)), seats, scores: &scores.scores }
+            Sheet { weight: seats.saturating_mul(weight_of(judge)), seats, scores }
         })
         .collect();
     let numbers: Vec<u32> = round.samples.iter().map(|sample| sample.number).collect();
@@ -287,7 +305,7 @@ fn conclude(
             ],
         );
         if cusum_milli >= params.cusum_threshold_milli {
-            trial::open(ctx, state, &worker, profile);
+            trial::open(ctx, state, &worker, profile, round.epoch);
         }
     }
     if moved != baseline {

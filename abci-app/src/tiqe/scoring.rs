@@ -51,6 +51,17 @@ pub fn medians(sheets: &[Sheet<'_>], numbers: &[u32], lambda_bps: u32) -> Vec<Sa
         .collect()
 }
 
+/// Scores as the round counts them: what was not disclosed is evidence by the ledger's rule, whatever the judge wrote. In
+/// the median that decides an answer which more than half of the weight says is missing.
+pub fn counted(scores: &[Score], missing_evidence_milli: u64) -> Vec<Score> {
+    let missing = i64::try_from(missing_evidence_milli).unwrap_or(i64::MAX);
+    let counted = scores.iter().map(|score| match score.missing {
+        true => Score { evidence_milli: missing, ..*score },
+        false => *score,
+    });
+    counted.collect()
+}
+
 /// How near a score is to a result: half by quality, half by evidence; 10,000 when equal.
 fn closeness(score: &Score, result: &SampleResult, lambda_bps: u32, clip_milli: u64) -> u64 {
     let quality = u64::from(quality_bps(score, lambda_bps).abs_diff(result.quality_bps)).min(10_000);
@@ -127,6 +138,26 @@ mod tests {
         assert_eq!(quality_bps(&both, 3_000), 7_100);
         assert_eq!(quality_bps(&score(8_000, 0), 3_000), 8_000);
         assert_eq!(quality_bps(&Score { missing: true, ..both }, 3_000), 0);
+    }
+
+    #[test]
+    fn what_most_say_is_missing_is_evidence_whatever_they_wrote() {
+        let missing = |evidence_milli| vec![Score { missing: true, ..score(9_000, evidence_milli) }];
+        let seen = |evidence_milli| vec![score(9_000, evidence_milli)];
+        let cases: [(&str, Vec<(u64, Vec<Score>)>, i64, u32); 4] = [
+            ("all", vec![(1, missing(0)), (1, missing(-6_000))], 2_000, 0),
+            ("most", vec![(2, missing(0)), (1, seen(-400))], 2_000, 0),
+            ("half of the weight is not most", vec![(1, missing(6_000)), (1, seen(-400))], -400, 0),
+            ("a minority", vec![(1, missing(6_000)), (2, seen(-400))], -400, 9_000),
+        ];
+        for (case, columns, evidence, quality) in cases {
+            let columns: Vec<_> =
+                columns.into_iter().map(|(weight, scores)| (weight, counted(&scores, 2_000))).collect();
+            let sheets: Vec<_> =
+                columns.iter().map(|(weight, scores)| Sheet { weight: *weight, seats: 1, scores }).collect();
+            let results = medians(&sheets, &[0], 0);
+            assert_eq!((results[0].evidence_milli, results[0].quality_bps), (evidence, quality), "{case}");
+        }
     }
 
     #[test]

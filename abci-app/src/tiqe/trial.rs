@@ -1,18 +1,23 @@
 //! Trials: the only thing that slashes a worker.
 //!
-//! A worker whose evidence crosses the threshold is tried once per profile at a time. The samples come from the beacon
-//! of the first later round in which the worker has committed something: the receipts of the epoch in which the trial
-//! opened, served for the most part before anyone knew. Every judge of the profile that was active when the trial opened
-//! has its bond as its vote; guilty needs more than two thirds of that bond. Until the verdict the worker's vesting pay
-//! and unbonding wait, and a worker that commits to nothing waits with them.
+//! A worker whose evidence crosses the threshold is tried once per profile at a time, by what it had already committed:
+//! the pots of the epoch whose scores opened the trial and of the three before it, of which the next beacon of the
+//! profile, unknown until then, draws samples by amount. That beacon comes whether or not anybody commits anything, so
+//! that neither silence nor honest answers from then on help. Every judge of the profile that was active when the trial
+//! opened has its bond as its vote; guilty needs more than two thirds of that bond. Until the verdict the worker's vesting
+//! pay and unbonding wait.
 
 use polylink_protocol::market_v1::Pot;
 use polylink_protocol::tiqe::sample_point;
-use polylink_protocol::tiqe_v1::{MsgVoteTrial, MsgVoteTrialResponse, Params, Quality, Trial, TrialState, TrialVote};
+use polylink_protocol::tiqe_v1::{
+    MsgVoteTrial, MsgVoteTrialResponse, Params, Quality, Round, Sample, Trial, TrialState, TrialVote,
+};
 use polylink_protocol::{Address, Amount, Bps, Digest, Message as _};
 
 use super::error::TiqeError;
-use super::{TRIAL_SAMPLE_FIRST, VERDICTS_PER_BLOCK, judges, keys, params, round, scores};
+use super::{
+    TRIAL_POT_EPOCHS, TRIAL_SAMPLE_FIRST, TRIALS_PER_BEACON, VERDICTS_PER_BLOCK, judges, keys, params, round, scores,
+};
 use crate::context::Context;
 use crate::error::TxError;
 use crate::market::records::{counter, load, save, uplk};
@@ -58,9 +63,15 @@ fn event(ctx: &mut Context, trial: &Trial, what: &str) {
     );
 }
 
-/// Opens a trial, unless one is open for this worker and profile, or the worker is jailed: it serves nothing any more
-/// whose samples could be drawn, and what it did before its conviction is punished once.
-pub(super) fn open(ctx: &mut Context, state: &mut dyn StateWrite, worker: &Address, profile: &Digest) {
+/// Opens a trial over the receipts up to `evidence_epoch`, unless one is open for this worker and profile, or the worker
+/// is jailed: what it did before its conviction is punished once.
+pub(super) fn open(
+    ctx: &mut Context,
+    state: &mut dyn StateWrite,
+    worker: &Address,
+    profile: &Digest,
+    evidence_epoch: u64,
+) {
     let jailed = market::worker(state, worker).is_some_and(|record| record.jailed);
     if jailed || open_for(state, worker, profile).is_some() {
         return;
@@ -72,41 +83,79 @@ pub(super) fn open(ctx: &mut Context, state: &mut dyn StateWrite, worker: &Addre
         worker: worker.account(),
         profile_digest: profile.to_vec(),
         opened_epoch: ctx.epoch,
+        evidence_epoch,
         ..Default::default()
     };
     trial.set_state(TrialState::Open);
     save(state, keys::trial(id), &trial);
     state.put(keys::open_trials(worker).bytes(&profile.0).finish(), id.to_be_bytes().to_vec());
     state.put(keys::trials_of(worker).u64(id).finish(), keys::THERE.to_vec());
+    state.put(keys::waiting_trials(profile).u64(id).finish(), keys::THERE.to_vec());
+    // The next beacon that nobody can know yet: of the round over the epoch that runs now.
+    round::open(state, ctx.epoch, profile);
     event(ctx, &trial, "open");
 }
 
-/// Draws the samples of an open trial from a fresh beacon over a pot of its worker, once.
+/// True while a trial of the profile waits for its samples.
+pub(super) fn is_waiting(state: &dyn StateRead, profile: &Digest) -> bool {
+    state.iter_prefix(&keys::waiting_trials(profile).finish()).next().is_some()
+}
+
+/// Draws the samples of the profile's trials that wait for this round's beacon.
 pub(super) fn draw(
     ctx: &mut Context,
     state: &mut dyn StateWrite,
-    worker: &Address,
+    drawn: &Round,
     profile: &Digest,
     beacon: &Digest,
-    pot: &Pot,
     params: &Params,
 ) -> Result<(), TxError> {
-    let Some(mut trial) = open_for(state, worker, profile).and_then(|id| stored(state, id)) else { return Ok(()) };
-    if committed(pot).is_zero() || !trial.samples.is_empty() || pot.epoch < trial.opened_epoch {
-        return Ok(());
+    let prefix = keys::waiting_trials(profile).finish();
+    let waiting: Vec<u64> =
+        state.iter_prefix(&prefix).take(TRIALS_PER_BEACON).filter_map(|(key, _)| keys::last_id(&key)).collect();
+    for id in waiting {
+        // A trial that opened after this beacon's window began waits for the next one.
+        let Some(mut trial) = stored(state, id).filter(|trial| trial.opened_epoch <= drawn.epoch) else { continue };
+        state.delete(keys::waiting_trials(profile).u64(id).finish());
+        trial.samples = sample(state, &trial, profile, beacon, params)?;
+        trial.deadline_epoch = ctx.epoch.saturating_add(params.trial_epochs);
+        save(state, keys::trial(id), &trial);
+        state.put(keys::trial_due(trial.deadline_epoch, id), keys::THERE.to_vec());
+        event(ctx, &trial, "sampled");
     }
-    let count = pot.root.as_ref().map_or(0, |root| root.count);
-    for at in 0..u64::from(params.trial_samples).min(count) as u32 {
-        let number = TRIAL_SAMPLE_FIRST.saturating_add(at);
-        let Some(point) = sample_point(beacon, worker, profile, number, committed(pot)) else { break };
-        trial.samples.push(round::sample_of(pot, number, point));
-    }
-    trial.evidence_epoch = pot.epoch;
-    trial.deadline_epoch = ctx.epoch.saturating_add(params.trial_epochs);
-    save(state, keys::trial(trial.id), &trial);
-    state.put(keys::trial_due(trial.deadline_epoch, trial.id), keys::THERE.to_vec());
-    event(ctx, &trial, "sampled");
     Ok(())
+}
+
+/// Points of the worker's last pots up to the trial's epoch, by amount over all of them together; at most one for each
+/// receipt in them.
+fn sample(
+    state: &dyn StateRead,
+    trial: &Trial,
+    profile: &Digest,
+    beacon: &Digest,
+    params: &Params,
+) -> Result<Vec<Sample>, TxError> {
+    let worker: Address = trial.worker.parse()?;
+    let pots: Vec<Pot> = (0..TRIAL_POT_EPOCHS)
+        .filter_map(|back| trial.evidence_epoch.checked_sub(back))
+        .filter_map(|epoch| market::pot(state, epoch, profile, &worker))
+        .filter(|pot| !committed(pot).is_zero())
+        .collect();
+    let total: Amount = pots.iter().map(committed).sum();
+    let receipts = pots.iter().filter_map(|pot| pot.root.as_ref()).fold(0_u64, |sum, r| sum.saturating_add(r.count));
+    let mut samples = Vec::new();
+    for at in 0..u64::from(params.trial_samples).min(receipts) as u32 {
+        let number = TRIAL_SAMPLE_FIRST.saturating_add(at);
+        let Some(mut point) = sample_point(beacon, &worker, profile, number, total) else { break };
+        for pot in &pots {
+            if point < committed(pot) {
+                samples.push(round::sample_of(pot, number, point));
+                break;
+            }
+            point = point.saturating_sub(committed(pot));
+        }
+    }
+    Ok(samples)
 }
 
 impl Handle for MsgVoteTrial {
@@ -208,7 +257,8 @@ fn decide(ctx: &mut Context, state: &mut dyn StateWrite, mut trial: Trial) -> Re
         .map(|(operator, judge)| (operator, uplk(&judge.bond)))
         .collect();
     let (guilty, total) = count(&eligible, &votes);
-    for (operator, _) in &eligible {
+    // Without samples (beacons that stayed away until the pots were dropped) there was nothing to vote on.
+    for (operator, _) in eligible.iter().filter(|_| !trial.samples.is_empty()) {
         if !votes.iter().any(|(voter, _)| voter == operator) {
             judges::penalise(ctx, state, operator, Bps::clamped(params.slash_judge_bps), "no vote")?;
         }

@@ -67,7 +67,8 @@ async fn judge(worker: &Worker, call: &DisclosureCall) -> Result<Judge, ApiError
 
 fn holds(samples: &[Sample], worker: &Worker, call: &DisclosureCall) -> bool {
     let point = call.point.to_string();
-    samples.iter().any(|sample| sample.worker == worker.operator && sample.point == point)
+    let is_it = |s: &Sample| s.worker == worker.operator && s.epoch == call.epoch && s.point == point;
+    samples.iter().any(is_it)
 }
 
 async fn drawn_in_round(worker: &Worker, call: &DisclosureCall) -> Result<bool, ApiError> {
@@ -86,7 +87,6 @@ async fn drawn_in_trial(worker: &Worker, call: &DisclosureCall, judge: &Judge) -
     Ok(trials.iter().any(|trial| {
         trial.state == TrialState::Open as i32
             && trial.profile_digest == call.profile_digest
-            && trial.evidence_epoch == call.epoch
             && holds(&trial.samples, worker, call)
     }))
 }

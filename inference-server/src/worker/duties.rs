@@ -101,10 +101,17 @@ async fn commit(worker: &Worker, epoch: u64) -> Result<(), String> {
     }
     redeem(worker, epoch).await;
     if root.count > 0 {
-        let oldest = epoch.saturating_sub(worker.config.keep_epochs.max(4));
+        let trial_epochs = worker.clock.chain().tiqe_params().await.map_err(|e| e.to_string())?.trial_epochs;
+        let oldest = epoch.saturating_sub(worker.config.keep_epochs.max(asked_for(trial_epochs)));
         worker.store.rotate(oldest).await.map_err(|e| e.to_string())?;
     }
     Ok(())
+}
+
+/// For how many epochs an epoch's transcripts may be asked for: a trial samples the epoch that opened it and the three
+/// before, its beacon comes two epochs later, then the votes; and as many again for beacons that were postponed.
+fn asked_for(trial_epochs: u64) -> u64 {
+    trial_epochs.saturating_add(5).saturating_mul(2)
 }
 
 /// Redeems the newest voucher of each session up to the epoch; what fails is tried again an epoch later.

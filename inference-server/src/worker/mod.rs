@@ -60,7 +60,7 @@ pub struct WorkerConfig {
     pub journal: PathBuf,
     /// Registers the model if the chain does not have it.
     pub provider: Option<ProviderConfig>,
-    /// Epochs whose transcripts are kept for audits and proofs, at least 4.
+    /// Epochs whose transcripts are kept for audits and proofs; more where the chain's trials may ask for older ones.
     pub keep_epochs: u64,
 }
 

@@ -44,7 +44,6 @@ impl Client {
     pub(super) async fn all(
         &self,
         caller: &Caller<'_>,
-        epoch: u64,
         profile: &Digest,
         samples: &[Sample],
     ) -> Result<Vec<Option<Transcript>>, JudgeError> {
@@ -60,7 +59,7 @@ impl Client {
             }
             let worker = workers.get(sample.worker.as_str()).and_then(Option::as_ref);
             out.push(match worker {
-                Some(worker) => self.one(caller, epoch, profile, sample, worker).await?,
+                Some(worker) => self.one(caller, sample.epoch, profile, sample, worker).await?,
                 None => None,
             });
         }

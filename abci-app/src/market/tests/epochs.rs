@@ -177,6 +177,7 @@ fn pots_are_settled_a_bounded_number_per_block() {
     for operator in &operators {
         bank::transfer(&mut bed.ctx, &mut bed.state, STRANGER, *operator, Amount(100_000_000)).unwrap();
         bed.send(&register_worker(*operator)).unwrap();
+        bed.open_session_with(*operator, 10);
     }
     bed.until(1, 1);
     for operator in &operators {

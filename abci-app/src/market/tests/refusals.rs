@@ -201,7 +201,10 @@ fn receipts_are_refused_by_name() {
         root,
     };
     assert_eq!(bed.refused(&message(0, Some(root(2, 5)))), ("market", 26));
+    bed.open_session(9);
     bed.until(1, 2);
+    assert_eq!(bed.refused(&message(0, Some(root(2, 5)))), ("market", 37));
+    let second = bed.open_session(1);
     let cases: Vec<(MsgCommitReceipts, u32)> = vec![
         (message(0, None), 28),
         (message(0, Some(altered(&root(0, 0), |r| r.amount = "1".into()))), 28),
@@ -217,9 +220,13 @@ fn receipts_are_refused_by_name() {
     for (message, code) in cases {
         assert_eq!(bed.refused(&message), ("market", code), "{message:?}");
     }
+    // What a closed session held covers nothing; a top-up does.
+    bed.send(&MsgCloseSession { signer: WORKER.account(), session: second, voucher: None }).unwrap();
+    assert_eq!(bed.refused(&message(0, Some(root(2, 5)))), ("market", 37));
+    bed.send(&MsgTopUp { payer: PAYER.account(), session: 1, amount: "1".into(), cap: "".into() }).unwrap();
     bed.commit(0, root(2, 5)).unwrap();
     bed.commit(0, root(2, 5)).unwrap();
-    assert_eq!(bed.refused(&message(0, Some(root(3, 5)))), ("market", 27));
+    assert_eq!(bed.refused(&message(0, Some(root(2, 4)))), ("market", 27));
     bed.until(1, 5);
     assert_eq!(bed.refused(&message(0, Some(root(2, 5)))), ("market", 26));
     bed.until(2, 0);

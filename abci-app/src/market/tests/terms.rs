@@ -63,6 +63,7 @@ fn a_commitment_after_a_rotation_names_the_key_and_the_price_of_its_epoch() {
     let mut bed = Bed::new(3);
     let dear = vec![offer(&bed.profile, prices(500, 400, 9_000))];
     let plain = vec![offer(&bed.profile, price())];
+    bed.open_session(1_000);
     bed.until(1, 1);
     update(&mut bed, key(10), dear);
     // The receipts of epochs 0 and 1 were served before the update holds.
@@ -116,7 +117,7 @@ fn what_was_not_offered_in_the_epoch_is_not_committed() {
     bed.redeem(session, 2, 5, 1).unwrap();
     bed.send(&commit(&nano, 2)).unwrap();
     assert_eq!((bed.pot(2).receipt_key, bed.pot(2).price), (key(9), Some(price())));
-    bed.send(&commit(&pico, 2)).unwrap();
+    bed.send(&MsgCommitReceipts { root: Some(root(0, 0)), ..commit(&pico, 2) }).unwrap();
 }
 
 #[test]
@@ -131,6 +132,7 @@ fn a_worker_has_nothing_to_commit_before_its_first_epoch() {
         root: Some(root(1, 5)),
     };
     assert_eq!(bed.refused(&message(2)), ("market", 12));
+    bed.open_session_with(GATEWAY, 5);
     bed.until(4, 1);
     bed.send(&message(3)).unwrap();
 }

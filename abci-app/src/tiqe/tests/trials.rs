@@ -34,7 +34,7 @@ fn findings(trial: &Trial, evidence_milli: i64) -> Scores {
     Scores { scores: trial.samples.iter().map(score).collect() }
 }
 
-/// A bed with a trial whose samples are drawn, in epoch 2.
+/// A bed with a trial over the receipts of epoch 0 whose samples are drawn, in epoch 2.
 fn tried() -> (Bed, u64, Trial) {
     let mut bed = Bed::new(3);
     let session = bed.open_session(1_000_000);
@@ -46,7 +46,7 @@ fn tried() -> (Bed, u64, Trial) {
     serve(&mut bed, session, 1, cheating);
     let trial = trials(&bed).remove(0);
     assert_eq!(trials(&bed).len(), 1, "one trial at a time");
-    assert_eq!((trial.evidence_epoch, trial.deadline_epoch, trial.samples.len()), (1, 5, 8));
+    assert_eq!((trial.evidence_epoch, trial.deadline_epoch, trial.samples.len()), (0, 5, 8));
     (bed, session, trial)
 }
 
@@ -117,17 +117,102 @@ fn votes_are_refused_by_name() {
     assert_eq!(bed.vote(0, trial.id, true, &findings(&trial, 0)).unwrap_err().code(), ("tiqe", 22));
 }
 
+/// Nothing but beacons in the round over `epoch`; up to its last block.
+fn beacons(bed: &mut Bed, epoch: u64, judges: &[u8]) {
+    bed.until(epoch + 1, 5);
+    judges.iter().for_each(|number| bed.submit_beacon(*number, epoch).unwrap());
+    bed.until(epoch + 1, 19);
+}
+
 #[test]
-fn an_accused_worker_that_goes_silent_stays_on_trial() {
+fn an_accused_worker_that_goes_silent_is_tried_by_what_it_had_committed() {
     let mut bed = Bed::new(3);
     let session = bed.open_session(1_000_000);
     serve(&mut bed, session, 0, cheating);
-    bed.until(2, 0);
     let held = bed.balance(Pool::MarketVesting);
-    assert!(held > 0);
-    bed.until(12, 5);
-    assert_eq!(trials(&bed)[0].state(), TrialState::Open);
-    assert_eq!(bed.balance(Pool::MarketVesting), held);
+    // It commits nothing any more; the round comes all the same, for its beacon alone.
+    beacons(&mut bed, 1, &[0, 1, 2]);
+    let round = bed.round(1);
+    assert_eq!((round.phase(), round.samples.len(), round.seats.len()), (RoundPhase::Settled, 0, 0));
+    let judges = bed.ask(&QueryJudgesRequest {}).unwrap().judges;
+    assert!(judges.iter().all(|judge| judge.bond == "100000000"), "nobody owes a reveal");
+    let trial = trials(&bed).remove(0);
+    assert_eq!((trial.samples.len(), trial.deadline_epoch), (8, 5));
+    assert!(trial.samples.iter().all(|sample| sample.epoch == 0 && sample.root == bed.pot(0).root));
+    assert_eq!(bed.balance(Pool::MarketVesting), held, "its pay waits");
+    (0..3).for_each(|number| bed.vote(number, trial.id, true, &findings(&trial, 6_000)).unwrap());
+    bed.block();
+    assert!(market::worker(&bed.state, &WORKER).unwrap().jailed);
+}
+
+#[test]
+fn honest_answers_after_the_accusation_do_not_help() {
+    let mut bed = Bed::new(3);
+    let session = bed.open_session(1_000_000);
+    // Three honest epochs, then a cheat that is found at once.
+    let honest = |_: u8, _: u32| Score { cross_bps: 7_000, evidence_milli: -400, ..Default::default() };
+    (0..5).for_each(|epoch| serve(&mut bed, session, epoch, honest));
+    serve(&mut bed, session, 5, cheating);
+    let opened = trials(&bed).remove(0);
+    assert_eq!((opened.opened_epoch, opened.evidence_epoch), (6, 5));
+    serve(&mut bed, session, 6, honest);
+    let trial = trials(&bed).remove(0);
+    // By amount over the pots of the epochs 2 to 5, each sample with the root of its own epoch.
+    for sample in &trial.samples {
+        assert!((2..=5).contains(&sample.epoch), "{sample:?}");
+        assert_eq!(sample.root, bed.pot(sample.epoch).root);
+        assert!(sample.point.parse::<u128>().unwrap() < 40_000);
+    }
+    let epochs: std::collections::BTreeSet<u64> = trial.samples.iter().map(|sample| sample.epoch).collect();
+    assert!(epochs.len() > 1, "eight points in four equal pots: {epochs:?}");
+}
+
+#[test]
+fn without_a_quorum_the_trial_waits_for_the_next_beacon() {
+    let mut bed = Bed::new(3);
+    let session = bed.open_session(1_000_000);
+    serve(&mut bed, session, 0, cheating);
+    beacons(&mut bed, 1, &[0]);
+    assert_eq!(bed.round(1).phase(), RoundPhase::Postponed);
+    assert!(trials(&bed)[0].samples.is_empty());
+    let bonds = |bed: &Bed| bed.ask(&QueryJudgesRequest {}).unwrap().judges.into_iter().map(|judge| judge.bond);
+    assert!(bonds(&bed).eq(["100000000", "99000000", "99000000"]), "a missing output costs as always");
+    beacons(&mut bed, 2, &[0, 1, 2]);
+    let trial = trials(&bed).remove(0);
+    assert_eq!((trial.samples.len(), trial.evidence_epoch, trial.deadline_epoch), (8, 0, 6));
+    // Then there is nothing to wait for any more, and idle epochs have no rounds.
+    bed.until(4, 6);
+    assert_eq!(bed.submit_beacon(0, 3).unwrap_err().code(), ("tiqe", 12));
+}
+
+#[test]
+fn a_worker_that_withholds_is_tried_in_three_rounds() {
+    let mut bed = Bed::new(3);
+    let session = bed.open_session(1_000_000);
+    // Whatever a judge writes of an answer that it did not see, the ledger counts 2 nats.
+    let missing = |number: u8, _: u32| Score {
+        missing: true,
+        evidence_milli: if number == 0 { -6_000 } else { 0 },
+        ..Default::default()
+    };
+    for epoch in 0..3 {
+        assert!(trials(&bed).is_empty(), "after {epoch} rounds");
+        serve(&mut bed, session, epoch, missing);
+        assert_eq!(bed.round(epoch).results[0].evidence_milli, 2_000);
+    }
+    assert_eq!(trials(&bed)[0].evidence_epoch, 2);
+    // One judge alone cannot say so: the median is what the others saw.
+    let mut bed = Bed::with(3, |genesis| genesis.tiqe.params.seats = 64);
+    let session = bed.open_session(1_000_000);
+    for epoch in 0..4 {
+        serve(&mut bed, session, epoch, |number, _| Score {
+            missing: number == 0,
+            cross_bps: 7_000,
+            evidence_milli: -400,
+            ..Default::default()
+        });
+    }
+    assert!(trials(&bed).is_empty());
 }
 
 #[test]
