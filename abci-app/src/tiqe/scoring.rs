@@ -144,7 +144,8 @@ mod tests {
     fn what_most_say_is_missing_is_evidence_whatever_they_wrote() {
         let missing = |evidence_milli| vec![Score { missing: true, ..score(9_000, evidence_milli) }];
         let seen = |evidence_milli| vec![score(9_000, evidence_milli)];
-        let cases: [(&str, Vec<(u64, Vec<Score>)>, i64, u32); 4] = [
+        type Columns = Vec<(u64, Vec<Score>)>;
+        let cases: [(&str, Columns, i64, u32); 4] = [
             ("all", vec![(1, missing(0)), (1, missing(-6_000))], 2_000, 0),
             ("most", vec![(2, missing(0)), (1, seen(-400))], 2_000, 0),
             ("half of the weight is not most", vec![(1, missing(6_000)), (1, seen(-400))], -400, 0),
