@@ -12,6 +12,7 @@ use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
 use polylink_protocol::cosmos::cosmos::staking::v1beta1::{MsgDelegate, MsgUndelegate};
 use polylink_protocol::keys::{AccountKey, ServiceKey};
 use polylink_protocol::market_v1 as market;
+use polylink_protocol::tiqe_v1 as tiqe;
 use polylink_protocol::tx::any;
 use polylink_protocol::{Address, Amount, DENOM, Digest, Message};
 
@@ -126,6 +127,8 @@ enum Action {
         #[arg(value_parser = parse_amount)]
         amount: Amount,
     },
+    /// Leave as a judge: no tickets from now on, the bond back after the unbonding
+    UnbondJudge,
 }
 
 fn coin(amount: Amount) -> Coin {
@@ -200,6 +203,7 @@ fn message(args: &TxArgs, key: &AccountKey, ring: &Keyring, home: &Path, epoch: 
         }
         Action::Bond { amount } => any(&market::MsgBond { operator: me, amount: amount.to_string() }),
         Action::Unbond { amount } => any(&market::MsgUnbond { operator: me, amount: amount.to_string() }),
+        Action::UnbondJudge => any(&tiqe::MsgUnbondJudge { operator: me }),
     })
 }
 
@@ -221,6 +225,9 @@ fn response(data: &[u8]) -> Value {
         }
         "/polylink.market.v1.MsgUnbondResponse" => {
             market::MsgUnbondResponse::decode(value).map_or(Value::Null, |r| json!(r))
+        }
+        "/polylink.tiqe.v1.MsgUnbondJudgeResponse" => {
+            tiqe::MsgUnbondJudgeResponse::decode(value).map_or(Value::Null, |r| json!(r))
         }
         "/polylink.market.v1.MsgCloseSessionResponse" => {
             market::MsgCloseSessionResponse::decode(value).map_or(Value::Null, |r| json!(r))

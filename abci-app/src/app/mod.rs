@@ -122,24 +122,28 @@ impl Application for App {
     /// Takes what can be decoded, in the mempool's order, as far as the block has room.
     fn prepare_proposal(&self, request: pb::RequestPrepareProposal) -> pb::ResponsePrepareProposal {
         let mut room = u64::try_from(request.max_tx_bytes).unwrap_or(0);
+        let mut gas = tx::BLOCK_GAS_MAX;
         let mut txs = Vec::new();
         for tx in request.txs {
             // As CometBFT counts: the field's key, its length, its bytes.
             let size = 1 + prost::encoding::encoded_len_varint(tx.len() as u64) as u64 + tx.len() as u64;
-            if tx::decode::decode(&tx).is_err() {
-                continue;
-            }
-            let Some(rest) = room.checked_sub(size) else { break };
-            room = rest;
+            let Ok(decoded) = tx::decode::decode(&tx) else { continue };
+            let left = (room.checked_sub(size), gas.checked_sub(decoded.fee.gas_limit));
+            let (Some(bytes_left), Some(gas_left)) = left else { break };
+            (room, gas) = (bytes_left, gas_left);
             txs.push(tx);
         }
         pb::ResponsePrepareProposal { txs }
     }
 
-    /// Accepts exactly what `prepare_proposal` of any honest node makes: transactions that decode.
+    /// Accepts exactly what `prepare_proposal` of any honest node makes: transactions that decode, within the block's gas.
     fn process_proposal(&self, request: pb::RequestProcessProposal) -> pb::ResponseProcessProposal {
         use pb::response_process_proposal::ProposalStatus;
-        let good = request.txs.iter().all(|tx| tx::decode::decode(tx).is_ok());
+        let gas = request.txs.iter().try_fold(0_u64, |gas, tx| {
+            let decoded = tx::decode::decode(tx).ok()?;
+            gas.checked_add(decoded.fee.gas_limit)
+        });
+        let good = gas.is_some_and(|gas| gas <= tx::BLOCK_GAS_MAX);
         let status = if good { ProposalStatus::Accept } else { ProposalStatus::Reject };
         pb::ResponseProcessProposal { status: status.into() }
     }

@@ -201,6 +201,20 @@ fn proposals_keep_to_the_room_and_hold_only_what_decodes() {
 }
 
 #[test]
+fn proposals_keep_to_the_gas_of_a_block() {
+    let chain = TestChain::start(&genesis(2));
+    let fits = crate::tx::BLOCK_GAS_MAX / crate::testing::GAS_LIMIT;
+    let txs: Vec<bytes::Bytes> = (0..=fits).map(|ahead| chain.sign_after(1, ahead, vec![send(2, 5)]).into()).collect();
+    let request = pb::RequestPrepareProposal { max_tx_bytes: 1 << 20, txs: txs.clone(), ..Default::default() };
+    let proposal = chain.app().prepare_proposal(request).txs;
+    assert_eq!(proposal, txs[..fits as usize]);
+    for (txs, status) in [(proposal, 1), (txs, 2)] {
+        let answer = chain.app().process_proposal(pb::RequestProcessProposal { txs, ..Default::default() });
+        assert_eq!(answer.status, status);
+    }
+}
+
+#[test]
 fn a_block_that_was_not_committed_is_forgotten_by_a_restart() {
     let mut chain = TestChain::start(&genesis(2));
     chain.advance(2);

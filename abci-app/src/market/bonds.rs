@@ -8,7 +8,7 @@ use polylink_protocol::{Address, Amount, Bps};
 use super::error::MarketError;
 use super::params::{self, min_bond};
 use super::records::{save, uplk, worker};
-use super::{UNBONDING_ENTRIES_MAX, keys, workers};
+use super::{UNBONDING_ENTRIES_MAX, keys, places, workers};
 use crate::bank::{self, Pool};
 use crate::context::Context;
 use crate::error::TxError;
@@ -89,6 +89,9 @@ impl Handle for MsgUnbond {
             None => record.unbonding.push(Unbonding { amount: amount.to_string(), release_epoch }),
         }
         record.bond = rest.to_string();
+        if rest < min {
+            places::leave(ctx, state, &operator, &mut record, |_| true);
+        }
         state.put(keys::unbonding(release_epoch, &operator), keys::THERE.to_vec());
         save(state, keys::worker(&operator), &record);
         ctx.emit(
@@ -146,6 +149,7 @@ pub(crate) fn convict(
     slash(&mut record.bond);
     record.unbonding.iter_mut().for_each(|entry| slash(&mut entry.amount));
     record.jailed = true;
+    places::leave(ctx, state, operator, &mut record, |_| true);
     save(state, keys::worker(operator), &record);
     bank::burn(ctx, state, Pool::WorkerBonds, total)?;
     ctx.emit("slash_worker", &[("operator", operator.account()), ("amount", format!("{total}uplk"))]);

@@ -70,7 +70,7 @@ pub enum MarketError {
     #[error("the worker {0} was convicted and is jailed: it takes no sessions, receipts or vouchers any more")]
     Jailed(String),
     /// The profile's places are taken.
-    #[error("{max} workers offer the profile {profile} already, as many as one round can audit")]
+    #[error("{max} workers offer the profile {profile} already, none with less bond; bond more to take a place")]
     TooManyWorkers {
         /// Which profile.
         profile: Digest,

@@ -36,6 +36,8 @@ pub const EMITTED: u8 = 0x4d;
 pub const MODEL_COUNT: u8 = 0x4e;
 /// `0x4f ‖ worker ‖ profile` → deposits of the unclosed sessions that pay this worker for this profile, 16 bytes.
 pub const DEPOSITS: u8 = 0x4f;
+/// `0x50 ‖ epoch of the close ‖ id` → 1: closed sessions, until they are dropped.
+pub const SESSION_CLOSED: u8 = 0x50;
 
 /// The value of a key that is only there or not.
 pub const THERE: [u8; 1] = [1];
@@ -88,6 +90,16 @@ pub(super) fn emitted(epoch: u64) -> Vec<u8> {
 
 pub(super) fn deposits(worker: &Address, profile: &Digest) -> Vec<u8> {
     KeyBuilder::new(DEPOSITS).bytes(&worker.0).bytes(&profile.0).finish()
+}
+
+pub(super) fn session_closed(epoch: u64, id: u64) -> Vec<u8> {
+    KeyBuilder::new(SESSION_CLOSED).u64(epoch).u64(id).finish()
+}
+
+/// The address that a key ends with.
+pub(super) fn last_address(key: &[u8]) -> Option<Address> {
+    let at = key.len().checked_sub(20)?;
+    Some(Address(key[at..].try_into().ok()?))
 }
 
 /// Reads `prefix ‖ epoch ‖ address`.

@@ -13,6 +13,7 @@ mod genesis;
 pub mod keys;
 pub mod models;
 pub mod params;
+mod places;
 mod query;
 pub mod receipts;
 pub(crate) mod records;

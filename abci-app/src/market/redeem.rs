@@ -144,8 +144,11 @@ impl Handle for MsgRedeem {
             let reason = format!("only its payee {} redeems its vouchers", session.payee);
             return Err(MarketError::NotParty { session: id, reason }.into());
         }
-        // A gateway that became a worker is still paid directly by the sessions that name no profile.
-        debug_assert!(session.profile_digest.is_empty() || worker(state, &payee).is_some());
+        // A gateway that became a worker is still paid directly by the sessions that name no profile; one that names a
+        // profile pays into the pot of a worker.
+        if !session.profile_digest.is_empty() && worker(state, &payee).is_none() {
+            return Err(MarketError::UnknownWorker(payee.account()).into());
+        }
         let increase = redeem(ctx, state, id, signed)?;
         Ok(MsgRedeemResponse { increase: increase.to_string() })
     }

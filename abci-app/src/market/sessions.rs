@@ -13,6 +13,7 @@ use polylink_protocol::{Address, Amount, DENOM};
 
 use super::error::MarketError;
 use super::records::{amount, counter, save, session, uplk, worker};
+use super::settle::past_retention;
 use super::{SESSION_EPOCHS_MAX, keys, models, params, redeem, workers};
 use crate::bank::{self, Pool};
 use crate::context::Context;
@@ -196,6 +197,18 @@ impl Handle for MsgTopUp {
     }
 }
 
+/// Drops at most `limit` sessions that were closed longer ago than pots are kept: no receipt that stands on one can be
+/// proven any more.
+pub(super) fn forget(ctx: &Context, state: &mut dyn StateWrite, limit: usize) -> Result<(), TxError> {
+    for (_, id) in past_retention(state, keys::SESSION_CLOSED, ctx.epoch, limit) {
+        let Some(record) = session(state, id) else { continue };
+        state.delete(keys::session(id));
+        state.delete(keys::sessions_of_payer(&record.payer.parse()?).u64(id).finish());
+        state.delete(keys::sessions_of_payee(&record.payee.parse()?).u64(id).finish());
+    }
+    Ok(())
+}
+
 impl Handle for MsgCloseSession {
     const AMINO_NAME: &'static str = "polylink/market/CloseSession";
     type Response = MsgCloseSessionResponse;
@@ -235,6 +248,7 @@ impl Handle for MsgCloseSession {
         bank::transfer(ctx, state, Pool::MarketEscrow, payer, refund)?;
         count_deposits(state, &record, |sum| sum.saturating_sub(uplk(&record.deposit)))?;
         record.closed = true;
+        state.put(keys::session_closed(ctx.epoch, record.id), keys::THERE.to_vec());
         save(state, keys::session(record.id), &record);
         ctx.emit(
             "close_session",

@@ -10,7 +10,7 @@ use super::params;
 use super::records::{amount, committed, model, pot, pot_or_new, save, save_pot, uplk, worker};
 use super::schedule::{Schedule, Window};
 use super::settlement::{Cover, Split, Terms, by_weight, cover, split};
-use super::{POT_RETENTION_EPOCHS, RELEASES_PER_BLOCK, bonds, keys, vesting};
+use super::{POT_RETENTION_EPOCHS, RELEASES_PER_BLOCK, bonds, keys, sessions, vesting};
 use crate::bank::{self, Pool};
 use crate::context::Context;
 use crate::error::TxError;
@@ -47,6 +47,7 @@ pub(super) fn end_block(ctx: &mut Context, state: &mut dyn StateWrite) -> Result
     }
     vesting::release(ctx, state, RELEASES_PER_BLOCK)?;
     bonds::release(ctx, state, RELEASES_PER_BLOCK)?;
+    sessions::forget(ctx, state, RELEASES_PER_BLOCK)?;
     prune(state, keys::POT, ctx.epoch);
     prune(state, keys::EMITTED, ctx.epoch);
     Ok(())
@@ -66,6 +67,26 @@ pub(crate) fn prune(state: &mut dyn StateWrite, prefix: u8, now: u64) {
     for key in old {
         state.delete(key);
     }
+}
+
+/// The oldest entries `prefix ‖ epoch ‖ id` of a queue that are past the retention, at most `limit`; taken out of it.
+pub(crate) fn past_retention(state: &mut dyn StateWrite, prefix: u8, now: u64, limit: usize) -> Vec<(u64, u64)> {
+    let due: Vec<(Vec<u8>, (u64, u64))> = state
+        .iter_prefix(&[prefix])
+        .take(limit)
+        .filter_map(|(key, _)| {
+            let number = |at: usize| Some(u64::from_be_bytes(key.get(at..at + 8)?.try_into().ok()?));
+            let entry = (number(1)?, number(9)?);
+            Some((key, entry))
+        })
+        .take_while(|(_, (epoch, _))| epoch.saturating_add(POT_RETENTION_EPOCHS) < now)
+        .collect();
+    due.into_iter()
+        .map(|(key, entry)| {
+            state.delete(key);
+            entry
+        })
+        .collect()
 }
 
 fn settle(

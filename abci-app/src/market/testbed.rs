@@ -323,6 +323,11 @@ impl Bed {
         let sums = self.state.iter_prefix(&[keys::DEPOSITS]);
         let sums = sums.map(|(key, value)| (key, u128::from_be_bytes(value.as_slice().try_into().unwrap())));
         assert_eq!(sums.collect::<std::collections::BTreeMap<_, _>>(), deposits, "deposits by worker and profile");
+        for (key, _) in self.state.iter_prefix(&[keys::OFFER]) {
+            let worker = records::worker(&self.state, &keys::last_address(&key).unwrap()).unwrap();
+            let offered = worker.terms.last().unwrap().offers.iter().any(|offer| offer.profile_digest == key[1..33]);
+            assert!(offered && !worker.jailed && uplk(&worker.bond) >= 100_000_000, "a place of nobody's: {worker:?}");
+        }
         let pots: u128 = all(keys::POT)
             .iter()
             .map(|value| Pot::decode(value.as_slice()).unwrap())

@@ -12,7 +12,7 @@ use super::error::MarketError;
 use super::models::{self, PRICE_MAX};
 use super::params::{self, min_bond};
 use super::records::{save, uplk, worker};
-use super::{OFFERS_PER_WORKER_MAX, WORKERS_PER_PROFILE_MAX, keys};
+use super::{OFFERS_PER_WORKER_MAX, keys, places};
 use crate::bank::{self, Pool};
 use crate::context::Context;
 use crate::error::TxError;
@@ -75,11 +75,6 @@ pub fn offers(worker: &Worker, profile: &Digest, epoch: u64) -> bool {
     terms_at(worker, epoch).is_some_and(|terms| offer_in(terms, profile).is_some())
 }
 
-/// The newest terms: those in force, or those of the next epoch.
-fn newest(worker: &Worker) -> WorkerTerms {
-    worker.terms.last().cloned().unwrap_or_default()
-}
-
 /// Refuses a worker that may not take part: convicted, or bonded below the minimum.
 pub fn check_active(worker: &Worker, params: &Params) -> Result<(), MarketError> {
     if worker.jailed {
@@ -95,27 +90,6 @@ pub fn check_active(worker: &Worker, params: &Params) -> Result<(), MarketError>
 /// The worker of an operator.
 pub(super) fn known(state: &dyn StateRead, operator: &Address) -> Result<Worker, MarketError> {
     worker(state, operator).ok_or_else(|| MarketError::UnknownWorker(operator.account()))
-}
-
-/// Replaces the index entries of `old` offers by those of `new` ones.
-fn index_offers(
-    state: &mut dyn StateWrite,
-    operator: &Address,
-    old: &[Offer],
-    new: &[Offer],
-) -> Result<(), MarketError> {
-    for offer in old {
-        state.delete(keys::offer(&models::digest(&offer.profile_digest)?, operator));
-    }
-    for offer in new {
-        let (profile, _) = models::known(state, &offer.profile_digest)?;
-        let others = state.iter_prefix(&keys::offers_of(&profile)).take(WORKERS_PER_PROFILE_MAX).count();
-        if others >= WORKERS_PER_PROFILE_MAX {
-            return Err(MarketError::TooManyWorkers { profile, max: WORKERS_PER_PROFILE_MAX });
-        }
-        state.put(keys::offer(&profile, operator), keys::THERE.to_vec());
-    }
-    Ok(())
 }
 
 impl Handle for MsgRegisterWorker {
@@ -145,7 +119,7 @@ impl Handle for MsgRegisterWorker {
             return Err(MarketError::BondTooSmall { found: bond, min }.into());
         }
         bank::transfer(ctx, state, operator, Pool::WorkerBonds, bond)?;
-        index_offers(state, &operator, &[], &self.offers)?;
+        places::take(ctx, state, &operator, bond, &self.offers)?;
         let record = Worker {
             operator: operator.account(),
             endpoint: self.endpoint.clone(),
@@ -184,7 +158,9 @@ impl Handle for MsgUpdateWorker {
         if !self.receipt_key.is_empty() {
             check_receipt_key(&self.receipt_key)?;
         }
-        check_offers(&self.offers)?;
+        if !self.offers.is_empty() {
+            check_offers(&self.offers)?;
+        }
         Ok(())
     }
 
@@ -194,14 +170,19 @@ impl Handle for MsgUpdateWorker {
         if record.jailed {
             return Err(MarketError::Jailed(record.operator).into());
         }
-        let old = newest(&record);
-        // Places in a profile go by the newest offers: who leaves one makes room at once.
-        index_offers(state, &operator, &old.offers, &self.offers)?;
+        let old = places::newest(&record);
         let receipt_key = if self.receipt_key.is_empty() { &old.receipt_key } else { &self.receipt_key };
+        let offers = if self.offers.is_empty() { &old.offers } else { &self.offers };
+        if !self.offers.is_empty() {
+            check_active(&record, &params::at(state, ctx.epoch))?;
+            let is_kept = |offer: &&Offer| offers.iter().any(|new| new.profile_digest == offer.profile_digest);
+            places::give_up(state, &operator, old.offers.iter().filter(|offer| !is_kept(offer)));
+            places::take(ctx, state, &operator, uplk(&record.bond), offers)?;
+        }
         // Key and asks hold from the next epoch on: what was served in this one keeps its own.
-        if *receipt_key != old.receipt_key || self.offers != old.offers {
+        if *receipt_key != old.receipt_key || *offers != old.offers {
             let from_epoch = ctx.epoch.saturating_add(1);
-            let terms = WorkerTerms { from_epoch, receipt_key: receipt_key.clone(), offers: self.offers.clone() };
+            let terms = WorkerTerms { from_epoch, receipt_key: receipt_key.clone(), offers: offers.clone() };
             set_terms(&mut record, terms);
         }
         // An endpoint comes with its TLS key, so that the two never belong to different servers.

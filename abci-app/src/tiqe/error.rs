@@ -39,7 +39,7 @@ pub enum TiqeError {
     #[error("the profiles: {0}")]
     Profiles(String),
     /// The profile's places are taken.
-    #[error("{max} judges are registered for the profile {profile} already")]
+    #[error("{max} judges hold the profile {profile} already, none with less bond; take more tickets to have a place")]
     TooManyJudges {
         /// Which profile.
         profile: Digest,
@@ -105,6 +105,22 @@ pub enum TiqeError {
     /// Scores out of their ranges, or not one per sample.
     #[error("the scores: {0}")]
     Scores(String),
+    /// It has left.
+    #[error("the judge {judge} has left; its bond comes back in epoch {release_epoch}, and then it may register anew")]
+    Left {
+        /// Who.
+        judge: String,
+        /// When.
+        release_epoch: u64,
+    },
+    /// It may not leave yet.
+    #[error("the judge owes {what} to the round over epoch {epoch}; send it first, then leave")]
+    Owes {
+        /// What is missing.
+        what: &'static str,
+        /// Which round.
+        epoch: u64,
+    },
     /// No such trial.
     #[error("there is no trial {0}")]
     UnknownTrial(u64),
@@ -144,6 +160,8 @@ impl TiqeError {
             Scores(_) => 20,
             UnknownTrial(_) => 21,
             TrialClosed { .. } => 22,
+            Left { .. } => 23,
+            Owes { .. } => 24,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Judges: their keys, their bond in equal tickets, the profiles that they hold, and what they lose by being absent.
 
+use std::cmp::Reverse;
+
 use polylink_protocol::keys::is_ed25519_key;
 use polylink_protocol::tiqe_v1::{Judge, MsgRegisterJudge, MsgRegisterJudgeResponse};
 use polylink_protocol::{Address, Amount, Bps, Digest};
@@ -43,6 +45,9 @@ pub(super) fn acting(
     if judge.jailed {
         return Err(TiqeError::Jailed(operator.account()));
     }
+    if judge.release_epoch > 0 {
+        return Err(TiqeError::Left { judge: operator.account(), release_epoch: judge.release_epoch });
+    }
     if judge.active_from_epoch > epoch {
         return Err(TiqeError::NotActive { from: judge.active_from_epoch, now: epoch });
     }
@@ -69,6 +74,9 @@ pub(super) fn penalise(
     record.bond = rest.to_string();
     record.jailed |= rest.0 < full / 2;
     let jailed = record.jailed;
+    if jailed {
+        leave_places(state, operator, &record.profiles);
+    }
     save(state, keys::judge(operator), &record);
     bank::burn(ctx, state, Pool::JudgeBonds, part)?;
     ctx.emit(
@@ -81,6 +89,41 @@ pub(super) fn penalise(
         ],
     );
     Ok(())
+}
+
+/// A place in a profile: when all are taken, that of the judge with the least bond, if it is less than the newcomer's. Who
+/// loses its place holds the profile no more; its other ones stay.
+fn take_place(
+    ctx: &mut Context,
+    state: &mut dyn StateWrite,
+    operator: &Address,
+    bond: Amount,
+    profile: &Digest,
+) -> Result<(), TiqeError> {
+    let prefix = keys::judges_of(profile).finish();
+    let index = state.iter_prefix(&prefix).take(JUDGES_PER_PROFILE_MAX);
+    let holders: Vec<Address> = index.filter_map(|(key, _)| keys::last_address(&key)).collect();
+    if holders.len() >= JUDGES_PER_PROFILE_MAX {
+        // Of equal bonds the higher address leaves.
+        let records = holders.iter().filter_map(|holder| Some((*holder, judge(state, holder)?)));
+        match records.min_by_key(|(holder, record)| (uplk(&record.bond), Reverse(*holder))) {
+            Some((holder, mut record)) if uplk(&record.bond) < bond => {
+                leave_places(state, &holder, &[profile.to_vec()]);
+                record.profiles.retain(|held| *held != profile.0);
+                save(state, keys::judge(&holder), &record);
+                ctx.emit("place_lost", &[("operator", holder.account()), ("profile", profile.to_string())]);
+            }
+            _ => return Err(TiqeError::TooManyJudges { profile: *profile, max: JUDGES_PER_PROFILE_MAX }),
+        }
+    }
+    state.put(keys::judges_of(profile).bytes(&operator.0).finish(), keys::THERE.to_vec());
+    Ok(())
+}
+
+pub(super) fn leave_places(state: &mut dyn StateWrite, operator: &Address, profiles: &[Vec<u8>]) {
+    for profile in profiles.iter().filter_map(|profile| Digest::from_slice(profile)) {
+        state.delete(keys::judges_of(&profile).bytes(&operator.0).finish());
+    }
 }
 
 impl Handle for MsgRegisterJudge {
@@ -128,16 +171,12 @@ impl Handle for MsgRegisterJudge {
             let holder = keys::last_address(&holder).map_or_else(String::new, |holder| holder.account());
             return Err(TiqeError::VrfKeyTaken(holder).into());
         }
-        for profile in &self.profiles {
-            let (profile, _) = models::known(state, profile)?;
-            let prefix = keys::judges_of(&profile).finish();
-            if state.iter_prefix(&prefix).take(JUDGES_PER_PROFILE_MAX).count() >= JUDGES_PER_PROFILE_MAX {
-                return Err(TiqeError::TooManyJudges { profile, max: JUDGES_PER_PROFILE_MAX }.into());
-            }
-            state.put(keys::judges_of(&profile).bytes(&operator.0).finish(), keys::THERE.to_vec());
-        }
         let params = params::at(state, ctx.epoch);
         let bond = Amount(uplk(&params.ticket_bond).0.saturating_mul(u128::from(self.tickets)));
+        for profile in &self.profiles {
+            let (profile, _) = models::known(state, profile)?;
+            take_place(ctx, state, &operator, bond, &profile)?;
+        }
         bank::transfer(ctx, state, operator, Pool::JudgeBonds, bond)?;
         // Genesis judges act from the start; later ones once their key could no longer be chosen by a known beacon.
         let delay = if ctx.height == 0 { 0 } else { params.activation_delay_epochs };
@@ -153,6 +192,7 @@ impl Handle for MsgRegisterJudge {
             active_from_epoch,
             jailed: false,
             weight: WEIGHT_FIRST,
+            release_epoch: 0,
         };
         state.put(keys::vrf_key(&self.vrf_key), operator.0.to_vec());
         save(state, keys::judge(&operator), &record);

@@ -44,6 +44,10 @@ pub const VOTE: u8 = 0x71;
 pub const TRIAL_OF: u8 = 0x72;
 /// `0x73 ‖ profile ‖ id` → 1: trials that wait for a beacon.
 pub const TRIAL_WAITING: u8 = 0x73;
+/// `0x74 ‖ release epoch ‖ operator` → 1: judges that have left.
+pub const JUDGE_UNBONDING: u8 = 0x74;
+/// `0x75 ‖ epoch of the verdict ‖ id` → 1: decided trials, until they are dropped.
+pub const TRIAL_DECIDED: u8 = 0x75;
 
 /// Waits for the end of the beacon window.
 pub const STAGE_BEACON: u8 = 1;
@@ -110,6 +114,14 @@ pub(super) fn waiting_trials(profile: &Digest) -> KeyBuilder {
     KeyBuilder::new(TRIAL_WAITING).bytes(&profile.0)
 }
 
+pub(super) fn judge_unbonding(release_epoch: u64, operator: &Address) -> Vec<u8> {
+    KeyBuilder::new(JUDGE_UNBONDING).u64(release_epoch).bytes(&operator.0).finish()
+}
+
+pub(super) fn trial_decided(epoch: u64, id: u64) -> Vec<u8> {
+    KeyBuilder::new(TRIAL_DECIDED).u64(epoch).u64(id).finish()
+}
+
 /// The id that a key ends with.
 pub(super) fn last_id(key: &[u8]) -> Option<u64> {
     let at = key.len().checked_sub(8)?;
@@ -120,6 +132,11 @@ pub(super) fn last_id(key: &[u8]) -> Option<u64> {
 pub(super) fn last_address(key: &[u8]) -> Option<Address> {
     let at = key.len().checked_sub(20)?;
     Some(Address(key[at..].try_into().ok()?))
+}
+
+/// The epoch that follows a key's prefix.
+pub(super) fn split_epoch(key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(key.get(1..9)?.try_into().ok()?))
 }
 
 /// Reads `prefix ‖ stage ‖ epoch ‖ profile`.

@@ -13,6 +13,7 @@ pub mod error;
 mod genesis;
 mod judges;
 pub mod keys;
+mod leaving;
 pub mod params;
 mod query;
 mod round;
@@ -57,6 +58,7 @@ pub const MODULE: Module = Module {
     name: "tiqe",
     messages: &[
         MessageRoute::of::<MsgRegisterJudge>(),
+        MessageRoute::of::<MsgUnbondJudge>(),
         MessageRoute::of::<MsgSubmitBeacon>(),
         MessageRoute::of::<MsgCommitScores>(),
         MessageRoute::of::<MsgRevealScores>(),

@@ -11,13 +11,13 @@ use polylink_protocol::{Address, Amount, Bps, Digest, Message as _};
 
 use super::error::TiqeError;
 use super::scoring::{self, Sheet};
-use super::{SAMPLES_PER_ROUND_MAX, beacon, judges, keys, params, trial};
+use super::{SAMPLES_PER_ROUND_MAX, beacon, judges, keys, leaving, params, trial};
 use crate::context::Context;
 use crate::error::TxError;
 use crate::market::records::{counter, load, save};
 use crate::market::schedule::{Schedule, Window};
 use crate::market::settle::prune;
-use crate::market::{self, committed};
+use crate::market::{self, RELEASES_PER_BLOCK, committed};
 use crate::store::{StateRead, StateWrite};
 
 /// α of a pot that was not scored, of a worker that never was: half.
@@ -100,6 +100,7 @@ pub(super) fn end_block(ctx: &mut Context, state: &mut dyn StateWrite) -> Result
         }
     }
     trial::end_block(ctx, state)?;
+    leaving::release(ctx, state, RELEASES_PER_BLOCK)?;
     for table in [keys::ROUND, keys::OUTPUT, keys::SEAT, keys::REVEAL, keys::ALPHA] {
         prune(state, table, ctx.epoch);
     }

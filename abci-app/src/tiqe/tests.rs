@@ -1,5 +1,6 @@
-//! Tests of the audit: rounds, penalties, trials, and refusals.
+//! Tests of the audit: rounds, penalties, trials, refusals, and judges that leave.
 
+mod leaving;
 mod refusals;
 mod rounds;
 mod trials;

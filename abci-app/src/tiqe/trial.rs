@@ -229,7 +229,20 @@ pub(super) fn end_block(ctx: &mut Context, state: &mut dyn StateWrite) -> Result
             decide(ctx, state, trial)?;
         }
     }
+    for (_, id) in market::settle::past_retention(state, keys::TRIAL_DECIDED, ctx.epoch, VERDICTS_PER_BLOCK) {
+        forget(state, id);
+    }
     Ok(())
+}
+
+/// Drops a decided trial with its votes, of which there are at most as many as the profile had judges.
+fn forget(state: &mut dyn StateWrite, id: u64) {
+    if let Some(worker) = stored(state, id).and_then(|trial| trial.worker.parse::<Address>().ok()) {
+        state.delete(keys::trials_of(&worker).u64(id).finish());
+    }
+    state.delete(keys::trial(id));
+    let votes: Vec<Vec<u8>> = state.iter_prefix(&keys::votes(id).finish()).map(|(key, _)| key).collect();
+    votes.into_iter().for_each(|key| state.delete(key));
 }
 
 /// (bond that votes guilty, bond that may vote): bonds as they are now.
@@ -276,6 +289,7 @@ fn decide(ctx: &mut Context, state: &mut dyn StateWrite, mut trial: Trial) -> Re
         save(state, key, &Quality { cusum_milli: 0, ..quality });
     }
     save(state, keys::trial(trial.id), &trial);
+    state.put(keys::trial_decided(ctx.epoch, trial.id), keys::THERE.to_vec());
     event(ctx, &trial, if trial.state() == TrialState::Guilty { "guilty" } else { "acquitted" });
     Ok(())
 }

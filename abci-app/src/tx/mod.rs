@@ -34,6 +34,8 @@ pub const MEMO_CHARACTERS_MAX: usize = 256;
 pub const SIGNATURES_MAX: usize = 7;
 /// Gas limit of a transaction at most.
 pub const GAS_MAX: u64 = 100_000_000;
+/// Gas limits of a block's transactions together at most: four of the largest, or some thousand transfers.
+pub const BLOCK_GAS_MAX: u64 = 400_000_000;
 
 /// Why a transaction is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use polylink_abci_app::tx::BLOCK_GAS_MAX;
 use polylink_protocol::Address;
 use polylink_protocol::keys::ServiceKey;
 
@@ -108,7 +109,7 @@ pub fn write_genesis(home: &Path, chain_id: &str, time: &str, app_state: Value) 
         "chain_id": chain_id,
         "initial_height": "1",
         "consensus_params": {
-            "block": {"max_bytes": "2097152", "max_gas": "-1"},
+            "block": {"max_bytes": "2097152", "max_gas": BLOCK_GAS_MAX.to_string()},
             "evidence": {"max_age_num_blocks": "1000000", "max_age_duration": "1814400000000000", "max_bytes": "1048576"},
             "validator": {"pub_key_types": ["ed25519"]},
             "version": {"app": "0"},

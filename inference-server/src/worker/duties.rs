@@ -9,7 +9,7 @@ use polylink_protocol::market_v1::{MsgCommitReceipts, MsgRedeem, SignedVoucher};
 use polylink_protocol::tx;
 
 use super::Worker;
-use super::register::{send, size};
+use super::register::{refresh, send, size};
 use crate::chain::{ChainError, ChainTime};
 
 /// Blocks of the receipts window kept for a second attempt.
@@ -51,9 +51,16 @@ pub(super) async fn run(worker: &Worker) {
     let mut done_before = 0;
     let mut redeemed_again = 0;
     let mut tried_at = 0;
+    let mut refreshed = 0;
     loop {
         clock.tick().await;
         let Ok(time) = clock.now() else { continue };
+        if time.epoch > refreshed {
+            match refresh(worker).await {
+                Ok(()) => refreshed = time.epoch,
+                Err(error) => tracing::debug!(%error, "the worker's record cannot be read now"),
+            }
+        }
         // Vouchers for the last answers of an epoch may come after its receipts were committed; its pot still takes them.
         if time.epoch > redeemed_again && time.offset() >= time.receipts_window {
             redeem(worker, time.epoch - 1).await;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use polylink_protocol::Message;
 use polylink_protocol::cosmos::Any;
+use polylink_protocol::market::offer_in;
 use polylink_protocol::market_v1::{
     MsgRegisterModel, MsgRegisterWorker, MsgUpdateWorker, Offer, Worker as ChainWorker,
 };
@@ -81,8 +82,24 @@ async fn attempt(worker: &Worker) -> Result<(), ChainError> {
         }
     }
     // As it stands now: the key and the asks of this epoch may still be the old ones.
+    refresh(worker).await
+}
+
+/// Reads the worker's record: the chain itself ends the offers of a worker that lost its place, its bond or a trial.
+pub(super) async fn refresh(worker: &Worker) -> Result<(), ChainError> {
     let missing = || ChainError::NotFound("the worker's record is not on chain".into());
-    let record = chain.worker(&worker.operator).await?.ok_or_else(missing)?;
+    let record = worker.clock.chain().worker(&worker.operator).await?.ok_or_else(missing)?;
+    let ended = record.terms.last().is_none_or(|terms| offer_in(terms, &worker.profile_digest).is_none());
+    let reason = match (record.jailed, ended) {
+        (true, _) => Some("the worker is jailed: it was convicted in a trial".to_owned()),
+        (_, true) => Some(
+            "the chain ended the worker's offer: its bond is below the minimum or the least of a full \
+             profile; bond more and start the worker again"
+                .to_owned(),
+        ),
+        _ => None,
+    };
+    *worker.not_ready.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = reason;
     *worker.record.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = record;
     Ok(())
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use polylink_protocol::market_v1::*;
+use polylink_protocol::tiqe_v1::MsgUnbondJudge;
 use polylink_protocol::{Address, Amount};
 use proptest::prelude::*;
 
@@ -19,6 +20,8 @@ enum Step {
     Unbond { amount: u128 },
     Bond { amount: u128 },
     Beacon { judge: u8 },
+    Update { key: u8 },
+    Leave { judge: u8 },
     Blocks { number: u64 },
 }
 
@@ -36,8 +39,12 @@ fn step() -> impl Strategy<Value = Step> {
         (0_u64..6, any::<bool>()).prop_map(|(session, by_payer)| Step::Close { session, by_payer }),
         (0_u64..4, 0_u128..50_000).prop_map(|(count, amount)| Step::Commit { count, amount }),
         amount().prop_map(|amount| Step::Unbond { amount }),
+        Just(Step::Unbond { amount: 100_000_000 }),
+        Just(Step::Bond { amount: 100_000_000 }),
         amount().prop_map(|amount| Step::Bond { amount }),
         (0_u8..3).prop_map(|judge| Step::Beacon { judge }),
+        (20_u8..24).prop_map(|key| Step::Update { key }),
+        (0_u8..9).prop_map(|judge| Step::Leave { judge }),
         (1_u64..9).prop_map(|number| Step::Blocks { number }),
     ]
 }
@@ -121,6 +128,14 @@ proptest! {
                     if bed.ctx.epoch > 0 {
                         let _ = bed.submit_beacon(judge, bed.ctx.epoch - 1);
                     }
+                }
+                Step::Update { key } => {
+                    let receipt_key = polylink_protocol::keys::ServiceKey::from_bytes(&[key; 32]).public_key().to_vec();
+                    let offers = register_worker(WORKER).offers;
+                    let _ = bed.send(&MsgUpdateWorker { operator: WORKER.account(), receipt_key, offers, ..Default::default() });
+                }
+                Step::Leave { judge: number } => {
+                    let _ = bed.send(&MsgUnbondJudge { operator: judge(number).account() });
                 }
                 Step::Blocks { number } => (0..number).for_each(|_| drop(bed.block())),
             }

@@ -81,23 +81,6 @@ fn workers_are_refused_by_name() {
 }
 
 #[test]
-fn a_profile_has_a_bounded_number_of_workers() {
-    let mut bed = Bed::new(0);
-    for number in 0..super::super::WORKERS_PER_PROFILE_MAX as u8 {
-        let operator = Address([130 + number; 20]);
-        let mut message = register_worker(operator);
-        crate::bank::transfer(&mut bed.ctx, &mut bed.state, PAYER, operator, polylink_protocol::Amount(100_000_000))
-            .unwrap();
-        message.endpoint = format!("http://127.0.0.1:{number}");
-        if number + 1 < super::super::WORKERS_PER_PROFILE_MAX as u8 {
-            bed.send(&message).unwrap();
-        } else {
-            assert_eq!(bed.refused(&message), ("market", 15));
-        }
-    }
-}
-
-#[test]
 fn sessions_are_refused_by_name() {
     let good = open();
     let other_model = altered(&register_model(), |m| m.profile.as_mut().unwrap().id = "polylink/pico@1".into());
