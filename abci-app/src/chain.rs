@@ -148,8 +148,10 @@ pub fn block(base: &dyn StateRead, block: &Block<'_>) -> Result<Executed, Fatal>
             error,
         })?;
     }
+    let decoded = tx::ahead::decode(block.txs);
+    tx::ahead::verify(base, &constants.chain_id, &decoded);
     let outcomes: Vec<Outcome> =
-        block.txs.iter().map(|bytes| tx::run(&ctx, &mut state, bytes, Mode::Deliver)).collect();
+        decoded.into_iter().map(|tx| tx::run_decoded(&ctx, &mut state, tx, Mode::Deliver)).collect();
     for module in MODULES {
         (module.end_block)(&mut ctx, &mut state).map_err(|error| Fatal::Hook {
             height,

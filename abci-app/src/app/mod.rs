@@ -139,10 +139,13 @@ impl Application for App {
     /// Accepts exactly what `prepare_proposal` of any honest node makes: transactions that decode, within the block's gas.
     fn process_proposal(&self, request: pb::RequestProcessProposal) -> pb::ResponseProcessProposal {
         use pb::response_process_proposal::ProposalStatus;
-        let gas = request.txs.iter().try_fold(0_u64, |gas, tx| {
-            let decoded = tx::decode::decode(tx).ok()?;
-            gas.checked_add(decoded.fee.gas_limit)
-        });
+        let decoded = tx::ahead::decode(&request.txs);
+        // What verifies now need not be verified when the block is decided; a wrong signature makes no proposal wrong.
+        let snapshot = self.0.store.snapshot();
+        if let Some(constants) = chain::constants(&snapshot) {
+            tx::ahead::verify(&snapshot, &constants.chain_id, &decoded);
+        }
+        let gas = decoded.iter().try_fold(0_u64, |gas, tx| gas.checked_add(tx.as_ref().ok()?.fee.gas_limit));
         let good = gas.is_some_and(|gas| gas <= tx::BLOCK_GAS_MAX);
         let status = if good { ProposalStatus::Accept } else { ProposalStatus::Reject };
         pb::ResponseProcessProposal { status: status.into() }

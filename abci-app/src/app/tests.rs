@@ -215,6 +215,42 @@ fn proposals_keep_to_the_gas_of_a_block() {
 }
 
 #[test]
+fn a_block_has_one_result_on_any_number_of_cores() {
+    let pay = |n: u8| {
+        let amount = vec![Coin { denom: DENOM.into(), amount: "5".into() }];
+        let (from_address, to_address) = (key(n).address().account(), key(8).address().account());
+        vec![any(&MsgSend { from_address, to_address, amount })]
+    };
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut chain = TestChain::start(&genesis(8));
+        let mut codes = Vec::new();
+        for _ in 0..3 {
+            // Good ones in their order, one whose signature is altered, one out of sequence, and garbage.
+            let mut txs: Vec<Vec<u8>> = (1..=6)
+                .flat_map(|n| (0..3).map(move |ahead| (n, ahead)))
+                .map(|(n, ahead)| chain.sign_after(n, ahead, pay(n)))
+                .collect();
+            let mut forged = chain.sign(7, pay(7));
+            let last = forged.len() - 1;
+            forged[last] ^= 1;
+            txs.extend([forged, chain.sign_after(7, 4, pay(7)), b"garbage".to_vec()]);
+            let request = pb::RequestProcessProposal {
+                txs: txs[..20].iter().cloned().map(Into::into).collect(),
+                ..Default::default()
+            };
+            assert_eq!(pool.install(|| chain.app().process_proposal(request)).status, 1, "a forged signature too");
+            codes.push(pool.install(|| chain.deliver(txs)).iter().map(|result| result.code).collect::<Vec<_>>());
+        }
+        (codes, chain.app_hash.clone())
+    };
+    let expected: Vec<u32> = [vec![0; 18], vec![4, 32, 2]].concat();
+    let several = run(8);
+    assert_eq!(several.0, vec![expected; 3]);
+    assert_eq!(several, run(1));
+}
+
+#[test]
 fn a_block_that_was_not_committed_is_forgotten_by_a_restart() {
     let mut chain = TestChain::start(&genesis(2));
     chain.advance(2);

@@ -126,9 +126,9 @@ static VERIFIED: LazyLock<Mutex<[HashSet<[u8; 32]>; 2]>> = LazyLock::new(Default
 /// Signatures of one generation: 1 MiB of digests.
 const GENERATION_MAX: usize = 16_384;
 
-/// Verifies, or remembers that it has: the result is the same. The entry is of (key, SHA-256 of the signed bytes,
+/// Verifies, or remembers that it has: the result is the same, on any thread. The entry is of (key, SHA-256 of the signed bytes,
 /// signature).
-fn verify_cached(key: &[u8; 33], bytes: &[u8], signature: &[u8]) -> bool {
+pub(super) fn verify_cached(key: &[u8; 33], bytes: &[u8], signature: &[u8]) -> bool {
     let entry: [u8; 32] =
         Sha256::new().chain_update(key).chain_update(Sha256::digest(bytes)).chain_update(signature).finalize().into();
     let lock = || VERIFIED.lock().unwrap_or_else(PoisonError::into_inner);

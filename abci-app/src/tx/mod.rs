@@ -4,6 +4,7 @@
 //! its fee, and [`run`] executes its messages. The ante chain and the messages each have a layer of the state of their
 //! own: a failed ante leaves nothing, a failed message leaves the ante's effects (fee and sequence) and nothing else.
 
+pub mod ahead;
 mod amino;
 pub mod ante;
 pub mod decode;
@@ -67,6 +68,16 @@ pub fn run<R: StateRead>(block: &Context, state: &mut Overlay<R>, bytes: &[u8], 
         Mode::Simulate => decode::decode_simulated(bytes),
         Mode::Check | Mode::Deliver => decode::decode(bytes),
     };
+    run_decoded(block, state, decoded, mode)
+}
+
+/// Runs a transaction that was decoded before, or says why it could not be.
+pub fn run_decoded<R: StateRead>(
+    block: &Context,
+    state: &mut Overlay<R>,
+    decoded: Result<Tx, TxError>,
+    mode: Mode,
+) -> Outcome {
     match decoded {
         Ok(tx) => execute(block, state, &tx, mode),
         Err(error) => Outcome { result: Err(error), gas_wanted: 0, gas_used: 0, events: Vec::new() },

@@ -1,0 +1,36 @@
+//! What of a block's transactions does not depend on their order, done on all cores before they are executed one after
+//! another: decoding, and the signatures of accounts that are there before the block.
+//!
+//! Nothing is decided here. A signature that verifies is remembered (`ante`), so that execution does not verify it again;
+//! one that does not, or whose account the block itself changes, is judged by the execution alone. So the result of a
+//! block is the same with and without this, on any number of cores.
+
+use bytes::Bytes;
+use rayon::prelude::*;
+
+use super::ante::verify_cached;
+use super::decode::{self, Signer, Tx};
+use crate::auth;
+use crate::error::TxError;
+use crate::store::StateRead;
+
+/// Decodes a block's transactions; in their order.
+pub fn decode(txs: &[Bytes]) -> Vec<Result<Tx, TxError>> {
+    txs.par_iter().map(|bytes| decode::decode(bytes)).collect()
+}
+
+/// Verifies the signatures of what could be decoded, by keys and account numbers in `state`.
+pub fn verify(state: &dyn StateRead, chain_id: &str, txs: &[Result<Tx, TxError>]) {
+    let signers = txs.iter().flatten().flat_map(|tx| tx.signers.iter().map(move |signer| (tx, signer)));
+    let jobs: Vec<(&Tx, &Signer, u64, [u8; 33])> = signers
+        .filter_map(|(tx, signer)| {
+            let account = auth::account(state, &signer.address)?;
+            Some((tx, signer, account.number, account.public_key.or(signer.public_key)?))
+        })
+        .collect();
+    jobs.par_iter().for_each(|(tx, signer, number, key)| {
+        if let Ok(bytes) = tx.sign_bytes(signer, chain_id, *number) {
+            verify_cached(key, &bytes, &signer.signature);
+        }
+    });
+}
