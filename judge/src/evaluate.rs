@@ -1,23 +1,48 @@
 //! The three evaluators over a batch of transcripts, whichever workers and rounds they come from.
 //!
-//! Order: the cross-encoder on all in one batch; the language-model judge on a fraction (drawn by the receipt's digest, so
-//! that judges choose alike) and on what the cross-encoder leaves uncertain; the replay on all. What the language-model
-//! judge does not answer is left out, never guessed.
+//! Order: the cross-encoder on all in one batch; then side by side the language-model judge on a fraction (drawn by the
+//! round's beacon and the receipt's digest, so that judges choose alike and no worker can choose) and on what the
+//! cross-encoder leaves uncertain, and the replay on all. What a deadline cuts off is left out, never guessed: an answer
+//! without a replay has no evidence, one without the language model no score of it.
 
-use polylink_inference_server::engine::api::end_tokens;
-use polylink_inference_server::model::Tokenizer;
-use polylink_protocol::market_v1::FinishReason;
+mod held;
+mod thread;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::StreamExt;
+use polylink_protocol::tiqe::llm_draw_bps;
 use polylink_protocol::tiqe_v1::Score;
 use polylink_protocol::{Digest, market};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 
+pub(crate) use self::held::{Held, Replayed};
+use self::thread::{BATCHES_MAX, Batch, Evaluators};
 use crate::cross_encoder::{CrossEncoder, Pair};
-use crate::evidence::{self, Numerics};
+use crate::evidence;
 use crate::llm::LlmJudge;
-use crate::replay::Replay;
 use crate::{JudgeError, Transcript};
 
 /// Cross-encoder probabilities between these are uncertain: the language-model judge looks too.
 const UNCERTAIN: std::ops::Range<f32> = 0.35..0.65;
+/// Calls of the language-model judge at once, per batch.
+const LLM_CALLS_MAX: usize = 8;
+/// A choice's token in a disclosure: up to 11 bytes as a number, 32 as a sketch, and room for spaces.
+const DISCLOSED_TOKEN_BYTES: usize = 64;
+/// Of a disclosure, all that is not tokens: signed objects and path; and the most that is read in any case.
+const DISCLOSURE_REST_BYTES: usize = 256 << 10;
+const DISCLOSURE_BYTES_MAX: usize = 8 << 20;
+
+/// A transcript and the beacon that drew it: of the round, or of the trial's drawing.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What was served.
+    pub transcript: Transcript,
+    /// Decides whether the language-model judge sees it.
+    pub beacon: Digest,
+}
 
 /// What was found about one transcript.
 #[derive(Clone, Debug)]
@@ -32,154 +57,132 @@ pub struct Finding {
     pub mismatch: bool,
 }
 
-/// A profile that this judge holds: what turns ids into texts and replays them.
-pub struct Held {
-    /// The profile's digest.
+/// What is known outside the evaluators' thread of a profile that can be replayed.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldProfile {
+    /// Its digest.
     pub profile: Digest,
-    /// How its replay is compared.
-    pub numerics: Numerics,
-    /// Its tokenizer.
-    pub tokenizer: std::sync::Arc<Tokenizer>,
-    /// Tokens that end an answer.
-    pub end_tokens: Vec<u32>,
-    /// Prompt and completion together, in tokens.
-    pub context_length: usize,
-    /// Its declared model.
-    pub replay: Box<dyn Replay>,
+    /// No honest disclosure of an answer is longer.
+    pub disclosure_bytes_max: usize,
 }
 
-/// The evaluators.
+/// The evaluators: a handle on their thread, which ends with the last handle.
+#[derive(Clone)]
 pub struct Auditor {
-    /// Always asked.
-    pub cross_encoder: CrossEncoder,
-    /// Asked on a fraction, where there is one.
-    pub llm: Option<LlmJudge>,
-    /// Share of answers that the language-model judge sees whatever the cross-encoder says, in basis points.
-    pub llm_fraction_bps: u32,
-    /// Profiles that can be replayed.
-    pub held: Vec<Held>,
+    batches: mpsc::Sender<Batch>,
+    forwards: Arc<AtomicU64>,
+    held: Arc<[HeldProfile]>,
+    llm: Option<Arc<LlmJudge>>,
+    llm_fraction_bps: u32,
 }
 
 impl Auditor {
-    /// Scores every transcript; evidence is clipped to ±`clip_milli`.
-    pub async fn evaluate(&mut self, transcripts: &[Transcript], clip_milli: u64) -> Result<Vec<Finding>, JudgeError> {
-        let pairs: Vec<Pair> = transcripts.iter().map(|t| self.texts(t)).collect();
-        let cross = self.cross_encoder.score(&pairs)?;
-        let mut findings = Vec::with_capacity(transcripts.len());
-        for ((transcript, pair), cross) in transcripts.iter().zip(&pairs).zip(cross) {
-            let llm = self.ask_llm(transcript, pair, cross).await;
-            findings.push(self.finding(transcript, cross, llm, clip_milli)?);
-        }
-        Ok(findings)
+    pub(crate) fn start(
+        cross_encoder: CrossEncoder,
+        held: Vec<Held>,
+        llm: Option<LlmJudge>,
+        llm_fraction_bps: u32,
+    ) -> Result<Self, JudgeError> {
+        let profiles = held.iter().map(|held| HeldProfile {
+            profile: held.profile,
+            // The prompt once, and at most 16 choices.
+            disclosure_bytes_max: (held.context_length * 17 * DISCLOSED_TOKEN_BYTES + DISCLOSURE_REST_BYTES)
+                .min(DISCLOSURE_BYTES_MAX),
+        });
+        let (profiles, forwards) = (profiles.collect(), Arc::<AtomicU64>::default());
+        let evaluators = Evaluators { cross_encoder, held, forwards: Arc::clone(&forwards) };
+        let (batches, receiver) = mpsc::channel(BATCHES_MAX);
+        std::thread::Builder::new()
+            .name("evaluators".into())
+            .spawn(move || evaluators.run(receiver))
+            .map_err(|e| JudgeError::Evaluators(format!("no thread: {e}")))?;
+        Ok(Self { batches, forwards, held: profiles, llm: llm.map(Arc::new), llm_fraction_bps })
     }
 
-    /// Question and (first choice's) answer of a transcript. A profile that is not held has no tokenizer here: its texts
-    /// are empty, and the cross-encoder says what it says of that.
-    fn texts(&self, transcript: &Transcript) -> Pair {
-        let held = self.held(transcript);
-        let answer = transcript.completions.first().map_or(&[][..], |c| &c.token_ids);
-        held.map_or(Pair { question: String::new(), answer: String::new() }, |held| Pair {
-            question: last_message(&held.tokenizer, &transcript.prompt_ids),
-            answer: held.tokenizer.decode(answer).trim().to_string(),
-        })
+    /// Profiles that can be replayed.
+    pub fn held(&self) -> &[HeldProfile] {
+        &self.held
     }
 
-    fn held(&self, transcript: &Transcript) -> Option<&Held> {
-        self.held.iter().find(|h| h.profile.0 == transcript.receipt.profile_digest.as_slice())
+    /// Forward passes of the cross-encoder so far: what tests and metrics see of the batching.
+    pub fn forwards(&self) -> u64 {
+        self.forwards.load(Ordering::Relaxed)
     }
 
-    async fn ask_llm(&self, transcript: &Transcript, pair: &Pair, cross: f32) -> Option<f64> {
-        let digest = market::receipt_digest(&transcript.receipt);
-        let drawn = u32::from(u16::from_be_bytes([digest.0[0], digest.0[1]])) * 10_000 / 65_536 < self.llm_fraction_bps;
-        if !drawn && !UNCERTAIN.contains(&cross) {
-            return None;
-        }
-        match self.llm.as_ref()?.score(pair).await {
-            Ok(score) => Some(score),
-            Err(error) => {
-                tracing::warn!(%error, "no score of the LLM judge");
-                None
-            }
-        }
-    }
-
-    fn finding(
-        &mut self,
-        transcript: &Transcript,
-        cross: f32,
-        llm: Option<f64>,
+    /// Scores every case, in their order; evidence is clipped to ±`clip_milli`. Replays and calls of the language model
+    /// that are not through at `until` are left out.
+    pub async fn evaluate(
+        &self,
+        cases: Vec<Case>,
         clip_milli: u64,
-    ) -> Result<Finding, JudgeError> {
-        let bps = |p: f64| (p.clamp(0.0, 1.0) * 10_000.0).round() as u32;
-        let mut score = Score {
-            cross_bps: bps(f64::from(cross)),
-            has_llm: llm.is_some(),
-            llm_bps: llm.map_or(0, bps),
-            ..Default::default()
-        };
-        let (mut margin, mut sketch_error, mut mismatch) = (0.0_f32, 0.0_f64, false);
-        let profile = transcript.receipt.profile_digest.as_slice();
-        if let Some(held) = self.held.iter_mut().find(|h| h.profile.0 == profile) {
-            score.replayed = true;
-            mismatch |= transcript.completions.len() != transcript.sampling().n as usize;
-            for (choice, completion) in transcript.completions.iter().enumerate() {
-                let tokens = held.replay.replay(transcript, choice as u32)?;
-                for ((token, found), sketch) in tokens.iter().zip(&completion.token_ids).zip(&completion.sketches) {
-                    let error = evidence::sketch_error(sketch, &token.sketch);
-                    let wrong = held.numerics.token_mismatch(token.margin);
-                    tracing::trace!(found, margin = token.margin, error, "replayed");
-                    score.tokens += 1;
-                    score.token_mismatches += u32::from(wrong);
-                    mismatch |= wrong || held.numerics.sketch_mismatch(*sketch == token.sketch, error);
-                    margin = margin.max(token.margin);
-                    sketch_error = sketch_error.max(error);
+        until: Instant,
+    ) -> Result<Vec<Finding>, JudgeError> {
+        if cases.is_empty() {
+            return Ok(Vec::new());
+        }
+        let drawn: Vec<bool> = cases
+            .iter()
+            .map(|case| {
+                llm_draw_bps(&case.beacon, &market::receipt_digest(&case.transcript.receipt)) < self.llm_fraction_bps
+            })
+            .collect();
+        let transcripts = cases.into_iter().map(|case| case.transcript).collect();
+        let ended = || JudgeError::EvaluatorsEnded;
+        let ((cross, crossed), (replays, replayed)) = (oneshot::channel(), oneshot::channel());
+        let batch = Batch { transcripts, until: until.into_std(), cross, replays };
+        self.batches.send(batch).await.map_err(|_| ended())?;
+        let crossed = crossed.await.map_err(|_| ended())??;
+        let scores: Vec<f32> = crossed.iter().map(|(_, score)| *score).collect();
+        let (llm, replayed) = tokio::join!(self.ask_llm(crossed, &drawn, until), replayed);
+        let replayed = replayed.map_err(|_| ended())??;
+        let each = scores.into_iter().zip(llm).zip(replayed);
+        Ok(each.map(|((cross, llm), replayed)| finding(cross, llm, replayed, clip_milli)).collect())
+    }
+
+    /// The language model's score of each pair that it is to see, where it gives one in time.
+    async fn ask_llm(&self, pairs: Vec<(Pair, f32)>, drawn: &[bool], until: Instant) -> Vec<Option<f64>> {
+        let mut scores = vec![None; pairs.len()];
+        let Some(llm) = &self.llm else { return scores };
+        let asked = pairs.into_iter().zip(drawn).enumerate();
+        let asked = asked.filter(|(_, ((_, cross), drawn))| **drawn || UNCERTAIN.contains(cross));
+        let calls = asked.map(|(at, ((pair, _), _))| {
+            let llm = Arc::clone(llm);
+            async move {
+                match timeout_at(until, llm.score(&pair)).await {
+                    Ok(Ok(score)) => (at, Some(score)),
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, "no score of the LLM judge");
+                        (at, None)
+                    }
+                    Err(_) => {
+                        tracing::warn!("no score of the LLM judge in time");
+                        (at, None)
+                    }
                 }
-                mismatch |= tokens.len() != completion.token_ids.len();
-                mismatch |= !held.may_end_here(transcript, &completion.token_ids);
             }
-            score.margin_micro = (f64::from(margin) * 1e6).min(1e15) as u64;
-            score.sketch_error_nano = (sketch_error * 1e9).min(1e15) as u64;
-            score.evidence_milli = evidence::of_answer(mismatch, clip_milli);
+        });
+        let mut calls = futures::stream::iter(calls.collect::<Vec<_>>()).buffer_unordered(LLM_CALLS_MAX);
+        while let Some((at, score)) = calls.next().await {
+            scores[at] = score;
         }
-        Ok(Finding { score, margin, sketch_error, mismatch })
+        scores
     }
 }
 
-impl Held {
-    /// Whether an honest worker can have ended a choice just there: at an end token, at a stop text, at the limit of
-    /// tokens, or because its user went away; and not beyond the first of them.
-    fn may_end_here(&self, transcript: &Transcript, tokens: &[u32]) -> bool {
-        let sampling = transcript.sampling();
-        let ends = end_tokens(sampling, &self.end_tokens);
-        let limit = (sampling.max_tokens as usize).min(self.context_length.saturating_sub(transcript.prompt_ids.len()));
-        let Some((last, before)) = tokens.split_last() else {
-            return transcript.receipt.finish_reason() == FinishReason::Cancelled;
-        };
-        if tokens.len() > limit || before.iter().any(|token| ends.contains(token)) {
-            return false;
-        }
-        let text = || self.tokenizer.decode(tokens);
-        tokens.len() == limit
-            || ends.contains(last)
-            || (!sampling.stop.is_empty() && sampling.stop.iter().any(|stop| text().contains(stop.as_str())))
-            || transcript.receipt.finish_reason() == FinishReason::Cancelled
-    }
-}
-
-/// The text between the last special tokens that have any between them: with every chat template that fences messages
-/// by special tokens, the user's last message.
-fn last_message(tokenizer: &Tokenizer, prompt: &[u32]) -> String {
-    let special: Vec<bool> = prompt.iter().map(|id| tokenizer.has_special(&tokenizer.token_text(*id))).collect();
-    let text = |ids: &[u32]| tokenizer.decode(ids).trim().to_string();
-    let mut end = prompt.len();
-    for at in (0..prompt.len()).rev() {
-        if special[at] {
-            let message = text(&prompt[at + 1..end]);
-            if !message.is_empty() {
-                return message;
-            }
-            end = at;
-        }
-    }
-    text(&prompt[..end])
+fn finding(cross: f32, llm: Option<f64>, replayed: Option<Replayed>, clip_milli: u64) -> Finding {
+    let bps = |p: f64| (p.clamp(0.0, 1.0) * 10_000.0).round() as u32;
+    let found = replayed.unwrap_or_default();
+    let score = Score {
+        cross_bps: bps(f64::from(cross)),
+        has_llm: llm.is_some(),
+        llm_bps: llm.map_or(0, bps),
+        replayed: replayed.is_some(),
+        tokens: found.tokens,
+        token_mismatches: found.token_mismatches,
+        margin_micro: (f64::from(found.margin) * 1e6).min(1e15) as u64,
+        sketch_error_nano: (found.sketch_error * 1e9).min(1e15) as u64,
+        evidence_milli: replayed.map_or(0, |r| evidence::of_answer(r.mismatch, r.tokens, clip_milli)),
+        ..Default::default()
+    };
+    Finding { score, margin: found.margin, sketch_error: found.sketch_error, mismatch: found.mismatch }
 }

@@ -46,10 +46,15 @@ impl Numerics {
     }
 }
 
-/// The evidence of one answer, clipped to ±`clip_milli`.
-pub fn of_answer(mismatch: bool, clip_milli: u64) -> i64 {
+/// The evidence of one answer of which `tokens` were replayed, clipped to ±`clip_milli`. An answer without tokens (its
+/// user went away first) is equal under both hypotheses: it says nothing.
+pub fn of_answer(mismatch: bool, tokens: u32, clip_milli: u64) -> i64 {
     let clip = i64::try_from(clip_milli).unwrap_or(i64::MAX);
-    if mismatch { clip } else { EQUAL_MILLI.max(-clip) }
+    match (mismatch, tokens) {
+        (true, _) => clip,
+        (false, 0) => 0,
+        (false, _) => EQUAL_MILLI.max(-clip),
+    }
 }
 
 /// Relative error of a sketch against its reference: |a − b| / |b| over the eight values; infinite where the reference
@@ -107,9 +112,11 @@ mod tests {
 
     #[test]
     fn evidence_is_clipped() {
-        assert_eq!(of_answer(true, 6_000), 6_000);
-        assert_eq!(of_answer(false, 6_000), -442);
-        assert_eq!(of_answer(false, 100), -100);
+        assert_eq!(of_answer(true, 9, 6_000), 6_000);
+        assert_eq!(of_answer(true, 0, 6_000), 6_000, "what no honest worker can have sent needs no token");
+        assert_eq!(of_answer(false, 9, 6_000), -442);
+        assert_eq!(of_answer(false, 9, 100), -100);
+        assert_eq!(of_answer(false, 0, 6_000), 0, "nothing replayed acquits nobody");
         let expected = (f64::ln((0.7 + 0.9 + 0.97) / 4.0) * 1_000.0).round() as i64;
         assert_eq!(EQUAL_MILLI, expected);
     }

@@ -12,7 +12,7 @@ pub mod service;
 pub mod setup;
 pub mod transcript;
 
-pub use evaluate::{Auditor, Finding};
+pub use evaluate::{Auditor, Case, Finding};
 pub use setup::{AuditorConfig, HeldModel};
 pub use transcript::Transcript;
 
@@ -32,6 +32,15 @@ pub enum JudgeError {
     /// The cross-encoder could not be computed.
     #[error("the cross-encoder failed: {0}")]
     Compute(#[from] candle_core::Error),
+    /// The evaluators' thread.
+    #[error("the evaluators failed: {0}")]
+    Evaluators(String),
+    /// It is gone, and with it every score to come.
+    #[error("the evaluators' thread has ended: start the judge again")]
+    EvaluatorsEnded,
+    /// A duty's task; a defect of the judge.
+    #[error("a duty broke off: {0}")]
+    Task(String),
     /// The replay could not be computed.
     #[error("the replay failed: {0}")]
     Replay(String),

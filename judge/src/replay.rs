@@ -8,9 +8,9 @@ use crate::{JudgeError, Transcript};
 
 /// A profile's declared model.
 pub trait Replay: Send {
-    /// Replays one choice; one entry per completion token. A transcript that no run of the declared model can have given
-    /// (a token outside the vocabulary, more tokens than its context) has none.
-    fn replay(&mut self, transcript: &Transcript, choice: u32) -> Result<Vec<ReplayedToken>, JudgeError>;
+    /// Replays one choice; one entry per completion token. None for a transcript that no run of the declared model can
+    /// have given (a token outside the vocabulary, more tokens than its context).
+    fn replay(&mut self, transcript: &Transcript, choice: u32) -> Result<Option<Vec<ReplayedToken>>, JudgeError>;
 }
 
 /// The declared model on this machine.
@@ -26,7 +26,7 @@ impl LocalReplay {
 }
 
 impl Replay for LocalReplay {
-    fn replay(&mut self, transcript: &Transcript, choice: u32) -> Result<Vec<ReplayedToken>, JudgeError> {
+    fn replay(&mut self, transcript: &Transcript, choice: u32) -> Result<Option<Vec<ReplayedToken>>, JudgeError> {
         let request = ReplayRequest {
             prompt_ids: &transcript.prompt_ids,
             completion_ids: &transcript.completions[choice as usize].token_ids,
@@ -35,10 +35,10 @@ impl Replay for LocalReplay {
             choice,
         };
         match self.0.replay(&request) {
-            Ok(tokens) => Ok(tokens),
+            Ok(tokens) => Ok(Some(tokens)),
             Err(ReplayError::Transcript(reason)) => {
                 tracing::warn!(reason, "a transcript that the declared model cannot have given");
-                Ok(Vec::new())
+                Ok(None)
             }
             Err(error) => Err(JudgeError::Replay(error.to_string())),
         }

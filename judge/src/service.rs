@@ -7,31 +7,45 @@
 //! | reveal | reveal what was written down |
 //! | any | vote in open trials whose samples are drawn |
 //!
-//! Always holds: what is committed lies durably in the journal first; every call has a deadline; an error of one duty is
-//! logged and tried again at the next poll while its window lasts.
+//! Each duty is a task of its own, and the evaluators have their own thread: the chain is watched whatever they wait for,
+//! a trial holds up no round and no round a trial. Rounds that are due together are scored together.
+//!
+//! Always holds: what is committed lies durably in the journal first; every call has a deadline; an audit ends in time
+//! for its transaction, whatever the workers do; an error of one duty is logged and the duty tried again while its window
+//! lasts.
 
 mod disclose;
+mod duties;
 mod duty;
 mod journal;
+mod pace;
+mod tasks;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use polylink_protocol::client::ChainClient;
+use polylink_protocol::Digest;
+use polylink_protocol::client::{ChainClient, ClientError};
 use polylink_protocol::keys::{AccountKey, ServiceKey};
 use polylink_protocol::market_v1::Params as MarketParams;
-use polylink_protocol::tiqe::{VrfKey, genesis_beacon, score_commitment, vrf_input};
-use polylink_protocol::tiqe_v1::{
-    MsgCommitScores, MsgRevealScores, MsgSubmitBeacon, MsgVoteTrial, QueryBeaconRequest, QueryBeaconResponse,
-    QueryTrialsRequest, QueryTrialsResponse, Round, Sample, Score, Scores, Trial, TrialState,
-};
-use polylink_protocol::{Digest, tx};
+use polylink_protocol::tiqe::VrfKey;
+use polylink_protocol::tiqe_v1::{Trial, TrialState};
+use tokio::time::Instant;
 
-use crate::{Auditor, Finding, JudgeError};
-use duty::{Duty, duty};
-use journal::{Entry, Journal};
+use crate::{Auditor, JudgeError};
+use duties::{Due, Duties};
+use duty::{Duty, blocks_to_commit, blocks_to_vote, duty};
+use journal::Journal;
+use pace::{Pace, Plan};
+use tasks::{Key, Tasks};
+
+/// Votes under way at once; further trials wait for them.
+const VOTES_MAX: usize = 4;
+/// How long a trial rests after a vote in it failed.
+const VOTE_REST: Duration = Duration::from_secs(5);
 
 /// A judge's keys and files.
 pub struct JudgeConfig {
@@ -49,17 +63,14 @@ pub struct JudgeConfig {
 
 /// The running service's state.
 struct Judge {
-    config: JudgeConfig,
-    chain: ChainClient,
-    chain_id: String,
-    auditor: Auditor,
-    journal: Journal,
-    disclosing: disclose::Client,
-    /// Trials voted in by this process; the ledger refuses a second vote in any case.
-    voted: BTreeSet<u64>,
+    duties: Arc<Duties>,
+    pace: Pace,
+    tasks: Tasks,
+    /// Trials that need nothing more before this instant; None: nothing ever. The ledger refuses a second vote anyway.
+    voted: BTreeMap<u64, Option<Instant>>,
 }
 
-/// Runs until `shutdown` resolves.
+/// Runs until `shutdown` resolves, or the evaluators are gone.
 pub async fn run(
     config: JudgeConfig,
     chain: ChainClient,
@@ -69,197 +80,139 @@ pub async fn run(
     let chain_id = chain.status().await?.chain_id;
     let journal = Journal::open(&config.home)?;
     let disclosing = disclose::Client::new()?;
-    let mut judge = Judge { config, chain, chain_id, auditor, journal, disclosing, voted: BTreeSet::new() };
-    let mut ticks = tokio::time::interval(judge.config.poll);
+    let mut ticks = tokio::time::interval(config.poll);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let duties = Duties { config, chain, chain_id, auditor, journal, disclosing };
+    let mut judge =
+        Judge { duties: Arc::new(duties), pace: Pace::default(), tasks: Tasks::default(), voted: BTreeMap::new() };
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
             () = &mut shutdown => return Ok(()),
             _ = ticks.tick() => {}
+            () = judge.tasks.ended() => {}
         }
-        // A duty may wait for a block; dropping it midway loses nothing, since what counts is in the journal or on chain.
+        // Dropping a look or a duty midway loses nothing, since what counts is in the journal or on chain.
         tokio::select! {
             () = &mut shutdown => return Ok(()),
-            looked = judge.look() => {
-                if let Err(error) = looked {
-                    tracing::warn!(%error, "a duty failed; it is tried again while its window lasts");
-                }
+            looked = judge.look() => match looked {
+                Err(error @ JudgeError::EvaluatorsEnded) => return Err(error),
+                Err(error) => tracing::warn!(%error, "the chain could not be looked at; it is tried again"),
+                Ok(()) => {}
             }
         }
     }
 }
 
 impl Judge {
+    /// Begins what is due and not under way yet.
     async fn look(&mut self) -> Result<(), JudgeError> {
-        let (epoch, height) = self.chain.epoch().await?;
-        let Some(audited) = epoch.checked_sub(1) else { return Ok(()) };
-        let market = self.chain.market_params().await?;
-        let profiles: Vec<Digest> = self.auditor.held.iter().map(|h| h.profile).collect();
-        for profile in profiles {
-            let round = self.chain.round(audited, &profile).await?;
-            self.attend(&market, height, audited, &profile, round).await?;
-        }
-        self.vote().await?;
-        self.journal.forget_before(audited.saturating_sub(2))
-    }
-
-    async fn attend(
-        &mut self,
-        market: &MarketParams,
-        height: u64,
-        audited: u64,
-        profile: &Digest,
-        round: Option<Round>,
-    ) -> Result<(), JudgeError> {
-        let me = self.config.account.address().account();
-        let entry = self.journal.load(audited, profile)?;
-        match duty(market, height, audited, round.as_ref(), &me, entry.is_some()) {
-            Duty::None => Ok(()),
-            Duty::Beacon => self.submit_beacon(audited, profile).await,
-            Duty::Commit => {
-                let round = round.unwrap_or_default();
-                let entry = match entry {
-                    Some(entry) => entry,
-                    None => self.score_round(audited, profile, &round.samples).await?,
-                };
-                self.commit(audited, profile, &entry).await
+        self.reap().await?;
+        let chain = &self.duties.chain;
+        let (epoch, height) = chain.epoch().await?;
+        self.pace.observe(Instant::now(), height);
+        let market = chain.market_params().await?;
+        if let Some(audited) = epoch.checked_sub(1) {
+            let mut rounds = Vec::new();
+            for held in self.duties.auditor.held() {
+                let round = chain.round(audited, &held.profile).await?;
+                rounds.extend(round.map(|round| Due { epoch: audited, held: *held, round }));
             }
-            Duty::Reveal => match entry {
-                Some(entry) => self.reveal(audited, profile, entry).await,
-                None => Ok(()),
-            },
-        }
-    }
-
-    async fn submit_beacon(&self, epoch: u64, profile: &Digest) -> Result<(), JudgeError> {
-        let previous = match epoch.checked_sub(1) {
-            None => genesis_beacon(&self.chain_id, profile),
-            Some(before) => {
-                let request = QueryBeaconRequest { epoch: before, profile_digest: profile.to_vec() };
-                let answer: QueryBeaconResponse = self.chain.query("/polylink.tiqe.v1.Query/Beacon", &request).await?;
-                Digest::from_slice(&answer.beacon).unwrap_or_else(|| genesis_beacon(&self.chain_id, profile))
+            let mut due = Vec::new();
+            for round in rounds {
+                self.attend(&market, height, round, &mut due)?;
             }
-        };
-        let proof = self.config.vrf.prove(&vrf_input(&self.chain_id, &previous, epoch, profile))?;
-        let judge = self.config.account.address().account();
-        self.send(tx::any(&MsgSubmitBeacon { judge, epoch, profile_digest: profile.to_vec(), proof })).await?;
-        tracing::info!(epoch, "beacon proof sent");
-        Ok(())
-    }
-
-    /// Discloses and scores; what was found is durable when this returns.
-    async fn score_round(&mut self, epoch: u64, profile: &Digest, samples: &[Sample]) -> Result<Entry, JudgeError> {
-        let scores = self.audit(epoch, profile, samples).await?;
-        let mut salt = [0; 32];
-        getrandom::fill(&mut salt).map_err(|e| JudgeError::Random(e.to_string()))?;
-        let entry = Entry { salt, scores: Scores { scores } };
-        self.journal.store(epoch, profile, &entry)?;
-        Ok(entry)
-    }
-
-    async fn audit(&mut self, epoch: u64, profile: &Digest, samples: &[Sample]) -> Result<Vec<Score>, JudgeError> {
-        let clip = self.chain.tiqe_params().await?.evidence_clip_milli;
-        let caller = disclose::Caller {
-            chain: &self.chain,
-            chain_id: &self.chain_id,
-            judge: &self.config.account.address().account(),
-            key: &self.config.disclosure,
-        };
-        // All of a round's transcripts are had first, so that the evaluators see them in one batch.
-        let disclosed = self.disclosing.all(&caller, profile, samples).await?;
-        let transcripts: Vec<_> = disclosed.iter().flatten().cloned().collect();
-        let mut findings = self.auditor.evaluate(&transcripts, clip).await?.into_iter();
-        let mut scores = Vec::with_capacity(samples.len());
-        for (sample, transcript) in samples.iter().zip(&disclosed) {
-            let finding = transcript.as_ref().and_then(|_| findings.next());
-            self.journal.note(epoch, &sample.worker, finding.as_ref());
-            scores.push(match finding {
-                Some(Finding { score, .. }) => Score { sample: sample.number, ..score },
-                None => Score { sample: sample.number, missing: true, ..Default::default() },
-            });
+            self.score(&market, height, due);
+            self.duties.journal.forget_before(audited.saturating_sub(2))?;
         }
-        Ok(scores)
+        self.vote(&market, height).await
     }
 
-    async fn commit(&self, epoch: u64, profile: &Digest, entry: &Entry) -> Result<(), JudgeError> {
-        let address = self.config.account.address();
-        let commitment = score_commitment(&self.chain_id, epoch, profile, &address, &entry.salt, &entry.scores);
-        let message = MsgCommitScores {
-            judge: address.account(),
-            epoch,
-            profile_digest: profile.to_vec(),
-            commitment: commitment.to_vec(),
-        };
-        self.send(tx::any(&message)).await?;
-        tracing::info!(epoch, samples = entry.scores.scores.len(), "scores committed");
+    async fn reap(&mut self) -> Result<(), JudgeError> {
+        for (keys, result) in self.tasks.reap().await {
+            let voted = match keys[..] {
+                [Key::Vote(id)] => Some(id),
+                _ => None,
+            };
+            match result {
+                Ok(()) => _ = voted.map(|id| self.voted.insert(id, None)),
+                Err(error @ JudgeError::EvaluatorsEnded) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(?keys, %error, "a duty failed; it is tried again while its window lasts");
+                    // What the ledger refused it refuses again; a node that did not answer may have a better day.
+                    let refused = matches!(error, JudgeError::Chain(ClientError::Refused { .. }));
+                    let rest = (!refused).then(|| Instant::now() + VOTE_REST);
+                    voted.map(|id| self.voted.insert(id, rest));
+                }
+            }
+        }
         Ok(())
     }
 
-    async fn reveal(&self, epoch: u64, profile: &Digest, entry: Entry) -> Result<(), JudgeError> {
-        let message = MsgRevealScores {
-            judge: self.config.account.address().account(),
-            epoch,
-            profile_digest: profile.to_vec(),
-            salt: entry.salt.to_vec(),
-            scores: Some(entry.scores),
-        };
-        self.send(tx::any(&message)).await?;
-        tracing::info!(epoch, "scores revealed");
+    /// Begins the round's duty of this block; one that is to be scored is put with the others.
+    fn attend(&mut self, market: &MarketParams, height: u64, due: Due, score: &mut Vec<Due>) -> Result<(), JudgeError> {
+        let (epoch, profile) = (due.epoch, due.held.profile);
+        let entry = self.duties.journal.load(epoch, &profile)?;
+        let now = duty(market, height, epoch, &due.round, &self.duties.me(), entry.is_some());
+        let key = Key::Round(epoch, profile, now);
+        if now == Duty::None || self.tasks.has(&key) {
+            return Ok(());
+        }
+        let duties = Arc::clone(&self.duties);
+        match (now, entry) {
+            (Duty::Beacon, _) => {
+                self.tasks.begin(vec![key], async move { duties.submit_beacon(epoch, &profile).await });
+            }
+            (Duty::Commit, Some(entry)) => {
+                self.tasks.begin(vec![key], async move { duties.commit(epoch, &profile, &entry).await });
+            }
+            (Duty::Commit, None) if !self.tasks.has(&Key::Score(epoch, profile)) => score.push(due),
+            (Duty::Reveal, Some(entry)) => {
+                self.tasks.begin(vec![key], async move { duties.reveal(epoch, &profile, entry).await });
+            }
+            _ => {}
+        }
         Ok(())
     }
 
-    async fn vote(&mut self) -> Result<(), JudgeError> {
-        let request = QueryTrialsRequest::default();
-        let trials: QueryTrialsResponse = self.chain.query("/polylink.tiqe.v1.Query/Trials", &request).await?;
-        let me = self.config.account.address().account();
-        let mine = |t: &Trial| {
-            t.state() == TrialState::Open
-                && !t.samples.is_empty()
-                && !self.voted.contains(&t.id)
-                && t.votes.iter().all(|v| v.judge != me)
-                && self.auditor.held.iter().any(|h| h.profile.0 == t.profile_digest.as_slice())
+    /// Scores rounds together, as long as there is time.
+    fn score(&mut self, market: &MarketParams, height: u64, due: Vec<Due>) {
+        let Some(first) = due.first() else { return };
+        // A judge that just started watches a block first: else it could not tell a slow worker from a late one.
+        let Some(block_time) = self.pace.block_time() else { return };
+        let left = blocks_to_commit(market, height, first.epoch);
+        let Some(plan) = Plan::new(Instant::now(), block_time, left) else {
+            tracing::warn!(epoch = first.epoch, "too late to score: the commit window is about to close");
+            return;
         };
-        let open: Vec<Trial> = trials.trials.into_iter().filter(mine).collect();
+        let keys = due.iter().map(|due| Key::Score(due.epoch, due.held.profile)).collect();
+        let duties = Arc::clone(&self.duties);
+        self.tasks.begin(keys, async move { duties.score_rounds(due, plan).await });
+    }
+
+    async fn vote(&mut self, market: &MarketParams, height: u64) -> Result<(), JudgeError> {
+        let open: Vec<Trial> =
+            self.duties.trials().await?.into_iter().filter(|t| t.state() == TrialState::Open).collect();
+        self.voted.retain(|id, _| open.iter().any(|trial| trial.id == *id));
+        let Some(block_time) = self.pace.block_time() else { return Ok(()) };
+        let now = Instant::now();
         for trial in open {
-            let Some(profile) = Digest::from_slice(&trial.profile_digest) else { continue };
-            let scores = self.audit(trial.evidence_epoch, &profile, &trial.samples).await?;
-            let clip = self.chain.tiqe_params().await?.evidence_clip_milli;
-            let guilty = is_guilty(&scores, clip);
-            tracing::info!(trial = trial.id, worker = trial.worker, guilty, "vote in a trial");
-            let message = MsgVoteTrial { judge: me.clone(), trial: trial.id, guilty, scores: Some(Scores { scores }) };
-            self.send(tx::any(&message)).await?;
-            self.voted.insert(trial.id);
+            let rests = self.voted.get(&trial.id).is_some_and(|until| until.is_none_or(|until| now < until));
+            if rests || trial.samples.is_empty() || self.tasks.has(&Key::Vote(trial.id)) {
+                continue;
+            }
+            if self.tasks.votes() >= VOTES_MAX {
+                break;
+            }
+            let profile = Digest::from_slice(&trial.profile_digest);
+            let held = self.duties.auditor.held().iter().find(|h| Some(h.profile) == profile).copied();
+            let plan = Plan::new(now, block_time, blocks_to_vote(market, height, trial.deadline_epoch));
+            let (Some(held), Some(plan)) = (held, plan) else { continue };
+            if trial.votes.iter().all(|vote| vote.judge != self.duties.me()) {
+                let (duties, key) = (Arc::clone(&self.duties), Key::Vote(trial.id));
+                self.tasks.begin(vec![key], async move { duties.vote(trial, held, plan).await });
+            }
         }
         Ok(())
-    }
-
-    async fn send(&self, message: polylink_protocol::cosmos::Any) -> Result<(), JudgeError> {
-        self.chain.broadcast(&self.config.account, vec![message]).await?;
-        Ok(())
-    }
-}
-
-/// A judge's vote: the fresh samples' evidence adds up against the worker. What a worker on trial does not show counts
-/// as if it spoke against it, else a cheat would show its honest answers only.
-fn is_guilty(scores: &[Score], clip_milli: u64) -> bool {
-    let clip = i64::try_from(clip_milli).unwrap_or(i64::MAX);
-    let evidence = |s: &Score| if s.missing { clip } else { s.evidence_milli };
-    scores.iter().map(evidence).fold(0_i64, i64::saturating_add) > 0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn withholding_does_not_acquit() {
-        let shown = Score { evidence_milli: -442, ..Default::default() };
-        let withheld = Score { missing: true, ..Default::default() };
-        let wrong = Score { evidence_milli: 6_000, ..Default::default() };
-        assert!(!is_guilty(&[], 6_000));
-        assert!(!is_guilty(&[shown, shown], 6_000));
-        assert!(is_guilty(&[shown, shown, wrong], 6_000));
-        assert!(is_guilty(&[shown, withheld, withheld], 6_000));
     }
 }

@@ -52,7 +52,7 @@ impl Auditor {
             }
         };
         let cross_encoder = CrossEncoder::open(&config.cross_encoder)?;
-        Ok(Self { cross_encoder, llm, llm_fraction_bps: config.llm_fraction_bps, held })
+        Self::start(cross_encoder, held, llm, config.llm_fraction_bps)
     }
 }
 

@@ -163,4 +163,4 @@ fn pair_sketches(completions: Vec<Vec<u32>>, sketches: &[Vec<u8>]) -> Result<Vec
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -43,6 +43,8 @@ pub mod tag {
     pub const SAMPLE: &str = "polylink/sample/v1";
     /// Commitment to a round's scores.
     pub const SCORES: &str = "polylink/scores/v1";
+    /// Whether the language-model judge sees an answer.
+    pub const LLM_DRAW: &str = "polylink/llm-draw/v1";
     /// A judge's signed request for a transcript.
     pub const DISCLOSURE: &str = "polylink/disclosure/v1";
 }

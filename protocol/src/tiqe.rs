@@ -135,6 +135,15 @@ pub fn sample_point(beacon: &Digest, worker: &Address, profile: &Digest, number:
     Some(Amount(point.expect("a remainder is below its 128-bit divisor")))
 }
 
+/// Where an answer falls, 0 to 9,999, in the drawing of those that the language-model judge sees: it sees what lies below
+/// its fraction in basis points. Uniform up to 2^-18. The beacon comes after the receipt, so that no worker can look for
+/// a receipt that is not drawn; every judge of the round draws the same.
+pub fn llm_draw_bps(beacon: &Digest, receipt: &Digest) -> u32 {
+    let hash = Hasher::new(tag::LLM_DRAW).fixed(&beacon.0).fixed(&receipt.0).finish().0;
+    let first = u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]);
+    ((u64::from(first) * 10_000) >> 32) as u32
+}
+
 /// What a judge commits to before anyone reveals:
 /// `H(chain id ‖ epoch ‖ profile ‖ judge ‖ salt ‖ scores)` with the scores in their canonical bytes.
 pub fn score_commitment(

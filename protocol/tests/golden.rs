@@ -160,6 +160,7 @@ fn vectors() -> BTreeMap<&'static str, String> {
     put("beacon", &beacon.0);
     let point = tiqe::sample_point(&beacon, &worker, &profile_digest, 1, Amount(1_000_000)).unwrap();
     put("sample.point", &point.0.to_be_bytes());
+    put("llm.draw", &tiqe::llm_draw_bps(&beacon, &receipt_digest).to_be_bytes());
     let scores = Scores {
         scores: vec![Score {
             sample: 1,

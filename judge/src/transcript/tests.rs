@@ -8,15 +8,16 @@ use polylink_protocol::merkle_sum::Tree;
 const CHAIN: &str = "polylink-test-1";
 const WORKER: &str = "poly1worker";
 
-struct Case {
-    disclosure: Disclosure,
+/// An honest disclosure and what the chain says of it.
+pub(crate) struct Case {
+    pub(crate) disclosure: Disclosure,
     spend_key: Vec<u8>,
     receipt_key: Vec<u8>,
     profile: Digest,
     root: SumNode,
 }
 
-fn case() -> Case {
+pub(crate) fn case() -> Case {
     let (spend, signer) = (ServiceKey::from_bytes(&[1; 32]), ServiceKey::from_bytes(&[2; 32]));
     let profile = Digest([7; 32]);
     let (prompt, completion, sketch) = (vec![1, 2, 3], vec![4_u32, 5], vec![[1_u8; SKETCH_BYTES], [2; SKETCH_BYTES]]);
@@ -72,7 +73,7 @@ fn case() -> Case {
     }
 }
 
-fn check(case: &Case, disclosure: Disclosure, point: u128) -> Result<Transcript, TranscriptError> {
+pub(crate) fn check(case: &Case, disclosure: Disclosure, point: u128) -> Result<Transcript, TranscriptError> {
     check_at(1_000, case, disclosure, point)
 }
 

@@ -81,6 +81,7 @@ EXPECTED = {
     "vrf.input": h("vrf-input", var(CHAIN), genesis, u64(7), profile),
     "beacon": beacon,
     "sample.point": u128(point),
+    "llm.draw": u32(int.from_bytes(h("llm-draw", beacon, V["receipt.digest"])[:4], "big") * 10_000 >> 32),
     "scores.commitment": h("scores", var(CHAIN), u64(7), profile, worker, bytes([25]) * 32, var(V["scores.bytes"])),
     "disclosure": h("disclosure", var(CHAIN), worker, var(V["account.address"]), u64(7), var(profile), u128(point)),
 }
