@@ -94,3 +94,35 @@ async fn cheap_tokens_under_honest_sketches_and_the_reverse_are_noticed() {
     outside.completions[0].token_ids[0] = u32::MAX;
     assert!(evaluate_one(&auditor, outside).await.mismatch);
 }
+
+/// The worst case for the judge: cheap answers mixed into honest ones, so that most audits find nothing.
+#[tokio::test]
+async fn a_worker_that_cheats_on_three_in_ten_answers_is_over_the_threshold() {
+    const ANSWERS: usize = 60;
+    /// Audited answers by which the statistic has crossed: 95 % of simulated workers that cheat so are over it by then.
+    const STATED: usize = 40;
+    let auditor = auditor();
+    let questions = questions(ANSWERS);
+    let honest = serve("nano", Quantization::None, &questions, 0.7).await;
+    // Three in ten, scattered by a fixed rule; only these are served by the smaller model.
+    let cheats = |at: usize| [1, 4, 8].contains(&(at * 7 % 10));
+    let asked: Vec<_> = questions.into_iter().enumerate().filter(|(at, _)| cheats(*at)).map(|(_, q)| q).collect();
+    let mut cheap = serve("pico", Quantization::None, &asked, 0.7).await.into_iter();
+    let mixed: Vec<_> = honest
+        .into_iter()
+        .enumerate()
+        .map(|(at, honest)| if cheats(at) { cheap.next().unwrap() } else { honest })
+        .collect();
+    let params = polylink_abci_app::tiqe::params::default();
+    let (mut statistic, mut crossed) = (0, None);
+    for (at, finding) in evaluate(&auditor, &mixed).await.iter().enumerate() {
+        assert_eq!(finding.mismatch, cheats(at), "answer {at}: {finding:?}");
+        let evidence = [finding.score.evidence_milli];
+        statistic = polylink_abci_app::tiqe::scoring::cusum_milli(statistic, evidence, params.evidence_clip_milli);
+        if statistic >= params.cusum_threshold_milli && crossed.is_none() {
+            crossed = Some(at + 1);
+        }
+    }
+    println!("pico on 30 % of answers: over the threshold after {crossed:?} audited answers");
+    assert!(crossed.is_some_and(|answers| answers <= STATED), "{crossed:?}");
+}

@@ -41,11 +41,7 @@ impl Duties {
     pub(super) async fn submit_beacon(&self, epoch: u64, profile: &Digest) -> Result<(), JudgeError> {
         let previous = match epoch.checked_sub(1) {
             None => genesis_beacon(&self.chain_id, profile),
-            Some(before) => {
-                let request = QueryBeaconRequest { epoch: before, profile_digest: profile.to_vec() };
-                let answer: QueryBeaconResponse = self.chain.query("/polylink.tiqe.v1.Query/Beacon", &request).await?;
-                Digest::from_slice(&answer.beacon).unwrap_or_else(|| genesis_beacon(&self.chain_id, profile))
-            }
+            Some(before) => self.beacon(before, profile).await?,
         };
         let proof = self.config.vrf.prove(&vrf_input(&self.chain_id, &previous, epoch, profile))?;
         let message = MsgSubmitBeacon { judge: self.me(), epoch, profile_digest: profile.to_vec(), proof };
@@ -54,15 +50,21 @@ impl Duties {
         Ok(())
     }
 
+    /// The newest beacon of the profile at or before this epoch.
+    async fn beacon(&self, epoch: u64, profile: &Digest) -> Result<Digest, JudgeError> {
+        let request = QueryBeaconRequest { epoch, profile_digest: profile.to_vec() };
+        let answer: QueryBeaconResponse = self.chain.query("/polylink.tiqe.v1.Query/Beacon", &request).await?;
+        Ok(Digest::from_slice(&answer.beacon).unwrap_or_else(|| genesis_beacon(&self.chain_id, profile)))
+    }
+
     /// Discloses and scores rounds that are due together, in one batch; what was found is durable when this returns.
     pub(super) async fn score_rounds(&self, rounds: Vec<Due>, plan: Plan) -> Result<(), JudgeError> {
-        let beacons: Vec<Digest> = rounds.iter().map(|due| beacon(&due.round.beacon)).collect();
-        let each = rounds.iter().zip(beacons);
-        let asked: Vec<(Ask<'_>, Digest)> = each
-            .flat_map(|(due, beacon)| {
-                due.round.samples.iter().map(move |sample| (Ask { held: due.held, sample }, beacon))
-            })
-            .collect();
+        let mut asked = Vec::new();
+        for due in &rounds {
+            // Samples are drawn by a beacon, so that a round that has them has it.
+            let beacon = Digest::from_slice(&due.round.beacon).unwrap_or(Digest([0; 32]));
+            asked.extend(due.round.samples.iter().map(|sample| (Ask { held: due.held, sample }, beacon)));
+        }
         let mut scores = self.audit(asked, plan).await?.into_iter();
         for due in &rounds {
             let scores = scores.by_ref().take(due.round.samples.len()).collect();
@@ -136,11 +138,9 @@ impl Duties {
     }
 
     pub(super) async fn vote(&self, trial: Trial, held: HeldProfile, plan: Plan) -> Result<(), JudgeError> {
-        let epoch = trial.evidence_epoch;
-        // The samples were drawn by a beacon that came after the receipts.
-        let round = self.chain.round(epoch, &held.profile).await?.unwrap_or_default();
-        let drawn_by = beacon(&round.beacon);
-        let asked = trial.samples.iter().map(|sample| (Ask { held, sample }, drawn_by)).collect();
+        // Fixed after the receipts were committed, as the one that drew the samples.
+        let beacon = self.beacon(trial.evidence_epoch, &held.profile).await?;
+        let asked = trial.samples.iter().map(|sample| (Ask { held, sample }, beacon)).collect();
         let scores = self.audit(asked, plan).await?;
         let guilty = is_guilty(&scores, self.chain.tiqe_params().await?.evidence_clip_milli);
         tracing::info!(trial = trial.id, worker = trial.worker, guilty, "vote in a trial");
@@ -152,11 +152,6 @@ impl Duties {
         self.chain.broadcast(&self.config.account, vec![message]).await?;
         Ok(())
     }
-}
-
-/// A drawn sample implies a beacon of 32 bytes; zeros only where the ledger had none.
-fn beacon(bytes: &[u8]) -> Digest {
-    Digest::from_slice(bytes).unwrap_or(Digest([0; 32]))
 }
 
 /// A judge's vote: the fresh samples' evidence adds up against the worker. What a worker on trial does not show counts
