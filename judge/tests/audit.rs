@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{auditor, evaluate, evaluate_one, models, questions, serve};
+use common::{auditor, auditor_with, evaluate, evaluate_one, models, profile_of, questions, serve};
 use polylink_inference_server::model::{LoadedModel, Quantization};
 use polylink_judge::Finding;
 use polylink_protocol::market_v1::FinishReason;
@@ -51,14 +51,29 @@ async fn honest_answers_replay_to_the_bit_and_others_do_not() {
 }
 
 #[tokio::test]
-async fn one_forward_serves_transcripts_of_several_workers() {
-    let auditor = auditor();
+async fn one_forward_serves_transcripts_of_several_workers_and_profiles() {
+    let auditor = auditor_with(&[Quantization::None, Quantization::Q8_0], None, 0);
     let mut mixed = serve("nano", Quantization::None, &questions(5), 0.0).await;
     mixed.extend(serve("pico", Quantization::None, &questions(4), 0.0).await);
+    let mut other = serve("nano", Quantization::Q8_0, &questions(3), 0.0).await;
+    other.iter_mut().for_each(|t| t.receipt.profile_digest = profile_of(Quantization::Q8_0));
+    mixed.extend(other);
     let before = auditor.forwards();
     let findings = evaluate(&auditor, &mixed).await;
-    assert_eq!(findings.len(), 9);
-    assert_eq!(auditor.forwards() - before, 1, "one batch, whoever served them");
+    assert_eq!(auditor.forwards() - before, 1, "one batch, whoever served them under whichever profile");
+    let mismatches: Vec<bool> = findings.iter().map(|f| f.mismatch).collect();
+    assert_eq!(mismatches, [[false; 5].as_slice(), &[true; 4], &[false; 3]].concat(), "each by its own profile");
+}
+
+#[tokio::test]
+async fn batches_that_wait_together_share_a_forward() {
+    let auditor = auditor();
+    let transcripts = serve("nano", Quantization::None, &questions(4), 0.0).await;
+    // Rounds and trials that come while the first ones compute.
+    let batches = (0..8).map(|_| evaluate(&auditor, &transcripts));
+    let findings = futures::future::join_all(batches).await;
+    assert!(findings.iter().all(|f| f.len() == 4 && f.iter().all(|f| !f.mismatch && f.score.replayed)));
+    assert!(auditor.forwards() <= 3, "{} forwards for eight batches", auditor.forwards());
 }
 
 #[tokio::test]

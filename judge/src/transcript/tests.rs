@@ -18,6 +18,11 @@ pub(crate) struct Case {
 }
 
 pub(crate) fn case() -> Case {
+    case_with(|_| ())
+}
+
+/// A worker and a user that sign whatever they like.
+fn case_with(alter: impl FnOnce(&mut Receipt)) -> Case {
     let (spend, signer) = (ServiceKey::from_bytes(&[1; 32]), ServiceKey::from_bytes(&[2; 32]));
     let profile = Digest([7; 32]);
     let (prompt, completion, sketch) = (vec![1, 2, 3], vec![4_u32, 5], vec![[1_u8; SKETCH_BYTES], [2; SKETCH_BYTES]]);
@@ -32,7 +37,7 @@ pub(crate) fn case() -> Case {
         max_price: Some(TokenPrices { prompt: 1_000, cached_prompt: 0, completion: 1_000 }),
         seed: vec![5; 32],
     };
-    let receipt = Receipt {
+    let mut receipt = Receipt {
         request_digest: market::request_digest(&request).to_vec(),
         worker: WORKER.into(),
         session: 1,
@@ -49,8 +54,11 @@ pub(crate) fn case() -> Case {
         start_time_ms: 1,
         end_time_ms: 2,
     };
-    let leaf = Leaf { session: 1, index: 9, receipt: market::receipt_digest(&receipt), tokens: 5, amount: Amount(5) };
-    let other = Leaf { session: 2, index: 0, receipt: Digest([0; 32]), tokens: 1, amount: Amount(3) };
+    alter(&mut receipt);
+    let (tokens, amount) =
+        (receipt.prompt_tokens.saturating_add(receipt.completion_tokens), receipt.amount.parse().unwrap_or_default());
+    let leaf = Leaf { session: 1, index: 9, receipt: market::receipt_digest(&receipt), tokens, amount };
+    let other = Leaf { session: 2, index: 0, receipt: Digest([0; 32]), tokens: 0, amount: Amount(3) };
     let tree = Tree::new(vec![leaf, other]).unwrap();
     let root = tree.root().to_proto();
     let disclosure = Disclosure {
@@ -136,4 +144,33 @@ fn a_receipt_at_another_price_than_the_pots_is_refused() {
     }
     // The request allows 1,000; a pot's price below it that comes to the same amount is the same charge.
     assert!(check_at(999, &case, case.disclosure.clone(), 4).is_ok());
+}
+
+#[test]
+fn absurd_counts_are_refused_and_wrap_nowhere() {
+    type Alter = fn(&mut Receipt);
+    let alterations: [(&str, Alter); 7] = [
+        ("completion tokens", |r| r.completion_tokens = u64::MAX),
+        ("prompt tokens", |r| r.prompt_tokens = u64::MAX),
+        ("cached", |r| r.cached_tokens = u64::MAX),
+        ("the pot's price", |r| r.amount = (u128::MAX - 3).to_string()),
+        ("amount", |r| r.amount = "-1".into()),
+        ("epoch", |r| r.epoch = u64::MAX),
+        ("session", |r| r.session = u64::MAX),
+    ];
+    for (word, alter) in alterations {
+        let case = case_with(alter);
+        let error = check(&case, case.disclosure.clone(), 4).unwrap_err().to_string();
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    // A path of absurd counts, under a root to match.
+    let mut case = case();
+    let sibling = case.disclosure.path.steps[0].sibling.as_mut().unwrap();
+    (sibling.count, sibling.tokens, sibling.amount) = (u64::MAX, u64::MAX, u128::MAX.to_string());
+    (case.root.count, case.root.tokens, case.root.amount) = (u64::MAX, u64::MAX, u128::MAX.to_string());
+    let error = check(&case, case.disclosure.clone(), 4).unwrap_err().to_string();
+    assert!(error.contains("overflow"), "{error}");
+    case.disclosure.path.steps = vec![case.disclosure.path.steps[0].clone(); 100_000];
+    let error = check(&case, case.disclosure.clone(), 4).unwrap_err().to_string();
+    assert!(error.contains("100000 steps"), "{error}");
 }

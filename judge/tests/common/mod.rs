@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use polylink_inference_server::engine::{Engine, EngineConfig, EngineHandle, Event, GenerateRequest, KvCacheSize};
 use polylink_inference_server::model::{ChatMessage, LoadedModel, Quantization};
+use polylink_judge::llm::Endpoint;
 use polylink_judge::transcript::Completion;
 use polylink_judge::{Auditor, AuditorConfig, Case, Finding, HeldModel, Transcript};
 use polylink_protocol::market_v1::{Receipt, Request, Sampling};
@@ -47,11 +48,13 @@ pub fn sampling(temperature: f32) -> Sampling {
 
 pub fn profile_digest() -> Vec<u8> {
     static DIGEST: OnceLock<Vec<u8>> = OnceLock::new();
-    let digest = || {
-        let model = LoadedModel::open(models().join("nano"), Quantization::None).unwrap();
-        market::profile_digest(&model.profile(ID).unwrap()).to_vec()
-    };
-    DIGEST.get_or_init(digest).clone()
+    DIGEST.get_or_init(|| profile_of(Quantization::None)).clone()
+}
+
+/// The profile of nano with these weights.
+pub fn profile_of(quantization: Quantization) -> Vec<u8> {
+    let model = LoadedModel::open(models().join("nano"), quantization).unwrap();
+    market::profile_digest(&model.profile(ID).unwrap()).to_vec()
 }
 
 pub fn engine(folder: &str, quantization: Quantization) -> EngineHandle {
@@ -96,7 +99,11 @@ pub async fn serve(
         }
         transcripts.push(Transcript {
             request: Request { sampling: Some(request.sampling), seed: request.seed.to_vec(), ..Default::default() },
-            receipt: Receipt { profile_digest: profile_digest(), ..Default::default() },
+            receipt: Receipt {
+                profile_digest: profile_digest(),
+                index: transcripts.len() as u64,
+                ..Default::default()
+            },
             prompt_ids: request.prompt_ids,
             completions: vec![completion],
         });
@@ -133,12 +140,18 @@ pub async fn serve_request(transcript: &Transcript) -> Transcript {
 }
 
 pub fn auditor() -> Auditor {
+    auditor_with(&[Quantization::None], None, 0)
+}
+
+/// That holds nano's profiles with these weights.
+pub fn auditor_with(weights: &[Quantization], endpoint: Option<Endpoint>, llm_fraction_bps: u32) -> Auditor {
+    let held = |quantization| HeldModel { folder: models().join("nano"), quantization, id: ID.into() };
     let config = AuditorConfig {
-        models: vec![HeldModel { folder: models().join("nano"), quantization: Quantization::None, id: ID.into() }],
+        models: weights.iter().copied().map(held).collect(),
         cross_encoder: models().join("cross-encoder"),
         rubric: models().join("judge_prompt.json"),
-        endpoint: None,
-        llm_fraction_bps: 0,
+        endpoint,
+        llm_fraction_bps,
         threads: 1,
     };
     Auditor::open(&config).unwrap()

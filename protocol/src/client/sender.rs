@@ -184,7 +184,11 @@ impl ChainClient {
     ) -> Result<String, ClientError> {
         let gas_limit = match terms.gas_limit {
             Some(limit) => limit,
-            None => self.simulate(key, messages.clone(), sequence).await? * GAS_MARGIN_PERCENT / 100 + GAS_MARGIN,
+            None => {
+                // A simulation runs on the newest block, which may not hold the account's last transactions yet.
+                let committed = self.account(&key.address()).await?.map_or(sequence, |(_, committed)| committed);
+                self.simulate(key, messages.clone(), committed).await? * GAS_MARGIN_PERCENT / 100 + GAS_MARGIN
+            }
         };
         let fee = match terms.fee {
             Some(fee) => fee,
