@@ -1,8 +1,8 @@
 //! The three evaluators over a batch of transcripts, whichever workers and rounds they come from.
 //!
-//! Order: the cross-encoder on all in one batch; then side by side the language-model judge on a fraction (drawn by the
-//! round's beacon and the receipt's digest, so that judges choose alike and no worker can choose) and on what the
-//! cross-encoder leaves uncertain, and the replay on all. What a deadline cuts off is left out, never guessed: an answer
+//! Side by side: the replay on all; and the cross-encoder on all in one batch, then the language-model judge on a fraction
+//! (drawn by the round's beacon and the receipt's digest, so that judges choose alike and no worker can choose) and on
+//! what the cross-encoder leaves uncertain. What a deadline cuts off is left out, never guessed: an answer
 //! without a replay has no evidence, one without the language model no score of it.
 
 mod held;
@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 pub(crate) use self::held::{Held, Replayed};
-use self::thread::{BATCHES_MAX, Batch, Evaluators};
+use self::thread::{BATCHES_MAX, Replayer, Replays, TextScorer, Texts};
 use crate::cross_encoder::{CrossEncoder, Pair};
 use crate::evidence;
 use crate::llm::LlmJudge;
@@ -66,10 +66,11 @@ pub struct HeldProfile {
     pub disclosure_bytes_max: usize,
 }
 
-/// The evaluators: a handle on their thread, which ends with the last handle.
+/// The evaluators: a handle on their threads, which end with the last handle.
 #[derive(Clone)]
 pub struct Auditor {
-    batches: mpsc::Sender<Batch>,
+    texts: mpsc::Sender<Texts>,
+    replays: mpsc::Sender<Replays>,
     forwards: Arc<AtomicU64>,
     held: Arc<[HeldProfile]>,
     llm: Option<Arc<LlmJudge>>,
@@ -90,13 +91,14 @@ impl Auditor {
                 .min(DISCLOSURE_BYTES_MAX),
         });
         let (profiles, forwards) = (profiles.collect(), Arc::<AtomicU64>::default());
-        let evaluators = Evaluators { cross_encoder, held, forwards: Arc::clone(&forwards) };
-        let (batches, receiver) = mpsc::channel(BATCHES_MAX);
-        std::thread::Builder::new()
-            .name("evaluators".into())
-            .spawn(move || evaluators.run(receiver))
-            .map_err(|e| JudgeError::Evaluators(format!("no thread: {e}")))?;
-        Ok(Self { batches, forwards, held: profiles, llm: llm.map(Arc::new), llm_fraction_bps })
+        let tokenizers = held.iter().map(|held| (held.profile, Arc::clone(&held.tokenizer))).collect();
+        let scorer = TextScorer { cross_encoder, profiles: tokenizers, forwards: Arc::clone(&forwards) };
+        let replayer = Replayer { held };
+        let (texts, texts_asked) = mpsc::channel(BATCHES_MAX);
+        let (replays, replays_asked) = mpsc::channel(BATCHES_MAX);
+        spawn("cross-encoder", move || scorer.run(texts_asked))?;
+        spawn("replay", move || replayer.run(replays_asked))?;
+        Ok(Self { texts, replays, forwards, held: profiles, llm: llm.map(Arc::new), llm_fraction_bps })
     }
 
     /// Profiles that can be replayed.
@@ -126,14 +128,15 @@ impl Auditor {
                 llm_draw_bps(&case.beacon, &market::receipt_digest(&case.transcript.receipt)) < self.llm_fraction_bps
             })
             .collect();
-        let transcripts = cases.into_iter().map(|case| case.transcript).collect();
+        let transcripts: Arc<[Transcript]> = cases.into_iter().map(|case| case.transcript).collect();
         let ended = || JudgeError::EvaluatorsEnded;
-        let ((cross, crossed), (replays, replayed)) = (oneshot::channel(), oneshot::channel());
-        let batch = Batch { transcripts, until: until.into_std(), cross, replays };
-        self.batches.send(batch).await.map_err(|_| ended())?;
-        let crossed = crossed.await.map_err(|_| ended())??;
-        let scores: Vec<f32> = crossed.iter().map(|(_, score)| *score).collect();
-        let (llm, replayed) = tokio::join!(self.ask_llm(crossed, &drawn, until), replayed);
+        let ((answer, scored), (replies, replayed)) = (oneshot::channel(), oneshot::channel());
+        let replays = Replays { transcripts: Arc::clone(&transcripts), until: until.into_std(), answer: replies };
+        self.replays.send(replays).await.map_err(|_| ended())?;
+        self.texts.send(Texts { transcripts, answer }).await.map_err(|_| ended())?;
+        let scored = scored.await.map_err(|_| ended())??;
+        let scores: Vec<f32> = scored.iter().map(|(_, score)| *score).collect();
+        let (llm, replayed) = tokio::join!(self.ask_llm(scored, &drawn, until), replayed);
         let replayed = replayed.map_err(|_| ended())??;
         let each = scores.into_iter().zip(llm).zip(replayed);
         Ok(each.map(|((cross, llm), replayed)| finding(cross, llm, replayed, clip_milli)).collect())
@@ -167,6 +170,11 @@ impl Auditor {
         }
         scores
     }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), JudgeError> {
+    let thread = std::thread::Builder::new().name(name.into()).spawn(run);
+    thread.map(drop).map_err(|e| JudgeError::Evaluators(format!("no thread: {e}")))
 }
 
 fn finding(cross: f32, llm: Option<f64>, replayed: Option<Replayed>, clip_milli: u64) -> Finding {

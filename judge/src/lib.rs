@@ -32,11 +32,11 @@ pub enum JudgeError {
     /// The cross-encoder could not be computed.
     #[error("the cross-encoder failed: {0}")]
     Compute(#[from] candle_core::Error),
-    /// The evaluators' thread.
+    /// The evaluators' threads.
     #[error("the evaluators failed: {0}")]
     Evaluators(String),
     /// It is gone, and with it every score to come.
-    #[error("the evaluators' thread has ended: start the judge again")]
+    #[error("a thread of the evaluators has ended: start the judge again")]
     EvaluatorsEnded,
     /// A duty's task; a defect of the judge.
     #[error("a duty broke off: {0}")]

@@ -7,7 +7,7 @@
 //! | reveal | reveal what was written down |
 //! | any | vote in open trials whose samples are drawn |
 //!
-//! Each duty is a task of its own, and the evaluators have their own thread: the chain is watched whatever they wait for,
+//! Each duty is a task of its own, and the evaluators have threads of their own: the chain is watched whatever they wait for,
 //! a trial holds up no round and no round a trial. Rounds that are due together are scored together.
 //!
 //! Always holds: what is committed lies durably in the journal first; every call has a deadline; an audit ends in time

@@ -44,15 +44,6 @@ pub(crate) struct Replayed {
 }
 
 impl Held {
-    /// Question and (first choice's) answer.
-    pub(crate) fn texts(&self, transcript: &Transcript) -> Pair {
-        let answer = transcript.completions.first().map_or(&[][..], |c| &c.token_ids);
-        Pair {
-            question: last_message(&self.tokenizer, &transcript.prompt_ids),
-            answer: self.tokenizer.decode(answer).trim().to_string(),
-        }
-    }
-
     /// Whether the answer has the outward shape of an honest one: as many choices as were asked for, a prompt that
     /// leaves room to answer, and each choice ended where it can end. What fails here is not worth a replay.
     pub(crate) fn shape_is_honest(&self, transcript: &Transcript) -> bool {
@@ -117,6 +108,15 @@ impl Held {
             text.drain(..keep.unwrap_or_default());
             found
         })
+    }
+}
+
+/// Question and (first choice's) answer.
+pub(super) fn texts(tokenizer: &Tokenizer, transcript: &Transcript) -> Pair {
+    let answer = transcript.completions.first().map_or(&[][..], |c| &c.token_ids);
+    Pair {
+        question: last_message(tokenizer, &transcript.prompt_ids),
+        answer: tokenizer.decode(answer).trim().to_string(),
     }
 }
 
