@@ -46,7 +46,7 @@ async fn hanging(drips: bool) -> Endpoint {
             let (mut socket, _) = listener.accept().await.unwrap();
             tokio::spawn(async move {
                 let mut request = [0; 4_096];
-                while drips && socket.read(&mut request).await? > 0 {
+                if drips && socket.read(&mut request).await? > 0 {
                     socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n").await?;
                     loop {
                         socket.write_all(b" ").await?;

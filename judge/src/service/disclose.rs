@@ -76,7 +76,7 @@ impl Client {
         until: Instant,
     ) -> Result<Vec<Option<Transcript>>, JudgeError> {
         let workers = workers(caller.chain, asks).await?;
-        let calls = asks.iter().map(|ask| Some(call(caller, ask, workers.get(ask.sample.worker.as_str())?)?));
+        let calls = asks.iter().map(|ask| call(caller, ask, workers.get(ask.sample.worker.as_str())?));
         let disclosed = self.gather(calls.collect(), until).await;
         let named = disclosed.iter().flatten().map(session_of);
         let sessions = sessions(caller.chain, named.collect()).await?;
