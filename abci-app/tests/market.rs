@@ -12,9 +12,10 @@ use polylink_protocol::market_v1::*;
 use polylink_protocol::merkle_sum::{Leaf, Tree};
 use polylink_protocol::tiqe::{VrfKey, score_commitment, vrf_input};
 use polylink_protocol::tiqe_v1::{
-    MsgCommitScores, MsgRegisterJudge, MsgRevealScores, MsgSubmitBeacon, MsgVoteTrial, QueryBeaconRequest,
-    QueryBeaconResponse, QueryQualityRequest, QueryQualityResponse, QueryRoundRequest, QueryRoundResponse,
-    QueryTrialsRequest, QueryTrialsResponse, Round, RoundPhase, Score, Scores, Trial, TrialState,
+    MsgCommitScores, MsgRegisterJudge, MsgRevealScores, MsgSubmitBeacon, MsgUnbondJudge, MsgVoteTrial,
+    QueryBeaconRequest, QueryBeaconResponse, QueryQualityRequest, QueryQualityResponse, QueryRoundRequest,
+    QueryRoundResponse, QueryTrialsRequest, QueryTrialsResponse, Round, RoundPhase, Sample, Score, Scores, Trial,
+    TrialState,
 };
 use polylink_protocol::tx::any;
 use polylink_protocol::{Amount, DENOM, Digest};
@@ -156,8 +157,8 @@ fn judges(chain: &mut TestChain, message: impl Fn(&TestChain, u8) -> Option<Any>
     }
 }
 
-/// The round over `epoch`, up to the last block before its settlement.
-fn audit(chain: &mut TestChain, epoch: u64, evidence_milli: i64) {
+/// The beacon of the round over `epoch`, up to the first block after its window.
+fn beacons(chain: &mut TestChain, epoch: u64) {
     let profile_digest = digest().to_vec();
     until(chain, epoch + 1, 5);
     judges(chain, |chain, n| {
@@ -168,6 +169,12 @@ fn audit(chain: &mut TestChain, epoch: u64, evidence_milli: i64) {
         Some(any(&MsgSubmitBeacon { judge: address(n), epoch, profile_digest: profile_digest.clone(), proof }))
     });
     until(chain, epoch + 1, 9);
+}
+
+/// The round over `epoch`, up to the last block before its settlement.
+fn audit(chain: &mut TestChain, epoch: u64, evidence_milli: i64) {
+    let profile_digest = digest().to_vec();
+    beacons(chain, epoch);
     let drawn = round(chain, epoch);
     assert_eq!(drawn.phase(), RoundPhase::Commit);
     let seated = |n: u8| drawn.seats.iter().any(|seat| seat.judge == address(n));
@@ -293,6 +300,36 @@ fn a_cheating_worker_is_convicted_two_epochs_later() {
     let refused = chain.send(PAYER, vec![any(&open)]);
     assert_eq!((refused.codespace.as_str(), refused.code), ("market", 14));
     assert!(refused.log.contains("jailed"), "{}", refused.log);
+}
+
+#[test]
+fn a_worker_that_goes_silent_is_convicted_and_its_judges_may_leave() {
+    let mut chain = start();
+    chain.advance(1);
+    let session = serve_setup(&mut chain);
+    until(&mut chain, 1, 1);
+    settle_accounts(&mut chain, session, 0);
+    audit(&mut chain, 0, 6_000);
+    // It commits nothing for epoch 1; the round is held for the trial's beacon all the same.
+    chain.advance(1);
+    assert_eq!(trial(&chain).unwrap().samples.len(), 0);
+    beacons(&mut chain, 1);
+    let open = trial(&chain).unwrap();
+    assert_eq!((open.samples.len(), open.evidence_epoch), (8, 0));
+    assert!(open.samples.iter().all(|sample| sample.epoch == 0));
+    let found = |sample: &Sample| Score { sample: sample.number, evidence_milli: 6_000, ..Default::default() };
+    let scores = Scores { scores: open.samples.iter().map(found).collect() };
+    judges(&mut chain, |_, n| {
+        let scores = Some(scores.clone());
+        Some(any(&MsgVoteTrial { judge: address(n), trial: open.id, guilty: true, scores }))
+    });
+    assert_eq!(trial(&chain).unwrap().state(), TrialState::Guilty);
+    // With nothing owed a judge leaves; a second time it is refused by name.
+    let leave = |n: u8| vec![any(&MsgUnbondJudge { operator: address(n) })];
+    assert_eq!(chain.send(JUDGES[0], leave(JUDGES[0])).code, 0);
+    let refused = chain.send(JUDGES[0], leave(JUDGES[0]));
+    assert_eq!((refused.codespace.as_str(), refused.code), ("tiqe", 23), "{}", refused.log);
+    chain.checked_supply();
 }
 
 #[test]

@@ -103,8 +103,8 @@ impl Handle for MsgOpenSession {
                     return Err(MarketError::SessionProfile(reason).into());
                 }
                 let (profile, _) = models::known(state, &self.profile_digest)?;
-                // This epoch or the next: a session may be opened ahead of an offer.
-                if !(ctx.epoch..=ctx.epoch.saturating_add(1)).any(|at| workers::offers(&record, &profile, at)) {
+                // By the newest terms: ahead of an offer, but not when it is about to end.
+                if !workers::offers(&record, &profile, ctx.epoch.saturating_add(1)) {
                     return Err(MarketError::SessionProfile(format!("{payee} does not offer {profile}")).into());
                 }
             }

@@ -83,6 +83,30 @@ fn without_its_bond_a_worker_has_no_place() {
 }
 
 #[test]
+fn nobody_opens_a_session_for_an_offer_that_is_about_to_end() {
+    let mut bed = Bed::new(0);
+    let mut message = register_model();
+    message.profile.as_mut().unwrap().id = "polylink/pico@1".into();
+    let pico = bed.send(&message).unwrap().profile_digest;
+    let mut offers = register_worker(WORKER).offers;
+    offers[0].profile_digest.clone_from(&pico);
+    bed.send(&MsgUpdateWorker { operator: WORKER.account(), offers, ..Default::default() }).unwrap();
+    let open = |profile_digest| MsgOpenSession {
+        payer: PAYER.account(),
+        payee: WORKER.account(),
+        spend_key: spend_key().public_key().to_vec(),
+        deposit: "10".into(),
+        window: 8,
+        expiry_epoch: 9,
+        profile_digest,
+        ..Default::default()
+    };
+    let nano = bed.profile.to_vec();
+    assert_eq!(bed.refused(&open(nano)), ("market", 19));
+    bed.send(&open(pico)).unwrap();
+}
+
+#[test]
 fn a_convicted_worker_has_no_place() {
     let mut bed = Bed::new(0);
     bonds::convict(&mut bed.ctx, &mut bed.state, &WORKER, polylink_protocol::Bps::clamped(5_000)).unwrap();
