@@ -115,10 +115,13 @@ async fn any_process_may_die() {
     bill.ask(&net, "What is 2 plus 3?").await;
     for role in ["judge-1", "node", "ledger", "worker", "gateway"] {
         let breaks = ["worker", "gateway"].contains(&role);
-        let pid = net.pid(role).unwrap_or_else(|| panic!("{role} has no process"));
+        // CometBFT ends when its application does.
+        let ends: &[&str] = if role == "ledger" { &["ledger", "node"] } else { &[role] };
+        let pid = |role: &str| net.pid(role).unwrap_or_else(|| panic!("{role} has no process"));
+        let pids: Vec<(&str, u64)> = ends.iter().map(|role| (*role, pid(role))).collect();
         let streams = under_way(&net, if breaks { LONG_TOKENS } else { WHOLE_TOKENS }).await;
         let start = Instant::now();
-        kill_hard(pid);
+        kill_hard(pids[0].1);
         for answer in futures::future::join_all(streams.into_iter().map(Streaming::read_out)).await {
             if breaks {
                 // The worker's end is told by the gateway; the gateway's own can only be seen.
@@ -128,7 +131,9 @@ async fn any_process_may_die() {
                 bill.add(&answer.receipt.unwrap());
             }
         }
-        until_noticed(&net, role, pid).await;
+        for (role, pid) in pids {
+            until_noticed(&net, role, pid).await;
+        }
         net.until_ok().await;
         bill.ask(&net, "What is 4 plus 3?").await;
         println!("{role}: answers again {:.1} s after its kill -9", start.elapsed().as_secs_f64());
@@ -137,12 +142,37 @@ async fn any_process_may_die() {
         assert_eq!(page.accounts["user"], user, "the user's own coins are untouched");
         assert!(page.redeemed(&books, "user", "gateway") <= bill.amount, "more redeemed than was answered");
     }
+    a_user_may_go_away(&net, &mut bill).await;
     let height = |status: &Value| status["height"].as_u64().unwrap();
     let before = net.status();
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(height(&net.status()) > height(&before), "blocks go on");
     let net = even_the_supervisor_may_die(net, &mut bill).await;
     every_claim_is_paid(&net, &mut books, &bill).await;
+}
+
+/// Who goes away in the middle pays for exactly the tokens that were sent.
+async fn a_user_may_go_away(net: &Net, bill: &mut Bill) {
+    let streams = under_way(net, LONG_TOKENS).await;
+    let ids: Vec<String> = streams.iter().map(Streaming::id).collect();
+    drop(streams);
+    let start = Instant::now();
+    for id in &ids {
+        let receipt = loop {
+            let record = net.record(id).await;
+            if record["receipt"]["receipt"].is_object() {
+                break record["receipt"]["receipt"].clone();
+            }
+            assert!(start.elapsed() < PATIENCE, "no receipt for a cut answer: {record}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
+        let tokens = receipt["completion_tokens"].as_u64().unwrap();
+        assert!((1..LONG_TOKENS).contains(&tokens), "it was cut: {receipt}");
+        assert_eq!(receipt["finish_reason"], market_v1::FinishReason::Cancelled as i32, "{receipt}");
+        bill.add(&receipt);
+    }
+    bill.check(net, "the user went away").await;
+    assert_eq!(usage(net).await["cut_answers"], UNDER_WAY, "cut answers are told apart");
 }
 
 /// Its children end with it, and the next `up` continues the same chain.

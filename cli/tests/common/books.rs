@@ -2,7 +2,7 @@
 
 use polylink_abci_app::bank::Pool;
 use polylink_cli::keys::Keyring;
-use polylink_protocol::client::ChainClient;
+use polylink_protocol::client::{ChainClient, ClientError};
 use polylink_protocol::cosmos::cosmos::bank::v1beta1::{
     QueryBalanceRequest, QueryBalanceResponse, QuerySupplyOfRequest, QuerySupplyOfResponse,
 };
@@ -10,8 +10,9 @@ use polylink_protocol::market_v1::*;
 use polylink_protocol::{Address, DENOM, Message};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
-use super::Net;
+use super::{Net, PATIENCE};
 
 /// What the genesis of `polylink up` puts into the accounts, in uplk.
 pub const GENESIS_SUPPLY: u128 = 2_071_000_000_000;
@@ -49,6 +50,9 @@ pub fn uplk(text: &str) -> u128 {
     if text.is_empty() { 0 } else { text.parse().unwrap_or_else(|e| panic!("{text}: {e}")) }
 }
 
+/// The node does not answer now: it may be on its way back.
+struct Away;
+
 /// Answers, and the heights that they were read at.
 struct Reader<'a> {
     chain: &'a ChainClient,
@@ -57,23 +61,28 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// `None`: the ledger has no such thing.
-    async fn ask<Req: Message, Res: Message + Default>(&mut self, method: &str, request: &Req) -> Option<Res> {
+    async fn ask<Req: Message, Res: Message + Default>(
+        &mut self,
+        method: &str,
+        request: &Req,
+    ) -> Result<Option<Res>, Away> {
         let path =
             if method.starts_with('/') { method.to_owned() } else { format!("/polylink.market.v1.Query/{method}") };
         match self.chain.query_raw(&path, request.encode_to_vec(), 0, false).await {
             Ok(answer) => {
                 self.heights.insert(answer.height);
-                Some(Res::decode(answer.value.as_slice()).unwrap())
+                Ok(Some(Res::decode(answer.value.as_slice()).unwrap()))
             }
-            Err(error) if error.is_not_found() => None,
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(ClientError::Unreachable { .. }) => Err(Away),
             Err(error) => panic!("{method}: {error}"),
         }
     }
 
-    async fn balance(&mut self, of: &Address) -> u128 {
+    async fn balance(&mut self, of: &Address) -> Result<u128, Away> {
         let request = QueryBalanceRequest { address: of.account(), denom: DENOM.into() };
-        let answer = self.ask("/cosmos.bank.v1beta1.Query/Balance", &request).await;
-        answer.and_then(|a: QueryBalanceResponse| a.balance).map_or(0, |coin| uplk(&coin.amount))
+        let answer: Option<QueryBalanceResponse> = self.ask("/cosmos.bank.v1beta1.Query/Balance", &request).await?;
+        Ok(answer.and_then(|a| a.balance).map_or(0, |coin| uplk(&coin.amount)))
     }
 }
 
@@ -86,30 +95,35 @@ impl Books {
 
     /// Reads everything between two blocks, and checks the laws.
     pub async fn checked(&mut self) -> Page {
-        for _ in 0..100 {
+        let start = Instant::now();
+        loop {
             let mut reader = Reader { chain: &self.chain, heights: BTreeSet::new() };
-            let page = Self::page(&mut reader, &self.accounts, &mut self.sealed).await;
-            if reader.heights.len() == 1 {
-                page.check();
-                return page;
+            match Self::page(&mut reader, &self.accounts, &mut self.sealed).await {
+                Ok(page) if reader.heights.len() == 1 => {
+                    page.check();
+                    return page;
+                }
+                // Overtaken by a block.
+                Ok(_) => {}
+                Err(Away) => tokio::time::sleep(Duration::from_millis(200)).await,
             }
+            assert!(start.elapsed() < PATIENCE, "no look at the books between two blocks succeeds");
         }
-        panic!("every look at the books was overtaken by a block");
     }
 
     async fn page(
         reader: &mut Reader<'_>,
         accounts: &BTreeMap<&'static str, Address>,
         sealed: &mut BTreeMap<u64, (u128, u128)>,
-    ) -> Page {
+    ) -> Result<Page, Away> {
         let current = QueryEpochRequest { number: 0, current: true };
-        let now: QueryEpochResponse = reader.ask("Epoch", &current).await.unwrap();
+        let now: QueryEpochResponse = reader.ask("Epoch", &current).await?.unwrap();
         let (epoch, height) = (now.epoch.as_ref().unwrap().number, now.height as u64);
         let flows = |e: &Epoch| (uplk(&e.minted), uplk(&e.burned));
         for number in 0..epoch {
             if let Entry::Vacant(unknown) = sealed.entry(number) {
                 let request = QueryEpochRequest { number, current: false };
-                let past: Option<QueryEpochResponse> = reader.ask("Epoch", &request).await;
+                let past: Option<QueryEpochResponse> = reader.ask("Epoch", &request).await?;
                 unknown.insert(past.and_then(|p| p.epoch).map_or((0, 0), |e| flows(&e)));
             }
         }
@@ -118,7 +132,7 @@ impl Books {
             (minted, burned) = (minted + m, burned + b);
         }
         let request = QuerySupplyOfRequest { denom: DENOM.into() };
-        let supply: QuerySupplyOfResponse = reader.ask("/cosmos.bank.v1beta1.Query/SupplyOf", &request).await.unwrap();
+        let supply: QuerySupplyOfResponse = reader.ask("/cosmos.bank.v1beta1.Query/SupplyOf", &request).await?.unwrap();
         let mut page = Page {
             height,
             epoch,
@@ -132,23 +146,23 @@ impl Books {
             pots: Vec::new(),
         };
         for pool in Pool::ALL {
-            page.pools.insert(pool.name(), reader.balance(&pool.address()).await);
+            page.pools.insert(pool.name(), reader.balance(&pool.address()).await?);
         }
         for (name, address) in accounts {
-            page.accounts.insert(name, reader.balance(address).await);
+            page.accounts.insert(name, reader.balance(address).await?);
             let pagination = Some(PageRequest { key: vec![], limit: 1_000 });
             let request = QuerySessionsRequest { payer: address.account(), payee: String::new(), pagination };
-            let sessions: Option<QuerySessionsResponse> = reader.ask("Sessions", &request).await;
+            let sessions: Option<QuerySessionsResponse> = reader.ask("Sessions", &request).await?;
             page.sessions.extend(sessions.map(|s| s.sessions).unwrap_or_default());
             let request = QueryWorkerRequest { operator: address.account() };
-            page.workers.extend(reader.ask::<_, QueryWorkerResponse>("Worker", &request).await);
+            page.workers.extend(reader.ask::<_, QueryWorkerResponse>("Worker", &request).await?);
         }
         for epoch in epoch.saturating_sub(UNSETTLED_EPOCHS)..=epoch {
             let pots: Option<QueryPotsResponse> =
-                reader.ask("Pots", &QueryPotsRequest { epoch, pagination: None }).await;
+                reader.ask("Pots", &QueryPotsRequest { epoch, pagination: None }).await?;
             page.pots.extend(pots.map(|p| p.pots).unwrap_or_default());
         }
-        page
+        Ok(page)
     }
 }
 

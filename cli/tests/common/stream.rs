@@ -51,6 +51,12 @@ impl Streaming {
         }
     }
 
+    /// The answer's id, once an event has come.
+    pub fn id(&self) -> String {
+        let event = self.seen.lines().find_map(|line| line.strip_prefix("data: ")).expect("an event has come");
+        serde_json::from_str::<Value>(event).unwrap()["id"].as_str().unwrap().to_owned()
+    }
+
     /// Reads to the end, however it comes.
     pub async fn read_out(mut self) -> Streamed {
         while let Some(Ok(chunk)) = self.bytes.next().await {
