@@ -13,3 +13,4 @@ mod network;
 mod payer;
 mod proxy;
 mod refusals;
+mod terms;
