@@ -39,7 +39,12 @@ fn main() -> Result<(), BackendError> {
         }
         for &threads in &threads {
             let options = CpuOptions { threads: NonZeroUsize::new(threads), instructions: Some(set) };
-            for (form, bytes) in [(WeightForm::Float, 2.0), (WeightForm::Q8_0, 1.0625), (WeightForm::Q4_0, 0.5625)] {
+            for (form, bytes) in [
+                (WeightForm::Float, 2.0),
+                (WeightForm::Bf16, 2.0),
+                (WeightForm::Q8_0, 1.0625),
+                (WeightForm::Q4_0, 0.5625),
+            ] {
                 for (rows, outputs, inputs) in [
                     (512, 4864, 896),
                     (512, 896, 4864),

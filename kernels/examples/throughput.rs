@@ -44,7 +44,7 @@ fn main() -> Result<(), BackendError> {
     let threads = if threads.is_empty() { vec![1, 2] } else { threads };
     let kv = KvSpec { layers: NANO.layers, heads: NANO.kv_heads, head_dim: NANO.head_dim };
     for threads in threads {
-        for form in [WeightForm::Float, WeightForm::Q8_0, WeightForm::Q4_0] {
+        for form in [WeightForm::Float, WeightForm::Bf16, WeightForm::Q8_0, WeightForm::Q4_0] {
             let options = CpuOptions { threads: NonZeroUsize::new(threads), instructions: None };
             let mut backend = CpuBackend::new(options)?;
             build(&mut backend, &NANO, Dtype::Bf16, form, &Split::whole(&NANO), limits(), Box::new(Solo))?;

@@ -142,6 +142,8 @@ pub enum WeightForm {
     Vector,
     /// A matrix of f32 or bf16 (as the tensor is), computed in exact f32.
     Float,
+    /// A matrix of bf16 (rounded to it if the tensor is wider), computed in bf16 pairs: numerics `vdp-bf16`, not exact.
+    Bf16,
     /// A matrix of 8-bit integers, one f16 scale per 32 inputs; quantised here unless given so; exact int8.
     Q8_0,
     /// A matrix of 4-bit integers, one f16 scale per 32 inputs; exact int8.

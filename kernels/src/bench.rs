@@ -41,7 +41,7 @@ impl Product {
         let part = Part { tensor, shard: Shard::whole(&shape) };
         let matrix = operations.pack(weights::matrix(&[part], KRanges::whole(inputs), form)?);
         let limits = Limits { rows, wanted_rows: 1, slots: 1, kv_blocks: 1, positions: 1 };
-        operations.reserve(Reserve { limits, integer_inputs: inputs });
+        operations.reserve(Reserve { limits, converted_inputs: inputs });
         Ok(Self { operations, matrix, input: values(rows * inputs), output: vec![0.0; rows * outputs] })
     }
 

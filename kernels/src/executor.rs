@@ -100,7 +100,7 @@ impl<O: Operations> Executor<O> {
         self.weights.get(id.0 as usize).map(|weight| match weight {
             Weight::Vector(values) => WeightKind::Vector(values.len()),
             Weight::Matrix(matrix) => {
-                WeightKind::Matrix { shape: self.operations.shape(matrix), integer: self.operations.is_integer(matrix) }
+                WeightKind::Matrix { shape: self.operations.shape(matrix), converts: self.operations.converts(matrix) }
             }
         })
     }
@@ -338,7 +338,7 @@ impl<O: Operations> Backend for Executor<O> {
         });
         let ropes = ropes.collect();
         let vocabulary = program.vocabulary;
-        self.operations.reserve(Reserve { limits, integer_inputs: layout.integer_inputs });
+        self.operations.reserve(Reserve { limits, converted_inputs: layout.converted_inputs });
         let blank = SketchRow { noise_key: NoiseKey(0), position: 0 };
         let rows = RowState {
             tokens: Vec::with_capacity(limits.rows),

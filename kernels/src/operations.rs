@@ -3,6 +3,7 @@
 //! Two implementations: [`crate::reference`] (plain loops, the definition) and [`crate::cpu`] (packed, vectorised,
 //! threaded). Shapes are checked by the caller; slices have exactly the stated lengths.
 
+use polylink_protocol::exact_math::f32_to_bf16;
 use polylink_protocol::noise::NoiseKey;
 
 use crate::backend::{KvSpec, Limits};
@@ -39,8 +40,8 @@ impl<'a> Batch<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reserve {
     pub limits: Limits,
-    /// Largest number of inputs of an integer matrix; 0 if there is none.
-    pub integer_inputs: usize,
+    /// Largest number of inputs of a matrix that converts them; 0 if there is none.
+    pub converted_inputs: usize,
 }
 
 /// Sines and cosines, `[positions][head_dim / 2]` each.
@@ -63,7 +64,8 @@ pub(crate) trait Operations: Send {
     fn name(&self) -> &str;
     fn pack(&mut self, matrix: PlainMatrix) -> Self::Matrix;
     fn shape(&self, matrix: &Self::Matrix) -> MatrixShape;
-    fn is_integer(&self, matrix: &Self::Matrix) -> bool;
+    /// Whether its products convert the activations first (to integers, or to bf16).
+    fn converts(&self, matrix: &Self::Matrix) -> bool;
     /// Positions per KV block.
     fn block_tokens(&self) -> usize;
     fn reserve(&mut self, reserve: Reserve);
@@ -153,4 +155,17 @@ pub(crate) fn finish(sum: f32, bias: Option<f32>, residual: Option<f32>) -> f32 
         Some(residual) => residual + sum,
         None => sum,
     }
+}
+
+/// What bf16 products (`vdpbf16ps`) make of a value: denormals are 0, of their sign.
+#[inline(always)]
+pub(crate) fn flush(x: f32) -> f32 {
+    if x.abs() < f32::MIN_POSITIVE { f32::from_bits(x.to_bits() & 0x8000_0000) } else { x }
+}
+
+/// A value as a bf16 product takes it: rounded to nearest even, denormals flushed.
+#[inline(always)]
+pub(crate) fn to_bf16_flushed(x: f32) -> u16 {
+    let bits = f32_to_bf16(x);
+    if bits & 0x7f80 == 0 { bits & 0x8000 } else { bits }
 }

@@ -13,7 +13,7 @@ pub(crate) const HEAD_DIM_MAX: usize = 512;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum WeightKind {
     Vector(usize),
-    Matrix { shape: MatrixShape, integer: bool },
+    Matrix { shape: MatrixShape, converts: bool },
 }
 
 /// Where a buffer lies in the arena.
@@ -31,7 +31,7 @@ pub(crate) struct Layout {
     pub arena_floats: usize,
     /// Gathered partial planes and logits of all ranks.
     pub exchange_floats: usize,
-    pub integer_inputs: usize,
+    pub converted_inputs: usize,
 }
 
 struct Checker<'a> {
@@ -60,7 +60,7 @@ impl Checker<'_> {
 
     fn matrix(&self, id: WeightId) -> Checked<(MatrixShape, bool)> {
         match (self.weights)(id) {
-            Some(WeightKind::Matrix { shape, integer }) => Ok((shape, integer)),
+            Some(WeightKind::Matrix { shape, converts }) => Ok((shape, converts)),
             Some(WeightKind::Vector(_)) => self.wrong("a vector stands where a matrix is needed"),
             None => self.wrong("a weight of another backend"),
         }
@@ -133,14 +133,14 @@ impl Checker<'_> {
                 self.output(*input, *output, width)
             }
             Op::Gemm { weight, input, output, epilogue } => {
-                let (shape, integer) = self.matrix(*weight)?;
+                let (shape, converts) = self.matrix(*weight)?;
                 self.width(*input, shape.inputs)?;
                 self.output(*input, *output, shape.outputs * shape.planes)?;
                 self.ensure(shape.planes == 1 || *epilogue == Epilogue::default(), || {
                     "partial planes take no epilogue".into()
                 })?;
-                if integer {
-                    layout.integer_inputs = layout.integer_inputs.max(shape.inputs);
+                if converts {
+                    layout.converted_inputs = layout.converted_inputs.max(shape.inputs);
                 }
                 self.ensure(epilogue.residual != Some(*input), || "the residual is the input".into())?;
                 self.epilogue(epilogue, *output, shape.outputs)

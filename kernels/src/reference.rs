@@ -7,7 +7,7 @@
 use polylink_protocol::exact_math::{bf16_to_f32, exp, f32_to_f16_saturating, silu};
 
 use crate::backend::KvSpec;
-use crate::operations::{Batch, Operations, Poisoned, Reserve, RopeTable, SketchRow, finish};
+use crate::operations::{Batch, Operations, Poisoned, Reserve, RopeTable, SketchRow, finish, flush, to_bf16_flushed};
 use crate::program::AttentionSpec;
 use crate::quantise::{self, BLOCK};
 use crate::sampler::{self, SampleContext, SampleJob, SampleScratch, fold_lanes};
@@ -30,7 +30,7 @@ impl PlainMatrix {
         let index = n * self.shape.inputs + k;
         match &self.values {
             PlainValues::F32(values) => values[index],
-            PlainValues::Bf16(values) => bf16_to_f32(values[index]),
+            PlainValues::Bf16(values) | PlainValues::Bf16Pairs(values) => bf16_to_f32(values[index]),
             PlainValues::Int8 { quants, scales, .. } => quants[index] as f32 * scales[index / BLOCK],
         }
     }
@@ -39,6 +39,12 @@ impl PlainMatrix {
     fn range_sum_f32(&self, n: usize, x: &[f32], range: (usize, usize)) -> f32 {
         (range.0..range.1).fold(0.0, |sum, k| x[k].mul_add(self.value(n, k), sum))
     }
+}
+
+/// bf16 pairs: as `vdpbf16ps` sums them, the odd element of a pair first, denormal sums flushed.
+fn range_sum_bf16(weights: &[u16], x: &[f32], range: (usize, usize)) -> f32 {
+    let product = |sum: f32, k: usize| flush(bf16_to_f32(to_bf16_flushed(x[k])).mul_add(bf16_to_f32(weights[k]), sum));
+    (range.0..range.1).step_by(2).fold(0.0, |sum, k| product(product(sum, k + 1), k))
 }
 
 /// Rule 3: integer dots per block, folded into one chain per range.
@@ -76,8 +82,8 @@ impl Operations for ReferenceOperations {
         matrix.shape
     }
 
-    fn is_integer(&self, matrix: &PlainMatrix) -> bool {
-        matches!(matrix.values, PlainValues::Int8 { .. })
+    fn converts(&self, matrix: &PlainMatrix) -> bool {
+        matches!(matrix.values, PlainValues::Int8 { .. } | PlainValues::Bf16Pairs(_))
     }
 
     fn block_tokens(&self) -> usize {
@@ -124,7 +130,7 @@ impl Operations for ReferenceOperations {
         let MatrixShape { outputs, inputs, planes, .. } = matrix.shape;
         let (mut quants, mut scales) = (vec![0i8; inputs], vec![0f32; inputs / BLOCK]);
         for (x, out) in input.chunks_exact(inputs).zip(output.chunks_exact_mut(planes * outputs)) {
-            if self.is_integer(matrix) {
+            if matches!(matrix.values, PlainValues::Int8 { .. }) {
                 let blocks = x.as_chunks::<BLOCK>().0.iter().zip(quants.as_chunks_mut::<BLOCK>().0);
                 for ((values, quants), scale) in blocks.zip(&mut scales) {
                     *scale = quantise::activations(values, quants);
@@ -141,6 +147,7 @@ impl Operations for ReferenceOperations {
                             &scales,
                             range,
                         ),
+                        PlainValues::Bf16Pairs(w) => range_sum_bf16(&w[n * inputs..][..inputs], x, range),
                         _ => matrix.range_sum_f32(n, x, range),
                     };
                     if planes > 1 {

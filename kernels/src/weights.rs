@@ -3,6 +3,7 @@
 //! Every backend packs from the same [`PlainMatrix`], so that they agree on the quantised integers by construction.
 
 use crate::backend::{BackendError, Dtype, KRanges, Part, TensorView, WeightForm};
+use crate::operations::to_bf16_flushed;
 use crate::quantise::{self, BLOCK};
 use polylink_protocol::exact_math::{bf16_to_f32, f16_to_f32, f32_to_bf16};
 
@@ -33,6 +34,8 @@ pub(crate) enum PlainValues {
     F32(Vec<f32>),
     /// bf16 bits.
     Bf16(Vec<u16>),
+    /// bf16 bits without denormals, for products in bf16 pairs.
+    Bf16Pairs(Vec<u16>),
     /// Integers with a scale (an f16 value) per block of 32 inputs: `scales` is `[outputs][inputs / 32]`. With `nibbles`
     /// all of them lie in −8..=7.
     Int8 { quants: Vec<i8>, scales: Vec<f32>, nibbles: bool },
@@ -142,6 +145,11 @@ pub(crate) fn matrix(parts: &[Part<'_>], ranges: KRanges, form: WeightForm) -> R
         );
         return Err(wrong(&first.tensor, reason));
     }
+    if form == WeightForm::Bf16 && (!inputs.is_multiple_of(2) || !shape.range_length.is_multiple_of(2)) {
+        let reason =
+            format!("{inputs} inputs in ranges of {} are no pairs: serve this model in f32", shape.range_length);
+        return Err(wrong(&first.tensor, reason));
+    }
     let count = outputs * inputs;
     let values = if integers {
         let (mut quants, mut scales) = (vec![0i8; count], Vec::with_capacity(count / BLOCK));
@@ -157,6 +165,10 @@ pub(crate) fn matrix(parts: &[Part<'_>], ranges: KRanges, form: WeightForm) -> R
             }
         })?;
         PlainValues::Int8 { quants, scales, nibbles: form == WeightForm::Q4_0 }
+    } else if form == WeightForm::Bf16 {
+        let mut values = Vec::with_capacity(count);
+        for_each_row(parts, 2, |row| values.extend(row.iter().map(|&value| to_bf16_flushed(value))))?;
+        PlainValues::Bf16Pairs(values)
     } else if parts.iter().all(|part| part.tensor.dtype == Dtype::Bf16) {
         let mut values = Vec::with_capacity(count);
         for_each_row(parts, 2, |row| values.extend(row.iter().map(|&value| f32_to_bf16(value))))?;

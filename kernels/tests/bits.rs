@@ -30,11 +30,12 @@ fn built(mut backend: Box<dyn Backend>, dtype: Dtype, form: WeightForm) -> Box<d
     backend
 }
 
-const FORMS: [(Dtype, WeightForm); 4] = [
+const FORMS: [(Dtype, WeightForm); 5] = [
     (Dtype::F32, WeightForm::Float),
     (Dtype::Bf16, WeightForm::Float),
     (Dtype::Bf16, WeightForm::Q8_0),
     (Dtype::Bf16, WeightForm::Q4_0),
+    (Dtype::F32, WeightForm::Bf16),
 ];
 
 #[test]

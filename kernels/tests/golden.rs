@@ -58,6 +58,7 @@ fn lines(make: &dyn Fn() -> Box<dyn Backend>) -> String {
         (Dtype::Bf16, WeightForm::Float),
         (Dtype::Bf16, WeightForm::Q8_0),
         (Dtype::Bf16, WeightForm::Q4_0),
+        (Dtype::Bf16, WeightForm::Bf16),
     ];
     for (model, sizes) in [("tiny", &TINY), ("wide", &WIDE)] {
         for (dtype, form) in forms {

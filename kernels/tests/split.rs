@@ -85,6 +85,7 @@ fn two_to_one_gives_the_unsharded_bits_in_every_form() {
     check(&plan, Dtype::Bf16, WeightForm::Float, false);
     check(&plan, Dtype::Bf16, WeightForm::Q8_0, false);
     check(&plan, Dtype::Bf16, WeightForm::Q4_0, false);
+    check(&plan, Dtype::Bf16, WeightForm::Bf16, false);
 }
 
 #[test]

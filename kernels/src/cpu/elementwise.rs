@@ -8,7 +8,7 @@ use polylink_protocol::exact_math::{f32_to_f16_saturating, silu};
 
 use super::isa::multiversioned;
 use super::lanes::Lanes;
-use crate::operations::SketchRow;
+use crate::operations::{SketchRow, to_bf16_flushed};
 use crate::quantise::{self, BLOCK};
 use crate::sampler::fold_lanes;
 use crate::step::SKETCH_VALUES;
@@ -82,6 +82,21 @@ multiversioned! {
         scales: &mut [f32],
         sums: &mut [i32],
     ) = quantise_body
+}
+
+#[inline(always)]
+unsafe fn round_body<L: Lanes>(input: &[f32], output: &mut [u16]) {
+    for (output, &x) in output.iter_mut().zip(input) {
+        *output = to_bf16_flushed(x);
+    }
+}
+
+multiversioned! {
+    /// Rounds one row of activations to bf16, for products in pairs.
+    ///
+    /// # Safety
+    /// The machine has `set`.
+    pub(crate) unsafe fn round(input: &[f32], output: &mut [u16]) = round_body
 }
 
 #[inline(always)]

@@ -16,10 +16,12 @@ use crate::operations::finish;
 use crate::quantise::BLOCK;
 use crate::weights::MatrixShape;
 
-/// Activations of the current integer product.
+/// Activations of the current product, as its matrix takes them.
 #[derive(Default)]
 pub(crate) struct Activations {
-    /// `[rows][inputs / 4]` quads, as the instruction set wants to read them.
+    /// For bf16 pairs: `[rows][inputs]`.
+    pub pairs: Aligned<u16>,
+    /// For integers: `[rows][inputs / 4]` quads, as the instruction set wants to read them.
     pub quads: Aligned<i8>,
     /// `[rows][inputs / 32]`.
     pub scales: Aligned<f32>,
@@ -31,7 +33,8 @@ impl Activations {
     pub fn reserve(values: usize) -> Self {
         let blocks = values.div_ceil(BLOCK);
         // Quads take at most twice their values' bytes.
-        Self { quads: Aligned::zeroed(2 * values), scales: Aligned::zeroed(blocks), sums: Aligned::zeroed(blocks) }
+        let (pairs, quads) = (Aligned::zeroed(values), Aligned::zeroed(2 * values));
+        Self { pairs, quads, scales: Aligned::zeroed(blocks), sums: Aligned::zeroed(blocks) }
     }
 }
 
@@ -43,7 +46,7 @@ pub(crate) struct Product<'a> {
     pub matrix: &'a Packed,
     /// `[rows][inputs]`.
     pub input: &'a [f32],
-    /// For an integer matrix: the input quantised.
+    /// For a matrix that converts it: the input converted.
     pub activations: &'a Activations,
     /// `[rows][planes × outputs]`.
     pub output: SharedSlice<'a, f32>,
@@ -165,6 +168,41 @@ unsafe fn float_block<L: Lanes, W: Stored, const R: usize, const S: usize>(
     }
 }
 
+/// R rows by S strips of a product in bf16 pairs.
+///
+/// # Safety
+/// As [`float_block`].
+#[inline(always)]
+unsafe fn pair_block<L: Lanes, const R: usize, const S: usize>(
+    product: &Product<'_>,
+    weights: &[u16],
+    row: usize,
+    strip: usize,
+) {
+    let shape = product.matrix.shape;
+    let inputs = shape.inputs;
+    let input = &product.activations.pairs[row * inputs..][..R * inputs];
+    let weights = &weights[strip * WIDTH * inputs..][..S * WIDTH * inputs];
+    // SAFETY: the two slices above bound every access: k < inputs (even, as are the ranges), r < R, s < S.
+    unsafe {
+        let mut totals = [[L::zero(); S]; R];
+        for (index, (from, to)) in shape.ranges().enumerate() {
+            let mut sums = [[L::zero(); S]; R];
+            let mut k = from;
+            while k < to {
+                for s in 0..S {
+                    let w = L::load_pairs(weights.as_ptr().add((s * inputs + k) * WIDTH));
+                    for r in 0..R {
+                        sums[r][s] = L::dot_pairs(sums[r][s], w, input.as_ptr().add(r * inputs + k));
+                    }
+                }
+                k += 2;
+            }
+            product.end_range::<L, R, S>(row, strip, (index, to == inputs), &sums, &mut totals);
+        }
+    }
+}
+
 /// R rows by S strips of an integer product. With NIBBLES a byte holds two weights.
 ///
 /// # Safety
@@ -180,7 +218,7 @@ unsafe fn integer_block<L: Lanes, const NIBBLES: bool, const R: usize, const S: 
     let blocks = shape.inputs / BLOCK;
     let (block_bytes, offset) = (quants.block_bytes(), quants.offset());
     let row_bytes = shape.inputs / 4 * L::QUAD_BYTES;
-    let Activations { quads, scales, sums } = product.activations;
+    let Activations { quads, scales, sums, .. } = product.activations;
     let quads = &quads[row * row_bytes..][..R * row_bytes];
     let scales = &scales[row * blocks..][..R * blocks];
     let block_sums = &sums[row * blocks..][..R * blocks];
@@ -240,6 +278,7 @@ unsafe fn block<L: Lanes, const R: usize, const S: usize>(product: &Product<'_>,
         match &product.matrix.values {
             PackedValues::F32(values) => float_block::<L, f32, R, S>(product, values, row, strip),
             PackedValues::Bf16(values) => float_block::<L, u16, R, S>(product, values, row, strip),
+            PackedValues::Bf16Pairs(values) => pair_block::<L, R, S>(product, values, row, strip),
             PackedValues::Quants(quants) if quants.nibbles => {
                 integer_block::<L, true, R, S>(product, quants, row, strip)
             }

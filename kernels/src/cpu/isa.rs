@@ -6,6 +6,8 @@ use std::fmt;
 /// An instruction set that the CPU operations were compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstructionSet {
+    /// AVX-512 F, BW, DQ, VL with FMA, VNNI: byte dot products, and BF16: dot products of bf16 pairs.
+    Avx512Bf16,
     /// AVX-512 F, BW, DQ, VL with FMA, and VNNI: byte dot products.
     Avx512Vnni,
     /// AVX-512 F, BW, DQ, VL with FMA.
@@ -21,7 +23,8 @@ pub enum InstructionSet {
 
 impl InstructionSet {
     /// All there are, best first.
-    pub const ALL: [InstructionSet; 5] = [
+    pub const ALL: [InstructionSet; 6] = [
+        InstructionSet::Avx512Bf16,
         InstructionSet::Avx512Vnni,
         InstructionSet::Avx512,
         InstructionSet::AvxVnni,
@@ -34,6 +37,10 @@ impl InstructionSet {
         match self {
             InstructionSet::Baseline => true,
             #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512Bf16 => {
+                InstructionSet::Avx512Vnni.available() && is_x86_feature_detected!("avx512bf16")
+            }
+            #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512Vnni => InstructionSet::Avx512.available() && is_x86_feature_detected!("avx512vnni"),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::AvxVnni => InstructionSet::Avx2.available() && is_x86_feature_detected!("avxvnni"),
@@ -43,7 +50,7 @@ impl InstructionSet {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("fma")
+                    && InstructionSet::Avx2.available()
             }
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2 => {
@@ -71,6 +78,7 @@ impl InstructionSet {
     /// Name of a backend that uses it.
     pub(crate) fn backend_name(self) -> &'static str {
         match self {
+            InstructionSet::Avx512Bf16 => "cpu-avx512-bf16",
             InstructionSet::Avx512Vnni => "cpu-avx512-vnni",
             InstructionSet::Avx512 => "cpu-avx512",
             InstructionSet::AvxVnni => "cpu-avx-vnni",
@@ -94,18 +102,25 @@ macro_rules! multiversioned {
         $(#[$meta])*
         $vis unsafe fn $name(set: $crate::cpu::isa::InstructionSet, $($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,avx512vnni,avx512bf16")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn avx512_bf16($($arg: $type),*) {
+                // SAFETY: as the caller's; this function has the instructions.
+                unsafe { $body::<$crate::cpu::lanes::Avx512<true, true>>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,avx512vnni")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx512_vnni($($arg: $type),*) {
                 // SAFETY: as the caller's; this function has the instructions.
-                unsafe { $body::<$crate::cpu::lanes::Avx512<true>>($($arg),*) }
+                unsafe { $body::<$crate::cpu::lanes::Avx512<true, false>>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx512($($arg: $type),*) {
                 // SAFETY: as the caller's; this function has the instructions.
-                unsafe { $body::<$crate::cpu::lanes::Avx512<false>>($($arg),*) }
+                unsafe { $body::<$crate::cpu::lanes::Avx512<false, false>>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
@@ -124,6 +139,8 @@ macro_rules! multiversioned {
             // SAFETY: the backend checked at its making that the machine has `set`; the rest is the caller's promise.
             unsafe {
                 match set {
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::cpu::isa::InstructionSet::Avx512Bf16 => avx512_bf16($($arg),*),
                     #[cfg(target_arch = "x86_64")]
                     $crate::cpu::isa::InstructionSet::Avx512Vnni => avx512_vnni($($arg),*),
                     #[cfg(target_arch = "x86_64")]

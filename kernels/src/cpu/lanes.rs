@@ -6,7 +6,9 @@
 //! on x86-64 without AVX2 it calls the C library's `fmaf`, correct and slow.
 #![allow(unsafe_code)] // vector intrinsics
 
-use polylink_protocol::exact_math::f16_to_f32;
+use polylink_protocol::exact_math::{bf16_to_f32, f16_to_f32};
+
+use crate::operations::flush;
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -36,6 +38,13 @@ pub(crate) trait Lanes: Copy {
     /// 16 binary16 values, widened.
     unsafe fn load_f16(from: *const u16) -> Self::F32;
 
+    /// 32 bf16: two neighbours (along K) per lane.
+    type Pairs: Copy;
+    unsafe fn load_pairs(from: *const u16) -> Self::Pairs;
+    /// `sum[lane] + w[2 lane + 1]·a[1] + w[2 lane]·a[0]`, each fused and rounded, a denormal sum flushed to 0. Neither side
+    /// holds denormals.
+    unsafe fn dot_pairs(sum: Self::F32, w: Self::Pairs, a: *const u16) -> Self::F32;
+
     /// Bytes that four activations take: how [`Lanes::dot_quads`] wants to read them.
     const QUAD_BYTES: usize;
     /// Stores four activations (|a| ≤ 127) as `dot_quads` wants to read them.
@@ -58,6 +67,7 @@ pub(crate) struct Plain;
 impl Lanes for Plain {
     type F32 = [f32; WIDTH];
     type I32 = [i32; WIDTH];
+    type Pairs = [u16; 2 * WIDTH];
     type Quads = [u8; 4 * WIDTH];
     const QUAD_BYTES: usize = 4;
 
@@ -103,6 +113,21 @@ impl Lanes for Plain {
     unsafe fn load_f16(from: *const u16) -> Self::F32 {
         // SAFETY: the caller's pointer is good for 16 values.
         unsafe { from.cast::<[u16; WIDTH]>().read_unaligned() }.map(f16_to_f32)
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(from: *const u16) -> Self::Pairs {
+        // SAFETY: the caller's pointer is good for 32 values.
+        unsafe { from.cast::<Self::Pairs>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(mut sum: Self::F32, w: Self::Pairs, a: *const u16) -> Self::F32 {
+        // SAFETY: the caller's pointer is good for 2 values.
+        let (even, odd) = unsafe { (bf16_to_f32(*a), bf16_to_f32(*a.add(1))) };
+        for lane in 0..WIDTH {
+            let first = flush(odd.mul_add(bf16_to_f32(w[2 * lane + 1]), sum[lane]));
+            sum[lane] = flush(even.mul_add(bf16_to_f32(w[2 * lane]), first));
+        }
+        sum
     }
     #[inline(always)]
     unsafe fn store_quad(to: *mut i8, a: [i8; 4]) {

@@ -81,6 +81,30 @@ impl CpuOperations {
         Ok(Self { set, pool: Pool::new(threads), activations: Activations::default() })
     }
 
+    /// Converts the rows of a product to what the matrix takes.
+    fn convert(&mut self, matrix: &Packed, input: &[f32]) -> Result<(), Poisoned> {
+        let (set, inputs) = (self.set, matrix.shape.inputs);
+        let (rows, blocks, bytes) = (input.len() / inputs, inputs / BLOCK, inputs / 4 * set.quad_bytes());
+        let mut activations = std::mem::take(&mut self.activations);
+        let Activations { pairs, quads, scales, sums } = &mut activations;
+        let (pairs, quads) = (SharedSlice::new(pairs), SharedSlice::new(quads));
+        let (scales, sums) = (SharedSlice::new(scales), SharedSlice::new(sums));
+        let row = |row: usize| &input[row * inputs..][..inputs];
+        // SAFETY (both): each item has its own row; the machine has `set`.
+        let done = match matrix.values {
+            PackedValues::F32(_) | PackedValues::Bf16(_) => Ok(()),
+            PackedValues::Bf16Pairs(_) => self.each(rows, input.len(), &|r| unsafe {
+                elementwise::round(set, row(r), pairs.part(r * inputs, inputs));
+            }),
+            PackedValues::Quants(_) => self.each(rows, input.len(), &|r| unsafe {
+                let (scales, sums) = (scales.part(r * blocks, blocks), sums.part(r * blocks, blocks));
+                elementwise::quantise(set, row(r), quads.part(r * bytes, bytes), scales, sums);
+            }),
+        };
+        self.activations = activations;
+        done
+    }
+
     /// Runs `job(item)` for every item, on all workers if the whole is large enough.
     fn each(&mut self, items: usize, values: usize, job: &(dyn Fn(usize) + Sync)) -> Result<(), Poisoned> {
         if values < SMALL {
@@ -105,8 +129,8 @@ impl Operations for CpuOperations {
         matrix.shape
     }
 
-    fn is_integer(&self, matrix: &Packed) -> bool {
-        matches!(matrix.values, PackedValues::Quants(_))
+    fn converts(&self, matrix: &Packed) -> bool {
+        matches!(matrix.values, PackedValues::Quants(_) | PackedValues::Bf16Pairs(_))
     }
 
     fn block_tokens(&self) -> usize {
@@ -114,7 +138,7 @@ impl Operations for CpuOperations {
     }
 
     fn reserve(&mut self, reserve: Reserve) {
-        self.activations = Activations::reserve(reserve.limits.rows * reserve.integer_inputs);
+        self.activations = Activations::reserve(reserve.limits.rows * reserve.converted_inputs);
     }
 
     fn workers(&self) -> usize {
@@ -156,33 +180,18 @@ impl Operations for CpuOperations {
         residual: bool,
     ) -> Result<(), Poisoned> {
         let (set, inputs) = (self.set, matrix.shape.inputs);
-        let (rows, blocks) = (input.len() / inputs, inputs / BLOCK);
-        if self.is_integer(matrix) {
-            let mut activations = std::mem::take(&mut self.activations);
-            let Activations { quads, scales, sums } = &mut activations;
-            let bytes = inputs / 4 * set.quad_bytes();
-            let (quads, scales, sums) = (SharedSlice::new(quads), SharedSlice::new(scales), SharedSlice::new(sums));
-            let done = self.each(rows, input.len(), &|row| {
-                // SAFETY: each item has its own row; the machine has `set`.
-                unsafe {
-                    elementwise::quantise(
-                        set,
-                        &input[row * inputs..][..inputs],
-                        quads.part(row * bytes, bytes),
-                        scales.part(row * blocks, blocks),
-                        sums.part(row * blocks, blocks),
-                    );
-                }
-            });
-            self.activations = activations;
-            done?;
-        }
+        let rows = input.len() / inputs;
+        self.convert(matrix, input)?;
         let output = SharedSlice::new(output);
         let product = Product { matrix, input, activations: &self.activations, output, bias, residual };
         let (columns, runs) = (matrix.strips().div_ceil(TILE_STRIPS), rows.div_ceil(TILE_ROWS));
         let small = rows * inputs * matrix.shape.outputs < 4 * SMALL;
         // Runs of rows that stay in the second-level cache together while the weights pass by.
-        let row_bytes = inputs * if self.is_integer(matrix) { set.quad_bytes() } else { 4 * size_of::<f32>() } / 4;
+        let row_bytes = match matrix.values {
+            PackedValues::F32(_) | PackedValues::Bf16(_) => inputs * size_of::<f32>(),
+            PackedValues::Bf16Pairs(_) => inputs * size_of::<u16>(),
+            PackedValues::Quants(_) => inputs / 4 * set.quad_bytes(),
+        };
         let together = (CACHED_BYTES / (TILE_ROWS * row_bytes)).max(1);
         let tile = |index: usize, _: usize| {
             let first = index / (together * columns) * together;

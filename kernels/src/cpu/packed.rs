@@ -1,6 +1,7 @@
 //! Weights as the products read them: 16 outputs (a *strip*, padded with zeros) side by side, from start to end.
 //!
 //! * f32, bf16: `[strip][k][16]`: one load gives the weights of 16 outputs for one input;
+//! * bf16 in pairs: `[strip][k / 2][16][2]`;
 //! * 8-bit: `[strip][block of 32][quad of inputs][16][4]` bytes, each 128 + the integer;
 //! * 4-bit: as 8-bit, each 8 + the integer, quads q and q + 4 of a block in the low and high halves of the same bytes;
 //! * scales: `[strip][block][16]`, f16.
@@ -86,6 +87,7 @@ impl Quants {
 pub(crate) enum PackedValues {
     F32(Aligned<f32>),
     Bf16(Aligned<u16>),
+    Bf16Pairs(Aligned<u16>),
     Quants(Quants),
 }
 
@@ -105,12 +107,26 @@ fn pack_strips<T: Plain>(shape: MatrixShape, plain: &[T]) -> Aligned<T> {
     packed
 }
 
+/// Place within a strip of input `k` of one output, in pairs.
+#[inline(always)]
+fn pair_at(lane: usize, k: usize) -> usize {
+    k / 2 * (2 * WIDTH) + 2 * lane + k % 2
+}
+
 impl Packed {
     pub fn new(plain: PlainMatrix) -> Self {
         let shape = plain.shape;
         let values = match plain.values {
             PlainValues::F32(values) => PackedValues::F32(pack_strips(shape, &values)),
             PlainValues::Bf16(values) => PackedValues::Bf16(pack_strips(shape, &values)),
+            PlainValues::Bf16Pairs(values) => {
+                let mut packed = Aligned::zeroed(shape.outputs.div_ceil(WIDTH) * WIDTH * shape.inputs);
+                for (n, row) in values.chunks_exact(shape.inputs).enumerate() {
+                    let strip = &mut packed[n / WIDTH * WIDTH * shape.inputs..];
+                    row.iter().enumerate().for_each(|(k, &value)| strip[pair_at(n % WIDTH, k)] = value);
+                }
+                PackedValues::Bf16Pairs(packed)
+            }
             PlainValues::Int8 { quants, scales, nibbles } => {
                 PackedValues::Quants(Quants::pack(shape, &quants, &scales, nibbles))
             }
@@ -134,6 +150,9 @@ impl Packed {
             PackedValues::Bf16(values) => {
                 let strip = values[start..].chunks_exact(WIDTH);
                 output.iter_mut().zip(strip).for_each(|(out, lanes)| *out = bf16_to_f32(lanes[lane]));
+            }
+            PackedValues::Bf16Pairs(values) => {
+                output.iter_mut().enumerate().for_each(|(k, out)| *out = bf16_to_f32(values[start + pair_at(lane, k)]));
             }
             PackedValues::Quants(quants) => quants.row(n, inputs / BLOCK, output),
         }

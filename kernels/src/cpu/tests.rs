@@ -25,7 +25,7 @@ fn packed() -> Vec<CpuOperations> {
     available
         .map(|set| {
             let mut operations = CpuOperations { set, pool: Pool::new(2), activations: Activations::default() };
-            operations.reserve(Reserve { limits: LIMITS, integer_inputs: 512 });
+            operations.reserve(Reserve { limits: LIMITS, converted_inputs: 512 });
             operations
         })
         .collect()
@@ -40,6 +40,7 @@ fn plain(shape: MatrixShape, kind: usize) -> PlainMatrix {
     let values = match kind {
         0 => PlainValues::F32(values),
         1 => PlainValues::Bf16(values.into_iter().map(f32_to_bf16).collect()),
+        4 => PlainValues::Bf16Pairs(values.into_iter().map(crate::operations::to_bf16_flushed).collect()),
         _ => {
             let mut quants = vec![0; values.len()];
             let blocks = values.as_chunks::<BLOCK>().0.iter().zip(quants.chunks_exact_mut(BLOCK));
@@ -67,8 +68,11 @@ fn products_of_awkward_sizes() {
             (33, 45, 45),
             (5, 7, 3),
         ] {
-            for (rows, kind) in (0..4).flat_map(|kind| [1, 2, 3, 5, 6, 7, 13, 49].map(|rows| (rows, kind))) {
-                if kind >= 2 && (inputs % BLOCK != 0 || range_length % BLOCK != 0) {
+            for (rows, kind) in (0..5).flat_map(|kind| [1, 2, 3, 5, 6, 7, 13, 49].map(|rows| (rows, kind))) {
+                if kind == 4 && (inputs % 2 != 0 || range_length % 2 != 0) {
+                    continue;
+                }
+                if (kind == 2 || kind == 3) && (inputs % BLOCK != 0 || range_length % BLOCK != 0) {
                     continue;
                 }
                 case += 1;
@@ -187,5 +191,30 @@ fn attention_of_awkward_lengths_heads_and_windows() {
             let found = attend(&mut operations, &spec, length);
             assert!(expected == found, "{} length {length} {spec:?}", operations.name());
         }
+    }
+}
+
+/// Products of pairs whose terms, sums and inputs lie around the least normal number: hardware flushes, and so does
+/// everything else, alike.
+#[test]
+fn bf16_pairs_flush_denormals_alike() {
+    let mut reference = ReferenceOperations::default();
+    let shape = MatrixShape { outputs: 32, inputs: 64, range_length: 64, planes: 1 };
+    for exponent in [-30, -24, -20, -16, 0] {
+        let weights =
+            values(1, 32 * 64).iter().map(|x| crate::operations::to_bf16_flushed(x * 2f32.powi(-100))).collect();
+        let plain = || PlainMatrix { shape, values: PlainValues::Bf16Pairs(Vec::clone(&weights)) };
+        let input: Vec<f32> = values(2, 8 * 64).iter().map(|x| x * 2f32.powi(exponent)).collect();
+        let mut expected = vec![0.0; 8 * 32];
+        let matrix = reference.pack(plain());
+        reference.gemm(&matrix, &input, &mut expected, None, false).unwrap();
+        for mut operations in packed() {
+            let mut found = vec![1.0; 8 * 32];
+            let matrix = operations.pack(plain());
+            operations.gemm(&matrix, &input, &mut found, None, false).unwrap();
+            assert_eq!(bits(&expected), bits(&found), "{} 2^{exponent}", operations.name());
+        }
+        let zeros = expected.iter().filter(|sum| **sum == 0.0).count();
+        assert!(exponent > -24 || zeros > 0, "some sums are flushed at 2^{exponent}: {zeros}");
     }
 }

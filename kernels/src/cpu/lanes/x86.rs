@@ -20,13 +20,35 @@ unsafe fn store_quad<const VNNI: bool>(to: *mut i8, a: [i8; 4]) {
     }
 }
 
-/// AVX-512 F, BW, DQ, VL, perhaps VNNI: one register.
+/// [`crate::operations::flush`] of 16 lanes.
+#[inline(always)]
+unsafe fn flush512(x: __m512) -> __m512 {
+    // SAFETY: called where there is AVX-512.
+    unsafe {
+        let sign = _mm512_castsi512_ps(_mm512_set1_epi32(i32::MIN));
+        let small = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_andnot_ps(sign, x), _mm512_set1_ps(f32::MIN_POSITIVE));
+        _mm512_mask_and_ps(x, small, x, sign)
+    }
+}
+
+/// [`crate::operations::flush`] of 8 lanes.
+#[inline(always)]
+unsafe fn flush256(x: __m256) -> __m256 {
+    // SAFETY: called where there is AVX2.
+    unsafe {
+        let sign = _mm256_set1_ps(-0.0);
+        let small = _mm256_cmp_ps::<_CMP_LT_OQ>(_mm256_andnot_ps(sign, x), _mm256_set1_ps(f32::MIN_POSITIVE));
+        _mm256_blendv_ps(x, _mm256_and_ps(x, sign), small)
+    }
+}
+
+/// AVX-512 F, BW, DQ, VL, perhaps VNNI and BF16: one register.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512<const VNNI: bool>;
+pub(crate) struct Avx512<const VNNI: bool, const BF16: bool>;
 
 // SAFETY of every block below: the trait's callers promise that the machine has the instructions and that the
 // pointers are good for the access.
-impl<const VNNI: bool> Lanes for Avx512<VNNI> {
+impl<const VNNI: bool, const BF16: bool> Lanes for Avx512<VNNI, BF16> {
     type F32 = __m512;
     type I32 = __m512i;
     type Quads = __m512i;
@@ -69,6 +91,32 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> __m512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+    type Pairs = __m512i;
+    #[inline(always)]
+    unsafe fn load_pairs(from: *const u16) -> __m512i {
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(sum: __m512, w: __m512i, a: *const u16) -> __m512 {
+        unsafe {
+            let a = _mm512_set1_epi32(a.cast::<i32>().read_unaligned());
+            if BF16 {
+                // SAFETY: registers of 512 bits, of which every pattern is a value.
+                return _mm512_dpbf16_ps(
+                    sum,
+                    std::mem::transmute::<__m512i, __m512bh>(w),
+                    std::mem::transmute::<__m512i, __m512bh>(a),
+                );
+            }
+            let odd = _mm512_set1_epi32(-65536);
+            let a_high = _mm512_castsi512_ps(_mm512_and_si512(a, odd));
+            let w_high = _mm512_castsi512_ps(_mm512_and_si512(w, odd));
+            let first = flush512(_mm512_fmadd_ps(a_high, w_high, sum));
+            let a_low = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(a));
+            let w_low = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(w));
+            flush512(_mm512_fmadd_ps(a_low, w_low, first))
+        }
     }
     const QUAD_BYTES: usize = if VNNI { 4 } else { 8 };
     #[inline(always)]
@@ -163,6 +211,26 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
         unsafe {
             let low = _mm256_cvtph_ps(_mm_loadu_si128(from.cast()));
             [low, _mm256_cvtph_ps(_mm_loadu_si128(from.add(8).cast()))]
+        }
+    }
+    type Pairs = [__m256i; 2];
+    #[inline(always)]
+    unsafe fn load_pairs(from: *const u16) -> [__m256i; 2] {
+        unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(16).cast())] }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(mut sum: [__m256; 2], w: [__m256i; 2], a: *const u16) -> [__m256; 2] {
+        unsafe {
+            let (a, odd) = (_mm256_set1_epi32(a.cast::<i32>().read_unaligned()), _mm256_set1_epi32(-65536));
+            let a_high = _mm256_castsi256_ps(_mm256_and_si256(a, odd));
+            let a_low = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(a));
+            for i in 0..2 {
+                let high = _mm256_castsi256_ps(_mm256_and_si256(w[i], odd));
+                let low = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w[i]));
+                let first = flush256(_mm256_fmadd_ps(a_high, high, sum[i]));
+                sum[i] = flush256(_mm256_fmadd_ps(a_low, low, first));
+            }
+            sum
         }
     }
     const QUAD_BYTES: usize = if VNNI { 4 } else { 8 };
