@@ -3,6 +3,7 @@
 //! *Invariant*: nothing here knows the inside of a server; every run is bounded in requests and in time, and every
 //! figure that is printed also stands in the rows of the JSON file.
 
+pub mod random_model;
 pub mod row;
 pub mod serve;
 pub mod stats;

@@ -5,11 +5,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use polylink_bench::row;
 use polylink_bench::serve::{self, Options, Target};
+use polylink_bench::{random_model, row};
 
 use crate::error::CliError;
 use crate::home::Home;
+use crate::models;
 use crate::output::Output;
 
 /// `polylink bench`.
@@ -23,6 +24,38 @@ pub struct BenchArgs {
 enum What {
     /// Load any OpenAI endpoint: TTFT, inter-token latency, throughput (p50, p95, p99), errors
     Serve(ServeArgs),
+    /// Make a model of any size with random weights, to measure with
+    Model(ModelArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  polylink bench model --shape 0.5b --out /tmp/half && polylink serve --local --model /tmp/half")]
+struct ModelArgs {
+    /// Sizes: 17m, 0.5b, 1b or 8b
+    #[arg(long, default_value = "0.5b")]
+    shape: String,
+    /// Prompt and completion together, in tokens
+    #[arg(long, default_value_t = 32_768)]
+    context: usize,
+    /// Of the weights
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Folder of the model, or name of one in ./models, whose tokenizer is taken
+    #[arg(long, default_value = "nano")]
+    tokenizer: String,
+    /// Folder to write
+    #[arg(long)]
+    out: PathBuf,
+}
+
+fn make_model(args: &ModelArgs, output: &Output) -> Result<(), CliError> {
+    let shape = random_model::Shape::named(&args.shape)?;
+    let tokenizer = models::resolve(&args.tokenizer);
+    random_model::write(&shape, args.context, args.seed, &tokenizer, &args.out)?;
+    output.say(format!("{}: {} parameters, bf16, random (seed {})", args.out.display(), shape.parameters(), args.seed));
+    Ok(())
 }
 
 #[derive(Args, Debug)]
@@ -78,7 +111,10 @@ struct ServeArgs {
 
 /// Runs `polylink bench`.
 pub async fn run(args: &BenchArgs, home: &Path, output: &Output) -> Result<(), CliError> {
-    let What::Serve(args) = &args.what;
+    let args = match &args.what {
+        What::Model(args) => return make_model(args, output),
+        What::Serve(args) => args,
+    };
     let (endpoint, api_key, model) = match (&args.endpoint, &args.model) {
         (Some(endpoint), Some(model)) => (endpoint.clone(), args.api_key.clone().unwrap_or_default(), model.clone()),
         _ => {
