@@ -1,7 +1,8 @@
 //! Text to token ids and back: `tokenizer.json` through the `tokenizers` crate, and decoding token by token.
 //!
 //! What always holds: the pieces that a [`Detokenizer`] gives, joined, are what decoding all of its tokens at once gives
-//! (special tokens skipped); a piece never ends inside a character.
+//! (special tokens skipped), and a piece never ends inside a character; except that bytes which make no character within
+//! 16 tokens are given out as U+FFFD. Text is never held back longer than that.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -123,23 +124,27 @@ impl Detokenizer {
         self.window.push(id);
         let before = self.tokenizer.decode(&self.window[..self.given]);
         let after = self.tokenizer.decode(&self.window);
-        let unfinished = after.ends_with('\u{fffd}') && self.window.len() - self.given < UNFINISHED_TOKENS_MAX;
-        match after.strip_prefix(before.as_str()) {
-            Some(text) if !unfinished => {
-                let text = text.to_owned();
-                self.window.drain(..self.given);
-                self.given = self.window.len();
-                text
-            }
-            _ => String::new(),
-        }
+        let waited = self.window.len() - self.given >= UNFINISHED_TOKENS_MAX;
+        let text = match after.strip_prefix(before.as_str()) {
+            Some(text) if waited || !after.ends_with('\u{fffd}') => text.to_owned(),
+            // The window's first part was given out as U+FFFD, and with the new tokens it is something else.
+            None if waited => self.tokenizer.decode(&self.window[self.given..]),
+            _ => return String::new(),
+        };
+        self.window.drain(..self.given);
+        self.given = self.window.len();
+        text
     }
 
     /// What is left at the end: an unfinished character as U+FFFD.
     pub fn finish(&mut self) -> String {
         let before = self.tokenizer.decode(&self.window[..self.given]);
         let after = self.tokenizer.decode(&self.window);
+        let text = match after.strip_prefix(before.as_str()) {
+            Some(text) => text.to_owned(),
+            None => self.tokenizer.decode(&self.window[self.given..]),
+        };
         self.given = self.window.len();
-        after.strip_prefix(before.as_str()).unwrap_or_default().to_owned()
+        text
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use polylink_inference_server::model::{ChatMessage, Detokenizer, LoadedModel, Quantization, SplitPlan};
+use polylink_inference_server::model::{ChatMessage, Detokenizer, LoadedModel, Precision, SplitPlan};
 use polylink_protocol::market::{check_profile, profile_digest};
 use tempfile::TempDir;
 
@@ -20,7 +20,7 @@ fn copy() -> TempDir {
 }
 
 fn refusal(folder: &Path) -> String {
-    LoadedModel::open(folder, Quantization::None).unwrap_err().to_string()
+    LoadedModel::open(folder, Precision::F32).unwrap_err().to_string()
 }
 
 fn change(folder: &Path, file: &str, from: &str, to: &str) {
@@ -67,7 +67,7 @@ fn damaged_files_are_named_with_what_was_expected() {
         let mut bytes = fs::read(&path).unwrap();
         spoil(&mut bytes);
         fs::write(path, bytes).unwrap();
-        let opened = LoadedModel::open(copy.path(), Quantization::None);
+        let opened = LoadedModel::open(copy.path(), Precision::F32);
         match opened {
             Err(error) => error.to_string(),
             Ok(model) => polylink_inference_server::engine::Engine::start(model, small()).unwrap_err().to_string(),
@@ -106,8 +106,8 @@ fn the_profile_names_everything_that_changes_an_answer() {
         profile_digest(&profile)
     };
     let original = digest(&model("pico"));
-    assert_eq!(digest(&LoadedModel::open(copy().path(), Quantization::None).unwrap()), original, "a copy is the same");
-    assert_ne!(digest(&quantized("pico", Quantization::Q8_0)), original);
+    assert_eq!(digest(&LoadedModel::open(copy().path(), Precision::F32).unwrap()), original, "a copy is the same");
+    assert_ne!(digest(&quantized("pico", Precision::Q8_0)), original);
     assert_ne!(digest(&model("nano")), original);
     for (file, from, to) in [
         ("config.json", "1e-05", "1e-06"),
@@ -117,14 +117,14 @@ fn the_profile_names_everything_that_changes_an_answer() {
     ] {
         let copy = copy();
         change(copy.path(), file, from, to);
-        assert_ne!(digest(&LoadedModel::open(copy.path(), Quantization::None).unwrap()), original, "{file}");
+        assert_ne!(digest(&LoadedModel::open(copy.path(), Precision::F32).unwrap()), original, "{file}");
     }
     let copy = copy();
     let weights = copy.path().join("model.safetensors");
     let mut bytes = fs::read(&weights).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&weights, bytes).unwrap();
-    assert_ne!(digest(&LoadedModel::open(copy.path(), Quantization::None).unwrap()), original, "weights");
+    assert_ne!(digest(&LoadedModel::open(copy.path(), Precision::F32).unwrap()), original, "weights");
 }
 
 #[test]
@@ -166,6 +166,27 @@ fn pieces_of_text_are_whole_characters_and_join_to_the_whole() {
         joined.push_str(&detokenizer.finish());
         assert_eq!(joined, model.tokenizer().decode(cut));
     }
+}
+
+#[test]
+fn bytes_that_make_no_character_never_hold_text_back_for_long() {
+    let model = model("nano");
+    // The first three bytes of a character, over and over, then plain text.
+    let crab = model.tokenizer().encode_plain("🦀").unwrap();
+    assert!(crab.len() > 1, "a character of several tokens");
+    let broken = &crab[..crab.len() - 1];
+    let mut ids: Vec<u32> = broken.iter().copied().cycle().take(200).collect();
+    ids.extend(model.tokenizer().encode_plain("and then plain text that goes on for a while").unwrap());
+    let mut detokenizer = Detokenizer::new(model.tokenizer().clone());
+    let (mut joined, mut silent) = (String::new(), 0);
+    for id in ids {
+        let piece = detokenizer.push(id);
+        silent = if piece.is_empty() { silent + 1 } else { 0 };
+        assert!(silent < 16, "text is held back for {silent} tokens after {joined:?}");
+        joined.push_str(&piece);
+    }
+    joined.push_str(&detokenizer.finish());
+    assert!(joined.ends_with("plain text that goes on for a while"), "{joined:?}");
 }
 
 #[test]
