@@ -12,7 +12,7 @@ use std::time::Duration;
 use polylink_inference_server::chain::ChainClock;
 use polylink_inference_server::client::text::ChoiceText;
 use polylink_inference_server::client::{Ask, Payer, PayerConfig, UpstreamEvent, WorkerRef};
-use polylink_inference_server::model::ChatMessage;
+use polylink_inference_server::model::{ChatMessage, Precision};
 use polylink_protocol::Amount;
 use polylink_protocol::keys::ServiceKey;
 use polylink_protocol::market::profile_digest;
@@ -24,7 +24,7 @@ use crate::error::CliError;
 use crate::files;
 use crate::home::Home;
 use crate::keys::{Keyring, Kind, random_bytes};
-use crate::models::{self, Quantize};
+use crate::models;
 
 /// Turns of one conversation.
 const TURNS_MAX: usize = 200;
@@ -175,7 +175,7 @@ async fn direct(args: &ChatArgs, url: &str, home: &Path) -> Result<Direct, CliEr
         .ok_or_else(|| wrong(&format!("{} is no worker of this chain", info.operator)))?;
     let epoch_price = chain.model(&profile).await?.and_then(|m| m.price).unwrap_or_default();
     let worker = WorkerRef { endpoint: url.to_owned(), ..WorkerRef::new(&record, &profile, &epoch_price) };
-    let (model, _) = models::open(&models::resolve(&args.tokenizer), Quantize::None, None)?;
+    let (model, _) = models::open(&models::resolve(&args.tokenizer), Precision::F32, None)?;
     Ok(Direct { payer, worker, model })
 }
 

@@ -11,6 +11,7 @@ use polylink_inference_server::gateway::{self, GatewayConfig, GatewayModel};
 use polylink_inference_server::http::FrontLimits;
 use polylink_inference_server::http::local::TextModel;
 use polylink_inference_server::http::server;
+use polylink_inference_server::model::Precision;
 use polylink_protocol::Amount;
 use polylink_protocol::keys::ServiceKey;
 use polylink_protocol::market_v1::TokenPrices;
@@ -20,7 +21,7 @@ use crate::error::CliError;
 use crate::files;
 use crate::home::Home;
 use crate::keys::{Keyring, Kind, random_bytes};
-use crate::models::{self, Quantize};
+use crate::models;
 use crate::output::Output;
 use crate::serve::GRACE;
 use crate::shutdown;
@@ -142,7 +143,7 @@ fn text_models(names: &[String]) -> Result<Vec<GatewayModel>, CliError> {
     names
         .iter()
         .map(|name| {
-            let (model, profile) = models::open(&models::resolve(name), Quantize::None, None)?;
+            let (model, profile) = models::open(&models::resolve(name), Precision::F32, None)?;
             if model.chat_template().is_none() {
                 return Err(CliError::value("--model", format!("{name} has no chat template")));
             }

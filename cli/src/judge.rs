@@ -16,7 +16,7 @@ use crate::chain::RpcArgs;
 use crate::error::CliError;
 use crate::home::Home;
 use crate::keys::Keyring;
-use crate::models::{self, Quantize};
+use crate::models::{self, PrecisionArgs};
 use crate::serve::{GRACE, serve_local, text_model};
 use crate::shutdown;
 
@@ -34,9 +34,8 @@ pub struct JudgeArgs {
     /// Folder of the declared model that it replays, or the name of one in ./models
     #[arg(long, env = "POLYLINK_MODEL", default_value = "nano")]
     model: String,
-    /// How the profile holds its weights
-    #[arg(long, value_enum, default_value = "none")]
-    quantize: Quantize,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// Name of the profile [default: polylink/FOLDER@1]
     #[arg(long)]
     id: Option<String>,
@@ -75,14 +74,15 @@ pub async fn run(args: &JudgeArgs, home: &Path) -> Result<(), CliError> {
     let account = ring.account(&args.key)?;
     let chain = args.rpc.client(home)?;
     let folder = models::resolve(&args.model);
-    let id = args.id.clone().unwrap_or_else(|| models::profile_id(&folder, args.quantize));
+    let precision = args.precision.precision()?;
+    let id = args.id.clone().unwrap_or_else(|| models::profile_id(&folder, precision));
     let (endpoint, own) = match &args.llm_endpoint {
         Some(url) => {
             let model = args.llm_model.clone().unwrap_or_default();
             (Endpoint { url: url.clone(), model, api_key: args.llm_api_key.clone() }, None)
         }
         None => {
-            let (model, profile) = models::open(&folder, args.quantize, Some(&id))?;
+            let (model, profile) = models::open(&folder, precision, Some(&id))?;
             let config = EngineConfig {
                 threads: args.threads,
                 max_running: 8,
@@ -100,7 +100,7 @@ pub async fn run(args: &JudgeArgs, home: &Path) -> Result<(), CliError> {
     };
     let own_models = models::models_folder();
     let config = AuditorConfig {
-        models: vec![HeldModel { folder, quantization: args.quantize.into(), id }],
+        models: vec![HeldModel { folder, precision, id }],
         cross_encoder: args.cross_encoder.clone().unwrap_or_else(|| own_models.join("cross-encoder")),
         rubric: args.rubric.clone().unwrap_or_else(|| own_models.join("judge_prompt.json")),
         endpoint: Some(endpoint),

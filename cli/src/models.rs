@@ -1,9 +1,9 @@
 //! Model folders: where the project's own lie, and what a served model is called.
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 
-use polylink_inference_server::model::{LoadedModel, Quantization};
+use polylink_inference_server::model::{LoadedModel, Precision};
 use polylink_protocol::market_v1::ModelProfile;
 
 use crate::error::CliError;
@@ -11,7 +11,7 @@ use crate::error::CliError;
 /// How weights are held in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Quantize {
-    /// As they are: exact f32
+    /// As they are
     #[default]
     #[value(name = "none")]
     None,
@@ -23,13 +23,54 @@ pub enum Quantize {
     Q4_0,
 }
 
-impl From<Quantize> for Quantization {
-    fn from(quantize: Quantize) -> Self {
-        match quantize {
-            Quantize::None => Self::None,
-            Quantize::Q8_0 => Self::Q8_0,
-            Quantize::Q4_0 => Self::Q4_0,
+/// What weights that are not quantised are computed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    /// Exact: the same bits on every machine
+    #[default]
+    F32,
+    /// Faster on processors with bf16 products; a profile of its own, judged by margins
+    Bf16,
+}
+
+/// How a model is held and computed with.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct PrecisionArgs {
+    /// How weights are held
+    #[arg(long, value_enum, default_value = "none")]
+    quantize: Quantize,
+    /// What weights that are not quantised are computed in
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: Dtype,
+}
+
+impl PrecisionArgs {
+    /// Both together.
+    ///
+    /// # Errors
+    /// [`CliError`] for bf16 products of quantised weights, which are computed in integers.
+    pub fn precision(self) -> Result<Precision, CliError> {
+        match (self.quantize, self.dtype) {
+            (Quantize::None, Dtype::F32) => Ok(Precision::F32),
+            (Quantize::None, Dtype::Bf16) => Ok(Precision::Bf16),
+            (Quantize::Q8_0, Dtype::F32) => Ok(Precision::Q8_0),
+            (Quantize::Q4_0, Dtype::F32) => Ok(Precision::Q4_0),
+            (_, Dtype::Bf16) => {
+                let reason = "quantised weights are computed in exact integers: leave out --dtype or --quantize";
+                Err(CliError::value("dtype", reason))
+            }
         }
+    }
+
+    /// As flags of another `polylink`.
+    pub fn flags(self) -> [String; 4] {
+        let name = |value: Option<clap::builder::PossibleValue>| value.map(|v| v.get_name().to_owned());
+        [
+            "--quantize".into(),
+            name(self.quantize.to_possible_value()).unwrap_or_default(),
+            "--dtype".into(),
+            name(self.dtype.to_possible_value()).unwrap_or_default(),
+        ]
     }
 }
 
@@ -50,23 +91,24 @@ pub fn resolve(model: &str) -> PathBuf {
     if given.is_dir() || model.contains('/') { given } else { models_folder().join(model) }
 }
 
-/// `org/name@revision` of a folder: the folder's name, marked where its weights are quantised.
-pub fn profile_id(folder: &Path, quantize: Quantize) -> String {
+/// `org/name@revision` of a folder: the folder's name, marked where it is not computed in f32.
+pub fn profile_id(folder: &Path, precision: Precision) -> String {
     let name = folder.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
     let clean: String =
         name.chars().map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '-' }).collect();
-    match quantize {
-        Quantize::None => format!("polylink/{clean}@1"),
-        Quantize::Q8_0 => format!("polylink/{clean}-q8_0@1"),
-        Quantize::Q4_0 => format!("polylink/{clean}-q4_0@1"),
+    match precision {
+        Precision::F32 => format!("polylink/{clean}@1"),
+        Precision::Bf16 => format!("polylink/{clean}-bf16@1"),
+        Precision::Q8_0 => format!("polylink/{clean}-q8_0@1"),
+        Precision::Q4_0 => format!("polylink/{clean}-q4_0@1"),
     }
 }
 
 /// Opens a folder and computes its profile, reading all weights.
-pub fn open(folder: &Path, quantize: Quantize, id: Option<&str>) -> Result<(LoadedModel, ModelProfile), CliError> {
+pub fn open(folder: &Path, precision: Precision, id: Option<&str>) -> Result<(LoadedModel, ModelProfile), CliError> {
     let wrong = |e: polylink_inference_server::model::ModelError| CliError::value("model", e);
-    let model = LoadedModel::open(folder, quantize.into()).map_err(wrong)?;
-    let id = id.map_or_else(|| profile_id(folder, quantize), str::to_owned);
+    let model = LoadedModel::open(folder, precision).map_err(wrong)?;
+    let id = id.map_or_else(|| profile_id(folder, precision), str::to_owned);
     let profile = model.profile(&id).map_err(wrong)?;
     polylink_protocol::market::check_profile(&profile).map_err(|e| CliError::value("profile", e))?;
     Ok((model, profile))

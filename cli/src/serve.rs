@@ -10,7 +10,7 @@ use polylink_inference_server::engine::{Engine, EngineConfig, EngineHandle, KvCa
 use polylink_inference_server::http::local::{LocalAnswerer, TextModel};
 use polylink_inference_server::http::metrics::HttpMetrics;
 use polylink_inference_server::http::{FrontLimits, router, server};
-use polylink_inference_server::model::LoadedModel;
+use polylink_inference_server::model::{LoadedModel, Precision};
 use polylink_inference_server::tensor_split::{PeerConfig, run_peer};
 use polylink_inference_server::worker::{self, ProviderConfig, WorkerConfig};
 use polylink_protocol::Amount;
@@ -21,7 +21,7 @@ use crate::chain::{RpcArgs, parse_amount};
 use crate::error::CliError;
 use crate::home::Home;
 use crate::keys::{Keyring, Kind};
-use crate::models::{self, Quantize};
+use crate::models::{self, PrecisionArgs};
 use crate::shutdown;
 
 /// A stopping service lets its running answers end for so long.
@@ -60,9 +60,8 @@ pub struct ServeArgs {
     /// Hugging Face folder of a Llama model, or the name of one in ./models
     #[arg(long, env = "POLYLINK_MODEL", default_value = "nano")]
     model: String,
-    /// How weights are held
-    #[arg(long, value_enum, default_value = "none")]
-    quantize: Quantize,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// Name under which it is registered [default: polylink/FOLDER@1]
     #[arg(long)]
     id: Option<String>,
@@ -177,7 +176,7 @@ pub async fn serve_local(
 /// Runs `polylink serve`.
 pub async fn run(args: &ServeArgs, home: &Path) -> Result<(), CliError> {
     let folder = models::resolve(&args.model);
-    let (model, own_profile) = models::open(&folder, args.quantize, args.id.as_deref())?;
+    let (model, own_profile) = models::open(&folder, args.precision.precision()?, args.id.as_deref())?;
     if args.join {
         return join(args, model).await;
     }
@@ -201,7 +200,7 @@ pub async fn run(args: &ServeArgs, home: &Path) -> Result<(), CliError> {
                 claims = claimed,
                 "a test of the audit: other weights than claimed"
             );
-            models::open(&models::resolve(claimed), Quantize::None, args.id.as_deref())?.1
+            models::open(&models::resolve(claimed), Precision::F32, args.id.as_deref())?.1
         }
     };
     let chain = args.rpc.client(home)?;

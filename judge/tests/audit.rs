@@ -5,7 +5,7 @@
 mod common;
 
 use common::{auditor, auditor_with, evaluate, evaluate_one, models, profile_of, questions, serve};
-use polylink_inference_server::model::{LoadedModel, Quantization};
+use polylink_inference_server::model::{LoadedModel, Precision};
 use polylink_judge::Finding;
 use polylink_protocol::market_v1::FinishReason;
 
@@ -30,18 +30,16 @@ async fn honest_answers_replay_to_the_bit_and_others_do_not() {
     let auditor = auditor();
     for temperature in [0.0, 1.0] {
         let questions = questions(16);
-        let honest = serve("nano", Quantization::None, &questions, temperature).await;
+        let honest = serve("nano", Precision::F32, &questions, temperature).await;
         let findings = evaluate(&auditor, &honest).await;
         report(&format!("honest f32, temperature {temperature}"), &findings);
         for finding in &findings {
             assert!(!finding.mismatch && finding.margin == 0.0 && finding.sketch_error == 0.0, "{finding:?}");
             assert_eq!(finding.score.evidence_milli, -442);
         }
-        for (name, folder, quantization) in [
-            ("8-bit", "nano", Quantization::Q8_0),
-            ("4-bit", "nano", Quantization::Q4_0),
-            ("pico", "pico", Quantization::None),
-        ] {
+        for (name, folder, quantization) in
+            [("8-bit", "nano", Precision::Q8_0), ("4-bit", "nano", Precision::Q4_0), ("pico", "pico", Precision::F32)]
+        {
             let cheating = serve(folder, quantization, &questions, temperature).await;
             let findings = evaluate(&auditor, &cheating).await;
             report(&format!("{name}, temperature {temperature}"), &findings);
@@ -52,11 +50,11 @@ async fn honest_answers_replay_to_the_bit_and_others_do_not() {
 
 #[tokio::test]
 async fn one_forward_serves_transcripts_of_several_workers_and_profiles() {
-    let auditor = auditor_with(&[Quantization::None, Quantization::Q8_0], None, 0);
-    let mut mixed = serve("nano", Quantization::None, &questions(5), 0.0).await;
-    mixed.extend(serve("pico", Quantization::None, &questions(4), 0.0).await);
-    let mut other = serve("nano", Quantization::Q8_0, &questions(3), 0.0).await;
-    other.iter_mut().for_each(|t| t.receipt.profile_digest = profile_of(Quantization::Q8_0));
+    let auditor = auditor_with(&[Precision::F32, Precision::Q8_0], None, 0);
+    let mut mixed = serve("nano", Precision::F32, &questions(5), 0.0).await;
+    mixed.extend(serve("pico", Precision::F32, &questions(4), 0.0).await);
+    let mut other = serve("nano", Precision::Q8_0, &questions(3), 0.0).await;
+    other.iter_mut().for_each(|t| t.receipt.profile_digest = profile_of(Precision::Q8_0));
     mixed.extend(other);
     let before = auditor.forwards();
     let findings = evaluate(&auditor, &mixed).await;
@@ -68,7 +66,7 @@ async fn one_forward_serves_transcripts_of_several_workers_and_profiles() {
 #[tokio::test]
 async fn batches_that_wait_together_share_a_forward() {
     let auditor = auditor();
-    let transcripts = serve("nano", Quantization::None, &questions(4), 0.0).await;
+    let transcripts = serve("nano", Precision::F32, &questions(4), 0.0).await;
     // Rounds and trials that come while the first ones compute.
     let batches = (0..8).map(|_| evaluate(&auditor, &transcripts));
     let findings = futures::future::join_all(batches).await;
@@ -80,10 +78,10 @@ async fn batches_that_wait_together_share_a_forward() {
 async fn cheap_tokens_under_honest_sketches_and_the_reverse_are_noticed() {
     let auditor = auditor();
     let questions = questions(8);
-    let honest = serve("nano", Quantization::None, &questions, 1.0).await;
-    let cheap = serve("pico", Quantization::None, &questions, 1.0).await;
+    let honest = serve("nano", Precision::F32, &questions, 1.0).await;
+    let cheap = serve("pico", Precision::F32, &questions, 1.0).await;
     // The smaller model's tokens, then a prefill of them by the declared model for the sketches.
-    let model = LoadedModel::open(models().join("nano"), Quantization::None).unwrap();
+    let model = LoadedModel::open(models().join("nano"), Precision::F32).unwrap();
     let mut declared = polylink_judge::replay::LocalReplay::open(&model, 1).unwrap();
     let mut caught = 0;
     for transcript in cheap {
@@ -118,11 +116,11 @@ async fn a_worker_that_cheats_on_three_in_ten_answers_is_over_the_threshold() {
     const STATED: usize = 40;
     let auditor = auditor();
     let questions = questions(ANSWERS);
-    let honest = serve("nano", Quantization::None, &questions, 0.7).await;
+    let honest = serve("nano", Precision::F32, &questions, 0.7).await;
     // Three in ten, scattered by a fixed rule; only these are served by the smaller model.
     let cheats = |at: usize| [1, 4, 8].contains(&(at * 7 % 10));
     let asked: Vec<_> = questions.into_iter().enumerate().filter(|(at, _)| cheats(*at)).map(|(_, q)| q).collect();
-    let mut cheap = serve("pico", Quantization::None, &asked, 0.7).await.into_iter();
+    let mut cheap = serve("pico", Precision::F32, &asked, 0.7).await.into_iter();
     let mixed: Vec<_> = honest
         .into_iter()
         .enumerate()

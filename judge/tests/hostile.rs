@@ -6,14 +6,14 @@ mod common;
 use std::time::Duration;
 
 use common::{CLIP_MILLI, auditor, cases, evaluate, evaluate_one, in_time, models, questions, sampling, serve};
-use polylink_inference_server::model::{LoadedModel, Quantization};
+use polylink_inference_server::model::{LoadedModel, Precision};
 use polylink_judge::transcript::Completion;
 use polylink_judge::{Auditor, Finding, Transcript};
 use polylink_protocol::market_v1::{FinishReason, LogitBias};
 use tokio::time::Instant;
 
 fn nano() -> LoadedModel {
-    LoadedModel::open(models().join("nano"), Quantization::None).unwrap()
+    LoadedModel::open(models().join("nano"), Precision::F32).unwrap()
 }
 
 /// The transcript cut to its first tokens.
@@ -41,7 +41,7 @@ fn assert_mismatch(finding: &Finding, why: &str) {
 #[tokio::test]
 async fn an_answer_ends_where_an_honest_one_can() {
     let auditor = auditor();
-    let honest = serve("nano", Quantization::None, &questions(4), 0.0).await;
+    let honest = serve("nano", Precision::F32, &questions(4), 0.0).await;
     let all = &honest[0];
     let length = all.completions[0].token_ids.len();
     assert!(length > 2, "the question has a short answer");
@@ -85,7 +85,7 @@ async fn an_answer_ends_where_an_honest_one_can() {
 #[tokio::test]
 async fn transcripts_of_absurd_shape_are_mismatches() {
     let auditor = auditor();
-    let honest = serve("nano", Quantization::None, &questions(2), 1.0).await.remove(0);
+    let honest = serve("nano", Precision::F32, &questions(2), 1.0).await.remove(0);
     let context = nano().context_length();
     let (token, sketch) = (honest.completions[0].token_ids[0], honest.completions[0].sketches[0]);
     type Alter = Box<dyn Fn(&mut Transcript)>;
@@ -127,7 +127,7 @@ async fn transcripts_of_absurd_shape_are_mismatches() {
 async fn hostile_texts_are_scored_like_any_other() {
     let (auditor, model) = (auditor(), nano());
     let special = model.end_tokens()[0];
-    let honest = serve("nano", Quantization::None, &questions(2), 1.0).await.remove(0);
+    let honest = serve("nano", Precision::F32, &questions(2), 1.0).await.remove(0);
     // Special tokens in the user's message, in the answer, nothing but special tokens, and pieces of characters.
     let mut injected = honest.clone();
     injected.prompt_ids.extend([special; 3]);
@@ -167,7 +167,7 @@ async fn hostile_texts_are_scored_like_any_other() {
 #[tokio::test]
 async fn several_choices_and_the_whole_context_replay() {
     let auditor = auditor();
-    let honest = serve("nano", Quantization::None, &questions(2), 1.0).await.remove(0);
+    let honest = serve("nano", Precision::F32, &questions(2), 1.0).await.remove(0);
     let mut several = honest.clone();
     several.request.sampling.as_mut().unwrap().n = 3;
     let several = common::serve_request(&several).await;
@@ -195,7 +195,7 @@ async fn several_choices_and_the_whole_context_replay() {
 #[tokio::test]
 async fn a_profile_that_is_not_held_is_scored_without_replay() {
     let auditor = auditor();
-    let mut other = serve("nano", Quantization::None, &questions(1), 0.0).await.remove(0);
+    let mut other = serve("nano", Precision::F32, &questions(1), 0.0).await.remove(0);
     other.receipt.profile_digest = vec![9; 32];
     let finding = evaluate_one(&auditor, other).await;
     assert!(!finding.score.replayed && !finding.mismatch && finding.score.evidence_milli == 0, "{finding:?}");
@@ -204,7 +204,7 @@ async fn a_profile_that_is_not_held_is_scored_without_replay() {
 #[tokio::test]
 async fn what_the_deadline_cuts_off_is_left_out_and_not_held_against_anyone() {
     let auditor = auditor();
-    let honest = serve("nano", Quantization::None, &questions(3), 0.0).await;
+    let honest = serve("nano", Precision::F32, &questions(3), 0.0).await;
     let late = auditor.evaluate(cases(&honest), CLIP_MILLI, Instant::now()).await.unwrap();
     for finding in &late {
         assert!(!finding.score.replayed && !finding.score.missing && finding.score.evidence_milli == 0, "{finding:?}");
@@ -216,11 +216,11 @@ async fn what_the_deadline_cuts_off_is_left_out_and_not_held_against_anyone() {
 #[tokio::test]
 async fn the_chain_is_watched_while_replays_compute_and_the_next_deadline_goes_first() {
     let auditor = auditor();
-    let mut long = serve("nano", Quantization::None, &questions(1), 1.0).await.remove(0);
+    let mut long = serve("nano", Precision::F32, &questions(1), 1.0).await.remove(0);
     let sampling = long.request.sampling.as_mut().unwrap();
     (sampling.max_tokens, sampling.ignore_eos) = (u32::MAX, true);
     let long = common::serve_request(&long).await;
-    let short = serve("nano", Quantization::None, &questions(2), 0.0).await;
+    let short = serve("nano", Precision::F32, &questions(2), 0.0).await;
     let evaluating = |auditor: Auditor, transcripts: Vec<Transcript>, until| {
         tokio::spawn(async move { auditor.evaluate(cases(&transcripts), CLIP_MILLI, until).await.unwrap() })
     };

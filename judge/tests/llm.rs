@@ -13,7 +13,7 @@ use polylink_inference_server::engine::{Engine, EngineConfig, KvCacheSize};
 use polylink_inference_server::http::local::{LocalAnswerer, TextModel};
 use polylink_inference_server::http::metrics::HttpMetrics;
 use polylink_inference_server::http::{FrontLimits, router, server};
-use polylink_inference_server::model::{ChatMessage, LoadedModel, Quantization};
+use polylink_inference_server::model::{ChatMessage, LoadedModel, Precision};
 use polylink_judge::cross_encoder::Pair;
 use polylink_judge::llm::{Endpoint, Rubric};
 use polylink_protocol::{market, tiqe};
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 /// nano behind its own endpoint, as `polylink judge` serves it to itself.
 async fn nano() -> (server::HttpServer, Endpoint) {
-    let model = LoadedModel::open(models().join("nano"), Quantization::None).unwrap();
+    let model = LoadedModel::open(models().join("nano"), Precision::F32).unwrap();
     let config = EngineConfig { threads: 1, kv_cache: KvCacheSize::Bytes(32 << 20), ..Default::default() };
     let engine = Engine::start(model.clone(), config).unwrap();
     let listener = server::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
@@ -62,7 +62,7 @@ async fn hanging(drips: bool) -> Endpoint {
 
 #[test]
 fn instructions_in_an_answer_are_data() {
-    let model = LoadedModel::open(models().join("nano"), Quantization::None).unwrap();
+    let model = LoadedModel::open(models().join("nano"), Precision::F32).unwrap();
     let prompt = |answer: &str| rubric().prompt(&Pair { question: "What is 6 times 7?".into(), answer: answer.into() });
     // What fences the answer, and what is special to the model that reads it.
     let marks = |prompt: &str| {
@@ -89,8 +89,8 @@ fn instructions_in_an_answer_are_data() {
 #[tokio::test]
 async fn the_beacon_draws_what_the_language_model_sees() {
     let (server, endpoint) = nano().await;
-    let (fraction, transcripts) = (5_000, serve("nano", Quantization::None, &questions(24), 0.7).await);
-    let auditor = auditor_with(&[Quantization::None], Some(endpoint), fraction);
+    let (fraction, transcripts) = (5_000, serve("nano", Precision::F32, &questions(24), 0.7).await);
+    let auditor = auditor_with(&[Precision::F32], Some(endpoint), fraction);
     let cases = cases(&transcripts);
     let until = common::in_time();
     let findings = auditor.evaluate(cases.clone(), CLIP_MILLI, until).await.unwrap();
@@ -107,12 +107,12 @@ async fn the_beacon_draws_what_the_language_model_sees() {
 
 #[tokio::test]
 async fn a_language_model_that_hangs_costs_its_score_and_nothing_else() {
-    let transcripts = serve("nano", Quantization::None, &questions(12), 0.0).await;
+    let transcripts = serve("nano", Precision::F32, &questions(12), 0.0).await;
     for drips in [false, true] {
-        let auditor = auditor_with(&[Quantization::None], Some(hanging(drips).await), 10_000);
+        let auditor = auditor_with(&[Precision::F32], Some(hanging(drips).await), 10_000);
         // What the evaluators take without it comes first, so that the deadline cuts off the language model alone.
         let alone = Instant::now();
-        let without = evaluate(&auditor_with(&[Quantization::None], None, 0), &transcripts).await;
+        let without = evaluate(&auditor_with(&[Precision::F32], None, 0), &transcripts).await;
         let until = Instant::now() + 4 * alone.elapsed() + Duration::from_secs(1);
         let findings = auditor.evaluate(cases(&transcripts), CLIP_MILLI, until).await.unwrap();
         for (finding, without) in findings.iter().zip(&without) {

@@ -17,7 +17,7 @@ use polylink_protocol::client::ChainClient;
 use crate::error::CliError;
 use crate::home::{Home, Network, check_ports};
 use crate::keys::Keyring;
-use crate::models::Quantize;
+use crate::models::PrecisionArgs;
 use crate::node::{self, NodeSettings, find_binary, write_config};
 use crate::serve::PriceArgs;
 use crate::shutdown;
@@ -44,9 +44,8 @@ pub struct UpArgs {
     /// Hugging Face folder of a Llama model, or the name of one in ./models
     #[arg(long, env = "POLYLINK_MODEL", default_value = "nano")]
     model: String,
-    /// How the worker holds its weights
-    #[arg(long, value_enum, default_value = "none")]
-    quantize: Quantize,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     #[command(flatten)]
     prices: PriceArgs,
     /// Pause after each block, in milliseconds
@@ -203,9 +202,9 @@ fn service(home: &Home, name: &str, mut args: Vec<String>) -> Result<Role, CliEr
 }
 
 fn model_args(args: &UpArgs) -> Vec<String> {
-    let quantize = clap::ValueEnum::to_possible_value(&args.quantize);
-    let quantize = quantize.map(|v| v.get_name().to_owned()).unwrap_or_default();
-    ["--model", &args.model, "--quantize", &quantize].map(String::from).to_vec()
+    let mut list = vec!["--model".to_owned(), args.model.clone()];
+    list.extend(args.precision.flags());
+    list
 }
 
 fn worker_args(args: &UpArgs, network: &Network) -> Result<Vec<String>, CliError> {

@@ -29,44 +29,54 @@ use chat_template::TemplateTokens;
 use config::{read_bounded, read_json};
 use weights::Weights;
 
-/// How the folder's weights are computed with.
+/// How the folder's weights are held and computed with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Quantization {
+pub enum Precision {
     /// As they are, in exact f32.
     #[default]
-    None,
+    F32,
+    /// In bf16, products in pairs: bit-equal on every CPU (`vdp-bf16`), judged by margins elsewhere.
+    Bf16,
     /// 8-bit integers, a scale per 32 inputs, made while loading; exact int8.
     Q8_0,
     /// 4-bit integers, a scale per 32 inputs, made while loading; exact int8.
     Q4_0,
 }
 
-impl Quantization {
-    /// `none`, `q8_0` or `q4_0`, as profiles and flags name it.
-    pub fn as_str(self) -> &'static str {
+impl Precision {
+    /// All there are.
+    pub const ALL: [Precision; 4] = [Precision::F32, Precision::Bf16, Precision::Q8_0, Precision::Q4_0];
+
+    /// Quantisation of the weights as profiles name it: `none`, `q8_0` or `q4_0`.
+    pub fn weight_quantization(self) -> &'static str {
         match self {
-            Quantization::None => "none",
-            Quantization::Q8_0 => "q8_0",
-            Quantization::Q4_0 => "q4_0",
+            Precision::F32 | Precision::Bf16 => "none",
+            Precision::Q8_0 => "q8_0",
+            Precision::Q4_0 => "q4_0",
         }
+    }
+
+    /// Type that products are computed in, as profiles name it: `f32`, `bf16` or `int8`.
+    pub fn compute_dtype(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+            Precision::Q8_0 | Precision::Q4_0 => "int8",
+        }
+    }
+
+    /// Numerics version, as profiles name it.
+    pub fn numerics(self) -> &'static str {
+        if self == Precision::Bf16 { "vdp-bf16" } else { NUMERICS }
     }
 
     fn form(self) -> WeightForm {
         match self {
-            Quantization::None => WeightForm::Float,
-            Quantization::Q8_0 => WeightForm::Q8_0,
-            Quantization::Q4_0 => WeightForm::Q4_0,
+            Precision::F32 => WeightForm::Float,
+            Precision::Bf16 => WeightForm::Bf16,
+            Precision::Q8_0 => WeightForm::Q8_0,
+            Precision::Q4_0 => WeightForm::Q4_0,
         }
-    }
-}
-
-impl std::str::FromStr for Quantization {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let all = [Quantization::None, Quantization::Q8_0, Quantization::Q4_0];
-        let known = all.into_iter().find(|known| known.as_str() == text);
-        known.ok_or_else(|| format!("quantisation {text:?} is not built: none, q8_0 or q4_0 is expected"))
     }
 }
 
@@ -87,7 +97,7 @@ struct Inner {
     tokenizer: Arc<Tokenizer>,
     chat_template: Option<Arc<ChatTemplate>>,
     end_tokens: Vec<u32>,
-    quantization: Quantization,
+    precision: Precision,
     weights: Weights,
     /// Digests of the small files, as profiles name them.
     config_digest: Digest,
@@ -102,7 +112,7 @@ impl LoadedModel {
     ///
     /// # Errors
     /// What is missing, damaged or not built, by name.
-    pub fn open(folder: impl AsRef<Path>, quantization: Quantization) -> Result<Self, ModelError> {
+    pub fn open(folder: impl AsRef<Path>, precision: Precision) -> Result<Self, ModelError> {
         let folder = folder.as_ref();
         if !folder.is_dir() {
             return Err(ModelError::NoFolder { folder: folder.to_owned() });
@@ -150,7 +160,7 @@ impl LoadedModel {
                 tokenizer: Arc::new(tokenizer),
                 chat_template,
                 end_tokens,
-                quantization,
+                precision,
                 weights,
             }),
         })
@@ -192,8 +202,8 @@ impl LoadedModel {
     }
 
     /// How its weights are computed with.
-    pub fn quantization(&self) -> Quantization {
-        self.inner.quantization
+    pub fn precision(&self) -> Precision {
+        self.inner.precision
     }
 
     /// A conversation's token ids, with the beginning of the answer.
@@ -214,7 +224,6 @@ impl LoadedModel {
     pub fn profile(&self, id: &str) -> Result<ModelProfile, ModelError> {
         let inner = &self.inner;
         let weights_digest = self.weights_digest()?;
-        let quantized = inner.quantization != Quantization::None;
         Ok(ModelProfile {
             id: id.to_owned(),
             config_digest: inner.config_digest.to_vec(),
@@ -222,10 +231,10 @@ impl LoadedModel {
             chat_template_digest: inner.chat_template_digest.to_vec(),
             generation_config_digest: inner.generation_config_digest.to_vec(),
             weights_digest: weights_digest.to_vec(),
-            weight_quantization: inner.quantization.as_str().into(),
-            compute_dtype: if quantized { "int8" } else { "f32" }.into(),
+            weight_quantization: inner.precision.weight_quantization().into(),
+            compute_dtype: inner.precision.compute_dtype().into(),
             kv_dtype: "f32".into(),
-            numerics: NUMERICS.into(),
+            numerics: inner.precision.numerics().into(),
         })
     }
 
@@ -244,9 +253,11 @@ impl LoadedModel {
     pub(crate) fn split_digest(&self) -> Result<Digest, ModelError> {
         let weights = self.weights_digest()?;
         let inner = &self.inner;
-        let quantization = inner.quantization.as_str().as_bytes();
+        let precision = inner.precision;
         let hasher = Hasher::new("polylink/split-model/v1").fixed(&inner.config_digest.0).fixed(&weights.0);
-        Ok(hasher.bytes(quantization).bytes(NUMERICS.as_bytes()).finish())
+        let [weights, compute, numerics] =
+            [precision.weight_quantization(), precision.compute_dtype(), precision.numerics()].map(str::as_bytes);
+        Ok(hasher.bytes(weights).bytes(compute).bytes(numerics).finish())
     }
 
     /// Prepares the weights of one rank on a backend, and gives its program.
@@ -255,7 +266,7 @@ impl LoadedModel {
     /// Unreadable or unsuitable tensors, by name.
     pub fn load(&self, split: &SplitPlan, rank: usize, backend: &mut dyn Backend) -> Result<Program, ModelError> {
         let inner = &self.inner;
-        llama::load(&inner.config, &inner.weights, inner.quantization.form(), split, rank, backend)
+        llama::load(&inner.config, &inner.weights, inner.precision.form(), split, rank, backend)
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use polylink_inference_server::engine::{
     BackendKind, Engine, EngineConfig, EngineHandle, GenerateRequest, KvCacheSize, LogitsTap, Replayer,
 };
-use polylink_inference_server::model::Quantization;
+use polylink_inference_server::model::Precision;
 use polylink_protocol::market_v1::Sampling;
 use polylink_protocol::noise::{NoiseKey, noise_key};
 
@@ -44,7 +44,7 @@ fn longer() -> Sampling {
 }
 
 impl Tapped {
-    fn new(quantization: Quantization, config: EngineConfig) -> Self {
+    fn new(quantization: Precision, config: EngineConfig) -> Self {
         let seen = Seen::default();
         let log = Arc::clone(&seen);
         let tap = LogitsTap::new(move |row| {
@@ -88,7 +88,7 @@ fn assert_same(rows: &Rows, alone: &Rows, when: &str) {
     assert!(differ.iter().all(|n| *n == 0), "{when}: logits that differ, by token: {differ:?}");
 }
 
-fn full_logits_are_the_same(quantization: Quantization) {
+fn full_logits_are_the_same(quantization: Precision) {
     let (alone, answer, beside) = Tapped::new(quantization, small()).run(0);
     assert_eq!((alone.len(), beside), (16, 0));
     let distinct: BTreeSet<_> = alone.iter().collect();
@@ -119,7 +119,7 @@ fn full_logits_are_the_same(quantization: Quantization) {
 }
 
 /// The probe's rows when it was thrown out of the KV cache on the way.
-fn preempted(quantization: Quantization) -> Rows {
+fn preempted(quantization: Precision) -> Rows {
     let block_tokens = start("nano", small()).info().block_tokens;
     // Room for the probe and hardly anything else; the others come first, so the probe is the worst.
     let blocks = 86_usize.div_ceil(block_tokens) + 2;
@@ -141,10 +141,10 @@ fn preempted(quantization: Quantization) -> Rows {
 
 #[test]
 fn full_logits_have_the_same_bits_in_f32() {
-    full_logits_are_the_same(Quantization::None);
+    full_logits_are_the_same(Precision::F32);
 }
 
 #[test]
 fn full_logits_have_the_same_bits_in_q8_0() {
-    full_logits_are_the_same(Quantization::Q8_0);
+    full_logits_are_the_same(Precision::Q8_0);
 }

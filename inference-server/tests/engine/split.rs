@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use polylink_inference_server::engine::{
     BackendKind, Engine, EngineConfig, EngineHandle, EngineStatus, Event, FailureCode, SplitConfig,
 };
-use polylink_inference_server::model::Quantization;
+use polylink_inference_server::model::Precision;
 use polylink_inference_server::tensor_split::{Peer, PeerConfig};
 use polylink_protocol::market_v1::Sampling;
 
@@ -24,7 +24,7 @@ fn any_port() -> SocketAddr {
 }
 
 /// A peer on a thread of this process, which ends with it.
-fn peer_thread(name: &str, quantization: Quantization) -> SocketAddr {
+fn peer_thread(name: &str, quantization: Precision) -> SocketAddr {
     let peer = Peer::bind(peer_config(any_port()), quantized(name, quantization)).unwrap();
     let address = peer.local_addr().unwrap();
     std::thread::spawn(move || peer.serve());
@@ -48,7 +48,7 @@ fn bits(engine: &EngineHandle, salt: u32) -> Vec<(u32, u32, [u8; 16])> {
 
 #[test]
 fn two_and_three_devices_give_the_bits_of_one() {
-    for quantization in [Quantization::None, Quantization::Q8_0] {
+    for quantization in [Precision::F32, Precision::Q8_0] {
         let alone = Engine::start(quantized("nano", quantization), small()).unwrap();
         let peer = || peer_thread("nano", quantization);
         for (shares, peers) in
@@ -143,7 +143,7 @@ fn a_peer_process_that_is_killed_fails_its_requests_in_time_and_the_engine_recov
 #[test]
 fn a_peer_that_falls_silent_fails_its_requests_within_the_timeout() {
     // A relay in between, which stops passing anything on.
-    let peer = peer_thread("pico", Quantization::None);
+    let peer = peer_thread("pico", Precision::F32);
     let relay = Relay::start(peer);
     let mut config = split_over(&[2, 1], &[relay.address]);
     config.split.as_mut().unwrap().timeout = Duration::from_millis(800);
@@ -204,22 +204,22 @@ impl Relay {
 
 #[test]
 fn groups_that_do_not_fit_are_refused_by_name() {
-    let peer = peer_thread("pico", Quantization::None);
+    let peer = peer_thread("pico", Precision::F32);
     let refusal = |name: &str, quantization, change: &dyn Fn(&mut SplitConfig)| {
         let mut config = split_over(&[2, 1], &[peer]);
         change(config.split.as_mut().unwrap());
         Engine::start(quantized(name, quantization), config).unwrap_err().to_string()
     };
     let none = |_: &mut SplitConfig| {};
-    let other_model = refusal("nano", Quantization::None, &none);
+    let other_model = refusal("nano", Precision::F32, &none);
     assert!(other_model.contains("same folder"), "{other_model}");
-    let other_weights = refusal("pico", Quantization::Q8_0, &none);
+    let other_weights = refusal("pico", Precision::Q8_0, &none);
     assert!(other_weights.contains("same folder and quantisation"), "{other_weights}");
-    let stranger = refusal("pico", Quantization::None, &|split| split.secret = "guessed".into());
+    let stranger = refusal("pico", Precision::F32, &|split| split.secret = "guessed".into());
     assert!(stranger.contains("secret"), "{stranger}");
-    let nobody = refusal("pico", Quantization::None, &|split| split.peers = vec![closed_port()]);
+    let nobody = refusal("pico", Precision::F32, &|split| split.peers = vec![closed_port()]);
     assert!(nobody.contains("polylink serve --join"), "{nobody}");
-    let too_many = refusal("pico", Quantization::None, &|split| split.peers.push(peer));
+    let too_many = refusal("pico", Precision::F32, &|split| split.peers.push(peer));
     assert!(too_many.contains("split"), "{too_many}");
     // After all of these the peer still serves.
     let engine = Engine::start(model("pico"), split_over(&[2, 1], &[peer])).unwrap();

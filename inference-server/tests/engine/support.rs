@@ -6,7 +6,7 @@ use polylink_inference_server::engine::{
     BackendKind, Engine, EngineConfig, EngineHandle, Event, FinishReason, GenerateRequest, KvCacheSize, RequestStream,
     TokenEvent, Usage,
 };
-use polylink_inference_server::model::{ChatMessage, LoadedModel, Quantization};
+use polylink_inference_server::model::{ChatMessage, LoadedModel, Precision};
 use polylink_protocol::market_v1::Sampling;
 
 /// A folder of the project's own models.
@@ -16,10 +16,10 @@ pub fn folder(name: &str) -> PathBuf {
 
 /// A model of the project.
 pub fn model(name: &str) -> LoadedModel {
-    quantized(name, Quantization::None)
+    quantized(name, Precision::F32)
 }
 
-pub fn quantized(name: &str, quantization: Quantization) -> LoadedModel {
+pub fn quantized(name: &str, quantization: Precision) -> LoadedModel {
     LoadedModel::open(folder(name), quantization).unwrap()
 }
 

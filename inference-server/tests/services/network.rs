@@ -11,7 +11,7 @@ use polylink_inference_server::gateway::keys::ApiKeys;
 use polylink_inference_server::gateway::{self, GatewayConfig, GatewayModel, RunningGateway};
 use polylink_inference_server::http::local::TextModel;
 use polylink_inference_server::http::{FrontLimits, server};
-use polylink_inference_server::model::{LoadedModel, Quantization};
+use polylink_inference_server::model::{LoadedModel, Precision};
 use polylink_inference_server::worker::{self, ProviderConfig, RunningWorker, WorkerConfig};
 use polylink_protocol::keys::ServiceKey;
 use polylink_protocol::market_v1::TokenPrices;
@@ -29,7 +29,7 @@ pub const PRICE: TokenPrices = TokenPrices { prompt: 10_000, cached_prompt: 2_50
 
 pub fn model() -> LoadedModel {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/pico");
-    LoadedModel::open(folder, Quantization::None).unwrap()
+    LoadedModel::open(folder, Precision::F32).unwrap()
 }
 
 pub fn engine() -> EngineHandle {

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use polylink_inference_server::engine::{Engine, EngineConfig, EngineHandle, Event, GenerateRequest, KvCacheSize};
-use polylink_inference_server::model::{ChatMessage, LoadedModel, Quantization};
+use polylink_inference_server::model::{ChatMessage, LoadedModel, Precision};
 use polylink_judge::llm::Endpoint;
 use polylink_judge::transcript::Completion;
 use polylink_judge::{Auditor, AuditorConfig, Case, Finding, HeldModel, Transcript};
@@ -48,16 +48,16 @@ pub fn sampling(temperature: f32) -> Sampling {
 
 pub fn profile_digest() -> Vec<u8> {
     static DIGEST: OnceLock<Vec<u8>> = OnceLock::new();
-    DIGEST.get_or_init(|| profile_of(Quantization::None)).clone()
+    DIGEST.get_or_init(|| profile_of(Precision::F32)).clone()
 }
 
 /// The profile of nano with these weights.
-pub fn profile_of(quantization: Quantization) -> Vec<u8> {
+pub fn profile_of(quantization: Precision) -> Vec<u8> {
     let model = LoadedModel::open(models().join("nano"), quantization).unwrap();
     market::profile_digest(&model.profile(ID).unwrap()).to_vec()
 }
 
-pub fn engine(folder: &str, quantization: Quantization) -> EngineHandle {
+pub fn engine(folder: &str, quantization: Precision) -> EngineHandle {
     let model = LoadedModel::open(models().join(folder), quantization).unwrap();
     let config = EngineConfig { threads: 1, kv_cache: KvCacheSize::Bytes(64 << 20), ..Default::default() };
     Engine::start(model, config).unwrap()
@@ -66,12 +66,12 @@ pub fn engine(folder: &str, quantization: Quantization) -> EngineHandle {
 /// Serves every question at once and packs what came out as a judge would see it.
 pub async fn serve(
     folder: &str,
-    quantization: Quantization,
+    quantization: Precision,
     questions: &[Vec<ChatMessage>],
     temperature: f32,
 ) -> Vec<Transcript> {
     let (engine, tokens) =
-        (engine(folder, quantization), LoadedModel::open(models().join("nano"), Quantization::None).unwrap());
+        (engine(folder, quantization), LoadedModel::open(models().join("nano"), Precision::F32).unwrap());
     let mut streams = Vec::new();
     for (index, messages) in questions.iter().enumerate() {
         let request = GenerateRequest {
@@ -113,7 +113,7 @@ pub async fn serve(
 
 /// Serves a transcript's request again, by the declared model.
 pub async fn serve_request(transcript: &Transcript) -> Transcript {
-    let engine = engine("nano", Quantization::None);
+    let engine = engine("nano", Precision::F32);
     let request = GenerateRequest {
         prompt_ids: transcript.prompt_ids.clone(),
         sampling: transcript.sampling().clone(),
@@ -140,12 +140,12 @@ pub async fn serve_request(transcript: &Transcript) -> Transcript {
 }
 
 pub fn auditor() -> Auditor {
-    auditor_with(&[Quantization::None], None, 0)
+    auditor_with(&[Precision::F32], None, 0)
 }
 
 /// That holds nano's profiles with these weights.
-pub fn auditor_with(weights: &[Quantization], endpoint: Option<Endpoint>, llm_fraction_bps: u32) -> Auditor {
-    let held = |quantization| HeldModel { folder: models().join("nano"), quantization, id: ID.into() };
+pub fn auditor_with(weights: &[Precision], endpoint: Option<Endpoint>, llm_fraction_bps: u32) -> Auditor {
+    let held = |precision| HeldModel { folder: models().join("nano"), precision, id: ID.into() };
     let config = AuditorConfig {
         models: weights.iter().copied().map(held).collect(),
         cross_encoder: models().join("cross-encoder"),

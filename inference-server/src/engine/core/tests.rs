@@ -9,7 +9,7 @@ use super::*;
 use crate::engine::handle::{Command, EngineHandle};
 use crate::engine::start::build;
 use crate::engine::{EngineConfig, GenerateRequest, KvCacheSize, RequestStream};
-use crate::model::{LoadedModel, Quantization};
+use crate::model::{LoadedModel, Precision};
 
 struct Bench {
     core: Core,
@@ -22,7 +22,7 @@ struct Bench {
 impl Bench {
     fn new(config: EngineConfig) -> Self {
         let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/pico");
-        let model = LoadedModel::open(folder, Quantization::None).unwrap();
+        let model = LoadedModel::open(folder, Precision::F32).unwrap();
         let built = build(&model, &config).unwrap();
         let vocabulary = model.config().vocab_size;
         let shared = Arc::new(Shared::new(built.info, model.end_tokens().to_vec(), vocabulary));
