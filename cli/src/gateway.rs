@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use polylink_inference_server::gateway::keys::ApiKeys;
-use polylink_inference_server::gateway::{self, GatewayConfig, GatewayModel};
+use polylink_inference_server::gateway::{self, GatewayConfig, GatewayModel, PriceLimit};
 use polylink_inference_server::http::FrontLimits;
 use polylink_inference_server::http::local::TextModel;
 use polylink_inference_server::http::server;
@@ -59,9 +59,12 @@ pub struct GatewayArgs {
     /// Epochs from a session's opening to its expiry
     #[arg(long, default_value_t = 1_000)]
     expiry_epochs: u64,
-    /// Never ask a worker that wants more than this many uplk for 1,000 completion tokens
-    #[arg(long)]
-    max_price_completion: Option<u64>,
+    /// Ask no worker that wants more than so many times the model's epoch price
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    max_price_factor: u64,
+    /// Instead: ask no worker that wants more uplk for 1,000 prompt/cached/completion tokens than this, such as 20/5/60
+    #[arg(long, value_parser = parse_prices, conflicts_with = "max_price_factor")]
+    max_price: Option<TokenPrices>,
     /// Answers under way at once; more get 429
     #[arg(long, default_value_t = 256)]
     max_answers: usize,
@@ -100,6 +103,15 @@ enum KeyAction {
         #[command(flatten)]
         rpc: RpcArgs,
     },
+}
+
+/// Three prices, as `prompt/cached/completion`.
+fn parse_prices(text: &str) -> Result<TokenPrices, String> {
+    let prices: Vec<u64> = text.split('/').map(str::parse).collect::<Result<_, _>>().unwrap_or_default();
+    match prices[..] {
+        [prompt, cached_prompt, completion] => Ok(TokenPrices { prompt, cached_prompt, completion }),
+        _ => Err("three whole numbers are expected: prompt/cached/completion, such as 20/5/60".into()),
+    }
 }
 
 /// Where the keys of a gateway lie.
@@ -172,11 +184,7 @@ pub async fn run(args: &GatewayArgs, home: &Path, output: &Output) -> Result<(),
         deposit: args.deposit,
         window: args.window,
         expiry_epochs: args.expiry_epochs,
-        max_price: args.max_price_completion.map(|completion| TokenPrices {
-            prompt: u64::MAX,
-            cached_prompt: u64::MAX,
-            completion,
-        }),
+        max_price: args.max_price.map_or(PriceLimit::Factor(args.max_price_factor), PriceLimit::Fixed),
         journal: home_layout.service(&args.key),
         api_keys: api_keys_file(&home_layout, &args.key),
         limits: FrontLimits { answers_max: args.max_answers, ..FrontLimits::default() },

@@ -182,6 +182,9 @@ pub struct WorkerInfo {
     pub running: u64,
     /// Requests waiting now.
     pub waiting: u64,
+    /// The most that run at once; 0: it does not say.
+    #[serde(default)]
+    pub slots: u64,
 }
 
 /// A seated judge asks for one sampled leaf.

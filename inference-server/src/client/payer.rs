@@ -74,12 +74,16 @@ impl PayerError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Chain(_) | Self::NoSession(_) | Self::NotOffered { .. } | Self::Pay(PayError::Book(_)) => true,
-            Self::Call(CallError::Refused { error, .. }) => {
-                // What the request itself is at fault for would be refused everywhere.
-                !matches!(error.status, StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE)
-            }
             Self::Call(_) => true,
             _ => false,
+        }
+    }
+
+    /// The worker's reason, where it says that the call is at fault: others may see it otherwise.
+    pub fn refusal(&self) -> Option<&ApiError> {
+        match self {
+            Self::Call(CallError::Refused { error, .. }) => Some(&**error).filter(|e| e.status.is_client_error()),
+            _ => None,
         }
     }
 

@@ -15,6 +15,8 @@ use super::store::Answered;
 use super::verify::{CutAnswer, verify_cut};
 use super::worker::WorkerRef;
 
+/// Shortest time between two looks.
+const SOON: Duration = Duration::from_millis(100);
 /// Time between two looks when nothing wakes the settler.
 const PERIOD: Duration = Duration::from_secs(2);
 /// Longest pause after failures.
@@ -25,23 +27,26 @@ const CHARGE_EPOCHS: u64 = 2;
 
 /// Runs until the payer is dropped, or nothing is left to do in a session that has expired.
 pub(super) async fn run(payer: Weak<Payer>, session: Arc<PayerSession>) {
-    let mut pause = Duration::from_millis(100);
+    let mut pause = SOON;
     loop {
         let Some(payer) = payer.upgrade() else { return };
         let outcome = async {
             pay(&payer, &session).await?;
-            reconcile(&payer, &session).await?;
-            pay(&payer, &session).await
+            let open = reconcile(&payer, &session).await?;
+            pay(&payer, &session).await?;
+            Ok::<_, PayerError>(open)
         };
         match outcome.await {
-            Ok(()) => {
+            Ok(open) => {
                 if payer.is_over(&session) {
                     return;
                 }
                 drop(payer);
-                pause = Duration::from_millis(100);
+                // A worker that is still ending what its caller has cut is asked again soon.
+                let wait = if open { pause } else { PERIOD };
+                pause = if open { (pause * 2).min(PERIOD) } else { SOON };
                 // Woken early or by time: both are a reason to look.
-                let _ = tokio::time::timeout(PERIOD, session.wake.notified()).await;
+                let _ = tokio::time::timeout(wait, session.wake.notified()).await;
             }
             Err(error) => {
                 drop(payer);
@@ -69,17 +74,18 @@ async fn pay(payer: &Payer, session: &PayerSession) -> Result<(), PayerError> {
 }
 
 /// Asks the worker about requests that run in the accounts and have no stream any more. One that cannot be asked about
-/// does not hold up the others; the last error is told.
-async fn reconcile(payer: &Payer, session: &PayerSession) -> Result<(), PayerError> {
+/// does not hold up the others; the last error is told. Returns whether the worker is still at one of them.
+async fn reconcile(payer: &Payer, session: &PayerSession) -> Result<bool, PayerError> {
     let (book, now) = (payer.store.book(session.id), payer.clock.now()?.epoch);
-    let mut outcome = Ok(());
+    let mut outcome = Ok(false);
     for (index, running) in book.running.iter().filter(|(_, running)| !running.refused) {
         let Some(arrival) = payer.arrivals.broken(session.id, *index) else { continue };
         if running.epoch.saturating_add(CHARGE_EPOCHS) < now {
             release(payer, session.id, *index);
         }
-        if let Err(error) = ask(payer, session, *index, running, arrival).await {
-            outcome = Err(error);
+        match ask(payer, session, *index, running, arrival).await {
+            Ok(open) => outcome = outcome.map(|before| before || open),
+            Err(error) => outcome = Err(error),
         }
     }
     outcome
@@ -98,11 +104,11 @@ async fn ask(
     index: u64,
     running: &Running,
     arrival: Option<Arc<Arrival>>,
-) -> Result<(), PayerError> {
+) -> Result<bool, PayerError> {
     let worker = session.worker();
     let url = format!("{}/polylink/v1/receipts/{}/{index}?request={}", worker.endpoint, session.id, running.request);
     match payer.http.get::<ReceiptStatus>(&url).await? {
-        ReceiptStatus::Running => {}
+        ReceiptStatus::Running => return Ok(true),
         ReceiptStatus::Unserved => {
             payer.store.abandon(session.id, index);
             release(payer, session.id, index);
@@ -134,7 +140,7 @@ async fn ask(
             }
         }
     }
-    Ok(())
+    Ok(false)
 }
 
 /// A broken answer's receipt holds: the worker is owed its amount, and the user who went away is charged the same.

@@ -88,12 +88,14 @@ impl Gateway {
     fn find(&self, name: &str) -> Result<Offered, ApiError> {
         let offered = self.offered();
         let served = |o: &&Offered| self.registry().workers.get(&o.digest).is_some_and(|w| !w.is_empty());
+        // Known and too dear: that is what is said of it then.
+        let known = |o: &&Offered| self.registry().dear.contains_key(&o.digest);
         let short = |o: &Offered| o.name.split('@').next().unwrap_or_default().to_owned();
         let matches: [&dyn Fn(&Offered) -> bool; 3] =
             [&|o| o.name == name, &|o| short(o) == name, &|o| short(o).split('/').next_back() == Some(name)];
         for matching in matches {
-            let mut found = offered.iter().filter(|o| matching(o)).filter(served);
-            if let Some(first) = found.next() {
+            let mut found = offered.iter().filter(|o| matching(o));
+            if let Some(first) = found.clone().find(served).or_else(|| found.find(known)) {
                 return Ok(first.clone());
             }
         }
@@ -209,19 +211,23 @@ impl Gateway {
         events
     }
 
-    /// Asks workers one after another until one begins to answer.
+    /// Asks workers one after another until one begins to answer. One that refuses what another one takes rests for a
+    /// moment; where all refuse, none of them is at fault, and the user gets their reason.
     async fn attempt(&self, offered: &Offered, ask: &Ask, charge: Charge) -> Result<Guarded, ApiError> {
         let mut excluded: Vec<String> = Vec::new();
+        let mut refusals: Vec<(String, ApiError)> = Vec::new();
         let mut last: Option<PayerError> = None;
         for attempt in 0..ATTEMPTS_MAX {
             let epoch = self.payer.clock().now().map_err(|e| PayerError::from(e).api())?.epoch;
             let picked = self.registry().pick(&offered.digest, epoch, &excluded, Instant::now());
             let worker = match (picked, attempt) {
                 (Some(worker), _) => worker,
-                (None, 0) => break,
+                (None, 0) => return Err(self.nobody(offered)),
+                // Another attempt would be refused for the same reason.
+                (None, _) if last.is_none() => break,
                 // All were tried: what failed for a moment (an epoch's end, a full window) may be over.
                 (None, _) => {
-                    excluded.clear();
+                    excluded = refusals.iter().map(|(operator, _)| operator.clone()).collect();
                     tokio::time::sleep(RETRY_PAUSE).await;
                     match self.registry().pick(&offered.digest, epoch, &excluded, Instant::now()) {
                         Some(worker) => worker,
@@ -239,7 +245,10 @@ impl Gateway {
             };
             match asked.await {
                 Ok(upstream) => {
-                    self.registry().succeeded(&worker.operator);
+                    let mut registry = self.registry();
+                    registry.succeeded(&worker.operator);
+                    refusals.iter().for_each(|(operator, _)| registry.refused(operator, Instant::now()));
+                    drop(registry);
                     return Ok(Guarded { upstream, _guard: guard });
                 }
                 Err(error) => {
@@ -248,22 +257,55 @@ impl Gateway {
                         return Err(error.api());
                     }
                     tracing::warn!(worker = worker.operator, %error, attempt, "a worker did not answer");
-                    if error.is_workers_fault() {
-                        self.registry().failed(&worker.operator, Instant::now());
+                    excluded.push(worker.operator.clone());
+                    match error.refusal() {
+                        Some(reason) if is_of_the_call(reason) => refusals.push((worker.operator, reason.clone())),
+                        Some(_) => {
+                            self.registry().refused(&worker.operator, Instant::now());
+                            last = Some(error);
+                        }
+                        None => {
+                            if error.is_workers_fault() {
+                                self.registry().failed(&worker.operator, Instant::now());
+                            }
+                            last = Some(error);
+                        }
                     }
-                    excluded.push(worker.operator);
-                    last = Some(error);
                 }
             }
         }
-        Err(match last {
-            Some(error) => error.api(),
-            None => ApiError::unavailable(
-                "no_worker",
-                format!("no worker serves `{}` at the moment: try again later", offered.name),
-            ),
+        Err(match (last, refusals.pop()) {
+            (Some(error), _) => error.api(),
+            (None, Some((_, reason))) => reason,
+            (None, None) => self.nobody(offered),
         })
     }
+
+    /// Why no worker is asked.
+    fn nobody(&self, offered: &Offered) -> ApiError {
+        let Some(dear) = self.registry().dear.get(&offered.digest).copied() else {
+            let message = format!("no worker serves `{}` at the moment: try again later", offered.name);
+            return ApiError::unavailable("no_worker", message);
+        };
+        let show = |p: &TokenPrices| format!("{}/{}/{}", p.prompt, p.cached_prompt, p.completion);
+        let message = format!(
+            "all {} workers of `{}` ask more than this gateway pays: the cheapest takes {} uplk per 1,000 \
+             prompt/cached/completion tokens, the limit is {}: try again later, or have the gateway's limit raised",
+            dear.workers,
+            offered.name,
+            show(&dear.cheapest),
+            show(&dear.limit)
+        );
+        ApiError::unavailable("price_above_limit", message)
+    }
+}
+
+/// Whether a refusal is about the call itself, not about sessions, epochs or load.
+fn is_of_the_call(reason: &ApiError) -> bool {
+    !matches!(
+        reason.status,
+        StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED | StatusCode::CONFLICT | StatusCode::TOO_MANY_REQUESTS
+    )
 }
 
 /// Counts an answer of a worker as long as it lives.

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use polylink_protocol::keys::{AccountKey, ServiceKey};
-use polylink_protocol::market_v1::{Model, ModelProfile, MsgOpenSession, TokenPrices};
+use polylink_protocol::market_v1::{Model, ModelProfile, MsgOpenSession};
 use polylink_protocol::{Address, Amount, Digest, tx};
 use prometheus::IntCounter;
 use tokio::net::TcpListener;
@@ -34,6 +34,7 @@ use crate::http::server::{self, HttpServer};
 use crate::http::{FrontLimits, router};
 use crate::journal::JournalError;
 use keys::{ApiKeys, KeysError, UserSession};
+pub use workers::PriceLimit;
 use workers::Registry;
 
 /// A gateway's settings.
@@ -49,8 +50,8 @@ pub struct GatewayConfig {
     pub window: u32,
     /// Epochs from a session's opening to its expiry.
     pub expiry_epochs: u64,
-    /// Dearest worker that is asked; None: any.
-    pub max_price: Option<TokenPrices>,
+    /// Workers that ask more are not asked.
+    pub max_price: PriceLimit,
     /// Folder of the journal.
     pub journal: PathBuf,
     /// File of the API keys.

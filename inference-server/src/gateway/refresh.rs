@@ -65,13 +65,18 @@ async fn models_and_workers(gateway: &Gateway) -> Result<(), ChainError> {
     let on_chain = chain.models().await?;
     let offered: Vec<Offered> = on_chain.into_iter().filter_map(|model| offer(gateway, model)).collect();
     let epoch = gateway.payer.clock().now()?.epoch;
-    let limit = gateway.config.max_price.as_ref();
-    let mut workers = HashMap::new();
+    let (mut workers, mut dear) = (HashMap::new(), HashMap::new());
     for offer in &offered {
         let found = chain.workers(&offer.digest).await?;
-        workers.insert(offer.digest, candidates(&offer.model, &offer.digest, &found, epoch, limit));
+        let limit = gateway.config.max_price.of(&offer.model.price.unwrap_or_default());
+        let (within, above) = candidates(&offer.model, &offer.digest, &found, epoch, &limit);
+        workers.insert(offer.digest, within);
+        dear.extend(above.map(|above| (offer.digest, above)));
     }
-    gateway.registry().workers = workers;
+    {
+        let mut registry = gateway.registry();
+        (registry.workers, registry.dear) = (workers, dear);
+    }
     *gateway.offered.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = offered;
     Ok(())
 }
@@ -98,7 +103,8 @@ async fn look_after(gateway: &Arc<Gateway>, worker: &WorkerRef) {
         let mut registry = gateway.registry();
         let health = registry.health.entry(worker.operator.clone()).or_default();
         health.reachable = reachable;
-        health.load = info.map(|info| info.running + info.waiting).unwrap_or_default();
+        let said = info.map(|info| (info.running.saturating_add(info.waiting), info.slots));
+        (health.load, health.slots) = said.unwrap_or_default();
     }
     if reachable && let Err(error) = gateway.payer.session(worker).await {
         tracing::warn!(worker = worker.operator, %error, "there is no session to this worker yet");

@@ -1,15 +1,54 @@
 //! Which worker is asked: the registry as the gateway last saw it, and a pure choice among its entries.
+//!
+//! A worker that asks more than the gateway pays is never asked. Among the others, in this order: one that does not rest
+//! and answers; one with a free slot; the lowest price per quality; the least load; by name.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use polylink_protocol::Digest;
+use polylink_protocol::market::within;
 use polylink_protocol::market_v1::{Model, TokenPrices, Worker};
 
 use crate::client::WorkerRef;
 
 /// How long a worker that failed is left alone: at first, and at most.
 const COOL_DOWN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+
+/// The most that a gateway pays for 1,000 tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum PriceLimit {
+    /// So many times the model's epoch price, in each of the three.
+    Factor(u64),
+    /// This much, whatever the epoch price is.
+    Fixed(TokenPrices),
+}
+
+impl PriceLimit {
+    /// Where no limit is set: twice the epoch price.
+    pub const DEFAULT: Self = Self::Factor(2);
+
+    /// As prices, for a model with this epoch price.
+    pub fn of(&self, epoch_price: &TokenPrices) -> TokenPrices {
+        match self {
+            Self::Factor(factor) => TokenPrices {
+                prompt: epoch_price.prompt.saturating_mul(*factor),
+                cached_prompt: epoch_price.cached_prompt.saturating_mul(*factor),
+                completion: epoch_price.completion.saturating_mul(*factor),
+            },
+            Self::Fixed(prices) => *prices,
+        }
+    }
+}
+
+/// Workers of a profile that ask more than the limit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Dear {
+    pub(crate) workers: usize,
+    /// What the cheapest of them takes.
+    pub(crate) cheapest: TokenPrices,
+    pub(crate) limit: TokenPrices,
+}
 
 /// What the gateway knows of a worker beyond the chain's record.
 #[derive(Clone, Debug)]
@@ -18,19 +57,32 @@ pub(crate) struct Health {
     pub(crate) in_flight: u32,
     /// Choices running and waiting there, as it says itself.
     pub(crate) load: u64,
+    /// Choices that it can run at once, as it says itself; 0: unknown.
+    pub(crate) slots: u64,
     /// It answered when it was last asked.
     pub(crate) reachable: bool,
     /// Failures in a row.
     pub(crate) failures: u32,
-    /// Left alone until then.
+    /// Left alone until then, or until it answers.
     pub(crate) rest_until: Option<Instant>,
+    /// Left alone until then, whatever it does.
+    pub(crate) distrusted_until: Option<Instant>,
     /// Quality of its settled pots, in basis points.
     pub(crate) alpha_bps: u32,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self { in_flight: 0, load: 0, reachable: true, failures: 0, rest_until: None, alpha_bps: 10_000 }
+        Self {
+            in_flight: 0,
+            load: 0,
+            slots: 0,
+            reachable: true,
+            failures: 0,
+            rest_until: None,
+            distrusted_until: None,
+            alpha_bps: 10_000,
+        }
     }
 }
 
@@ -39,37 +91,54 @@ impl Default for Health {
 pub(crate) struct Registry {
     /// Per profile.
     pub(crate) workers: HashMap<Digest, Vec<WorkerRef>>,
+    /// Per profile, where there are any.
+    pub(crate) dear: HashMap<Digest, Dear>,
     pub(crate) health: HashMap<String, Health>,
 }
 
-/// The workers of a model that may be asked: not jailed, with an endpoint, at a price within the limit now and later.
+/// The workers of a model that may be asked: not jailed, with an endpoint, at a price within the limit now and later; and
+/// what is known of those above it.
 pub(crate) fn candidates(
     model: &Model,
     profile: &Digest,
     workers: &[Worker],
     epoch: u64,
-    limit: Option<&TokenPrices>,
-) -> Vec<WorkerRef> {
+    limit: &TokenPrices,
+) -> (Vec<WorkerRef>, Option<Dear>) {
     let epoch_price = model.price.unwrap_or_default();
     let callable = workers.iter().filter(|w| !w.jailed && !w.endpoint.is_empty());
     let offered = callable.map(|worker| WorkerRef::new(worker, profile, &epoch_price));
-    offered.filter(|worker| worker.is_within(epoch, limit)).collect()
+    let offered = offered.filter(|worker| worker.is_within(epoch, None));
+    let (affordable, above): (Vec<_>, Vec<_>) = offered.partition(|worker| worker.is_within(epoch, Some(limit)));
+    // What puts a worker above the limit may be what it takes from the next epoch on.
+    let dear = |worker: &WorkerRef| {
+        let later = worker.terms.iter().filter(|terms| terms.from_epoch > epoch);
+        let mut prices = worker.at(epoch).into_iter().chain(later).filter_map(|terms| terms.price);
+        prices.find(|price| !within(price, limit))
+    };
+    let cheapest = above.iter().filter_map(dear).min_by_key(sum);
+    (affordable, cheapest.map(|cheapest| Dear { workers: above.len(), cheapest, limit: *limit }))
+}
+
+/// One figure to compare prices by: of 1,000 prompt tokens and 1,000 completion tokens.
+fn sum(price: &TokenPrices) -> u64 {
+    price.prompt.saturating_add(price.completion)
 }
 
 impl Registry {
-    /// The best worker of a profile in an epoch that is not excluded: those that rest or do not answer last, then the least load per
-    /// quality, then the lowest price, then by name.
+    /// The best worker of a profile in an epoch that is not excluded; see the module. Where none has a free slot, load
+    /// comes before price. A doubtful one is better than none.
     pub(crate) fn pick(&self, profile: &Digest, epoch: u64, excluded: &[String], now: Instant) -> Option<WorkerRef> {
         let fresh = Health::default();
         let workers = self.workers.get(profile)?.iter().filter(|w| !excluded.contains(&w.operator));
         let priced = workers.filter_map(|worker| worker.offer(epoch).map(|(_, price)| (worker, price)));
         let best = priced.min_by_key(|(worker, price)| {
             let health = self.health.get(&worker.operator).unwrap_or(&fresh);
-            let rests = health.rest_until.is_some_and(|until| until > now);
-            let load = u64::from(health.in_flight).max(health.load) + 1;
-            let cost = load.saturating_mul(10_000) / u64::from(health.alpha_bps.max(100));
-            let price = price.prompt.saturating_add(price.completion);
-            (rests, !health.reachable, cost, price, worker.operator.clone())
+            let rests = health.rest_until.max(health.distrusted_until).is_some_and(|until| until > now);
+            let load = u64::from(health.in_flight).max(health.load);
+            let queue = if health.slots > 0 && load >= health.slots { load } else { 0 };
+            let price = u128::from(sum(price)) * 10_000 / u128::from(health.alpha_bps.max(100));
+            (rests, !health.reachable, queue, price, load, worker.operator.clone())
         });
         best.map(|(worker, _)| worker.clone())
     }
@@ -82,10 +151,17 @@ impl Registry {
         health.rest_until = Some(now + pause);
     }
 
+    /// It refused a call that others take: it is left alone for a moment. Not longer each time, since who asks may have
+    /// his hand in what is refused.
+    pub(crate) fn refused(&mut self, operator: &str, now: Instant) {
+        let health = self.health.entry(operator.into()).or_default();
+        health.rest_until = health.rest_until.max(Some(now + COOL_DOWN.0));
+    }
+
     /// Its receipt did not hold: it rests as long as any.
     pub(crate) fn distrusted(&mut self, operator: &str, now: Instant) {
         let health = self.health.entry(operator.into()).or_default();
-        health.rest_until = Some(now + COOL_DOWN.1);
+        health.distrusted_until = Some(now + COOL_DOWN.1);
     }
 
     /// It answered.
@@ -124,13 +200,18 @@ mod tests {
     }
 
     #[test]
-    fn the_least_loaded_healthy_cheap_worker_is_asked() {
+    fn the_cheapest_healthy_worker_with_a_free_slot_is_asked() {
         let mut registry = Registry::default();
         assert_eq!(picked(&registry, &[]), None);
         registry.workers.insert(PROFILE, vec![worker("b", 5), worker("a", 5), worker("c", 4)]);
-        assert_eq!(picked(&registry, &[]).as_deref(), Some("c"), "the cheapest of equals");
-        registry.health.entry("c".into()).or_default().in_flight = 2;
-        assert_eq!(picked(&registry, &[]).as_deref(), Some("a"), "the least loaded");
+        assert_eq!(picked(&registry, &[]).as_deref(), Some("c"), "the cheapest");
+        *registry.health.entry("c".into()).or_default() = Health { in_flight: 2, slots: 3, ..Health::default() };
+        assert_eq!(picked(&registry, &[]).as_deref(), Some("c"), "price before load");
+        registry.health.entry("c".into()).or_default().in_flight = 3;
+        assert_eq!(picked(&registry, &[]).as_deref(), Some("a"), "not everything to one that is busy");
+        registry.health.entry("a".into()).or_default().load = 1;
+        assert_eq!(picked(&registry, &[]).as_deref(), Some("b"), "the less loaded of equal price");
+        registry.health.entry("a".into()).or_default().load = 0;
         registry.failed("a", Instant::now());
         assert_eq!(picked(&registry, &[]).as_deref(), Some("b"), "not the one that failed");
         registry.health.entry("b".into()).or_default().reachable = false;
@@ -140,7 +221,36 @@ mod tests {
         registry.succeeded("a");
         assert_eq!(picked(&registry, &[]).as_deref(), Some("a"));
         registry.health.entry("a".into()).or_default().alpha_bps = 2_000;
-        assert_eq!(picked(&registry, &[]).as_deref(), Some("c"), "quality weighs against load");
+        assert_eq!(picked(&registry, &["b"]).as_deref(), Some("a"), "a free slot counts more than quality");
+        registry.health.entry("c".into()).or_default().slots = 8;
+        assert_eq!(picked(&registry, &["b"]).as_deref(), Some("c"));
+        registry.health.entry("c".into()).or_default().alpha_bps = 1_000;
+        assert_eq!(picked(&registry, &["b"]).as_deref(), Some("a"), "what counts is the price of quality");
+    }
+
+    #[test]
+    fn when_all_are_full_the_load_decides() {
+        let mut registry = Registry::default();
+        registry.workers.insert(PROFILE, vec![worker("cheap", 1), worker("dear", 9)]);
+        for (name, load) in [("cheap", 7), ("dear", 5)] {
+            *registry.health.entry(name.into()).or_default() = Health { load, slots: 4, ..Health::default() };
+        }
+        assert_eq!(picked(&registry, &[]).as_deref(), Some("dear"));
+    }
+
+    #[test]
+    fn who_refuses_rests_a_moment_and_who_cheats_a_minute() {
+        let mut registry = Registry::default();
+        let now = Instant::now();
+        let rest = |registry: &Registry| registry.health["a"].rest_until.unwrap() - now;
+        (0..9).for_each(|_| registry.refused("a", now));
+        assert_eq!(rest(&registry), COOL_DOWN.0);
+        registry.workers.insert(PROFILE, vec![worker("a", 1), worker("b", 9)]);
+        registry.distrusted("a", now);
+        registry.succeeded("a");
+        assert_eq!(picked(&registry, &[]).as_deref(), Some("b"), "an answer does not make it good");
+        let a_minute_later = now + COOL_DOWN.1;
+        assert_eq!(registry.pick(&PROFILE, 2, &[], a_minute_later).unwrap().operator, "a");
     }
 
     #[test]
@@ -175,10 +285,23 @@ mod tests {
             Worker { endpoint: String::new(), ..on_chain("nowhere", vec![offer(PROFILE, 3)]) },
         ];
         let model = Model { price: price(5), ..Default::default() };
-        let found = candidates(&model, &PROFILE, &workers, 2, price(10).as_ref());
+        let limit = PriceLimit::DEFAULT.of(&price(5).unwrap());
+        assert_eq!(limit, price(10).unwrap());
+        let (found, dear) = candidates(&model, &PROFILE, &workers, 2, &limit);
+        assert_eq!(dear, Some(Dear { workers: 1, cheapest: price(30).unwrap(), limit }));
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].operator.as_str(), found[0].endpoint.as_str()), ("good", "http://127.0.0.1:9"));
         assert_eq!(found[0].offer(2).unwrap().1, price(5).unwrap(), "the epoch price where the ask is below it");
-        assert!(candidates(&model, &PROFILE, &workers, 1, None).is_empty(), "not before the terms hold");
+        let none = (vec![], None);
+        assert_eq!(candidates(&model, &PROFILE, &workers, 1, &limit), none, "not before the terms hold");
+        // Each of the three counts.
+        for (prompt, cached_prompt, completion) in [(11, 0, 0), (0, 11, 0), (0, 0, 11)] {
+            let ask = Some(TokenPrices { prompt, cached_prompt, completion });
+            let offer = Offer { profile_digest: PROFILE.to_vec(), ask, ..Default::default() };
+            let (found, dear) = candidates(&model, &PROFILE, &[on_chain("dear", vec![offer])], 2, &limit);
+            assert!(found.is_empty() && dear.is_some(), "{ask:?}");
+        }
+        let fixed = PriceLimit::Fixed(price(30).unwrap());
+        assert_eq!(candidates(&model, &PROFILE, &workers, 2, &fixed.of(&price(5).unwrap())).0.len(), 2);
     }
 }

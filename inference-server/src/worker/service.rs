@@ -199,6 +199,7 @@ async fn info(State(worker): State<Arc<Worker>>) -> axum::Json<WorkerInfo> {
         context_length: worker.engine.info().context_length as u32,
         running: figures.running.load(Ordering::Relaxed),
         waiting: figures.waiting.load(Ordering::Relaxed),
+        slots: worker.engine.info().max_running as u64,
     })
 }
 

@@ -14,3 +14,4 @@ mod payer;
 mod proxy;
 mod refusals;
 mod terms;
+mod workers;

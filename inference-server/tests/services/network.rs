@@ -8,7 +8,7 @@ use polylink_abci_app::testing::key;
 use polylink_inference_server::chain::Chain;
 use polylink_inference_server::engine::{Engine, EngineConfig, EngineHandle, KvCacheSize};
 use polylink_inference_server::gateway::keys::ApiKeys;
-use polylink_inference_server::gateway::{self, GatewayConfig, GatewayModel, RunningGateway};
+use polylink_inference_server::gateway::{self, GatewayConfig, GatewayModel, PriceLimit, RunningGateway};
 use polylink_inference_server::http::local::TextModel;
 use polylink_inference_server::http::{FrontLimits, server};
 use polylink_inference_server::model::{LoadedModel, Precision};
@@ -108,7 +108,7 @@ pub fn gateway_config(folder: &Path) -> GatewayConfig {
         deposit: Amount(50_000_000),
         window: 32,
         expiry_epochs: 1_000,
-        max_price: None,
+        max_price: PriceLimit::DEFAULT,
         journal: folder.join("gateway"),
         api_keys: folder.join("api-keys.json"),
         limits: FrontLimits::default(),
