@@ -120,11 +120,6 @@ async fn any_process_may_die() {
         let pid = |role: &str| net.pid(role).unwrap_or_else(|| panic!("{role} has no process"));
         let pids: Vec<(&str, u64)> = ends.iter().map(|role| (*role, pid(role))).collect();
         let streams = under_way(&net, if breaks { LONG_TOKENS } else { WHOLE_TOKENS }).await;
-        if role == "gateway" {
-            // What it notes of a request at its begin is on disk soon after, and is not waited for: without it the
-            // worker would not be paid for what broke off, which the session's window bounds.
-            tokio::time::sleep(Duration::from_millis(150)).await;
-        }
         let start = Instant::now();
         kill_hard(pids[0].1);
         for answer in futures::future::join_all(streams.into_iter().map(Streaming::read_out)).await {

@@ -143,7 +143,7 @@ impl PayerStore {
         worst: Amount,
         request: impl FnOnce(u64) -> (Running, T),
     ) -> Result<(u64, T), PayError> {
-        let (index, made, lease) = {
+        let (index, made, noted) = {
             let mut state = self.lock();
             let State { books, keys, leases, .. } = &mut *state;
             let book = books.entry(session).or_default();
@@ -160,22 +160,19 @@ impl PayerStore {
             }
             let index = book.next_index;
             let leased = leases.entry(session).or_default();
-            let lease = if index >= *leased {
+            if index >= *leased {
                 *leased = index + LEASE;
                 let record = IndexRecord { session, index: *leased };
-                Some(self.journal.enqueue(records::encode(Kind::Lease(record)))?)
-            } else {
-                None
-            };
+                self.journal.enqueue(records::encode(Kind::Lease(record)))?;
+            }
             let (running, made) = request(index);
-            // Not waited for: should it be lost, the lease keeps the index from being used again.
-            self.journal.enqueue(records::encode(Kind::Begun(BegunRecord::of(session, index, &running))))?;
+            let noted = self.journal.enqueue(records::encode(Kind::Begun(BegunRecord::of(session, index, &running))))?;
             book.begin(index, running);
-            (index, made, lease)
+            (index, made, noted)
         };
-        if let Some(lease) = lease
-            && let Err(error) = lease.durable().await
-        {
+        // Before the worker hears of it: after a crash its receipt is asked for, so that it is paid and its place in the
+        // window is free again. The lease stands before it in the journal.
+        if let Err(error) = noted.durable().await {
             self.abandon(session, index);
             self.release(charge, worst);
             return Err(error.into());
