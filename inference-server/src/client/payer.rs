@@ -72,11 +72,14 @@ pub enum PayerError {
 impl PayerError {
     /// Whether another worker, or the same one a moment later, may do it.
     pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::Chain(_) | Self::NoSession(_) | Self::NotOffered { .. } | Self::Pay(PayError::Book(_)) => true,
-            Self::Call(_) => true,
-            _ => false,
-        }
+        matches!(
+            self,
+            Self::Chain(_)
+                | Self::NoSession(_)
+                | Self::NotOffered { .. }
+                | Self::Pay(PayError::Book(_))
+                | Self::Call(_)
+        )
     }
 
     /// The worker's reason, where it says that the call is at fault: others may see it otherwise.

@@ -166,7 +166,8 @@ impl PayerStore {
                 self.journal.enqueue(records::encode(Kind::Lease(record)))?;
             }
             let (running, made) = request(index);
-            let noted = self.journal.enqueue(records::encode(Kind::Begun(BegunRecord::of(session, index, &running))))?;
+            let noted =
+                self.journal.enqueue(records::encode(Kind::Begun(BegunRecord::of(session, index, &running))))?;
             book.begin(index, running);
             (index, made, noted)
         };

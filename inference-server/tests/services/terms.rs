@@ -49,7 +49,7 @@ async fn a_new_key_and_a_new_ask_hold_from_the_next_epoch() {
     let old = receipt(&first);
     assert_eq!(old.amount, cost(&PRICE, &old));
 
-    let dear = TokenPrices { prompt: 20_000, cached_prompt: 5_000, completion: 90_000 };
+    let dear = TokenPrices { prompt: 20_000, cached_prompt: 5_000, completion: 60_000 };
     let new_key = ServiceKey::from_bytes(&[44; 32]);
     let changed = new_key.clone();
     restart(&mut network, |config| (config.receipt_key, config.ask) = (changed, dear)).await;
