@@ -48,6 +48,28 @@ async fn honest_answers_replay_to_the_bit_and_others_do_not() {
     }
 }
 
+/// A profile with bf16 products is held to bounds: an honest worker's other hardware passes, other weights do not.
+#[tokio::test]
+async fn a_bf16_profile_is_judged_by_its_bounds() {
+    let auditor = auditor_with(&[Precision::Bf16], None, 0);
+    let questions = questions(12);
+    for (name, folder, precision, caught) in [
+        ("honest bf16", "nano", Precision::Bf16, false),
+        ("exact f32, nearer to the weights than asked", "nano", Precision::F32, false),
+        ("4-bit", "nano", Precision::Q4_0, true),
+        ("pico", "pico", Precision::F32, true),
+    ] {
+        let mut served = serve(folder, precision, &questions, 1.0).await;
+        served.iter_mut().for_each(|t| t.receipt.profile_digest = profile_of(Precision::Bf16));
+        let findings = evaluate(&auditor, &served).await;
+        report(&format!("{name}, claiming bf16"), &findings);
+        assert!(findings.iter().all(|f| f.score.replayed && f.mismatch == caught), "{name}");
+        if precision == Precision::Bf16 {
+            assert!(findings.iter().all(|f| f.margin == 0.0 && f.sketch_error == 0.0), "the same kind of processor");
+        }
+    }
+}
+
 #[tokio::test]
 async fn one_forward_serves_transcripts_of_several_workers_and_profiles() {
     let auditor = auditor_with(&[Precision::F32, Precision::Q8_0], None, 0);
