@@ -2,7 +2,8 @@
 //! goes back to the payer at the close.
 //!
 //! Invariants: the balance of the escrow = the sum of deposit − redeemed over the open sessions; per worker and profile
-//! the sum of their deposits stands under a key of its own, which bounds what the worker may commit to.
+//! the sum of their deposits stands under a key of its own, which bounds what the worker may commit to. Neither deposit
+//! nor cap ever shrinks, and both are above 0: vouchers that a payee holds stay good for what they say.
 
 use polylink_protocol::keys::is_ed25519_key;
 use polylink_protocol::market_v1::{
@@ -183,8 +184,9 @@ impl Handle for MsgTopUp {
         }
         let raised = |text: &str| Amount(uplk(text).0.saturating_add(amount.0));
         let cap = cap_of(&self.cap, raised(&record.cap))?;
-        if cap < uplk(&record.redeemed) {
-            let reason = format!("a cap of {cap} uplk is below the {} uplk that are redeemed", record.redeemed);
+        // What is redeemed is no bound: the payee holds vouchers beyond it, taken against the cap as it stood.
+        if cap < uplk(&record.cap) {
+            let reason = format!("a cap of {cap} uplk is below the session's {} uplk; it is only raised", record.cap);
             return Err(MarketError::Deposit(reason).into());
         }
         bank::transfer(ctx, state, payer, Pool::MarketEscrow, amount)?;

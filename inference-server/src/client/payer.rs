@@ -153,8 +153,7 @@ impl PayerSession {
     }
     pub(super) fn bounds(&self) -> (Amount, u32) {
         let record = self.record.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (deposit, cap) = (amount(&record.deposit), amount(&record.cap));
-        (if cap.is_zero() { deposit } else { deposit.min(cap) }, record.window)
+        (amount(&record.deposit).min(amount(&record.cap)), record.window)
     }
 }
 

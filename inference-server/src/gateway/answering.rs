@@ -137,8 +137,7 @@ impl Gateway {
             return Err(payment("is closed or has expired"));
         }
         let parse = |text: &str| Amount::parse_or_zero(text).unwrap_or(Amount::ZERO);
-        let (deposit, cap) = (parse(&record.deposit), parse(&record.cap));
-        let funds = if cap.is_zero() { deposit } else { deposit.min(cap) };
+        let funds = parse(&record.deposit).min(parse(&record.cap));
         let mut known = self.user_funds.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if known.len() >= FUNDS_MAX {
             known.clear();

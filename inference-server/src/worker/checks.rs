@@ -124,9 +124,7 @@ pub(crate) fn check_session(
 pub(crate) fn limits(session: &Session) -> Result<SessionLimits, AmountError> {
     let deposit = Amount::parse_or_zero(&session.deposit)?;
     let cap = Amount::parse_or_zero(&session.cap)?;
-    // No cap means that the deposit bounds the key.
-    let funds = if cap.is_zero() { deposit } else { deposit.min(cap) };
-    Ok(SessionLimits { funds, window: session.window })
+    Ok(SessionLimits { funds: deposit.min(cap), window: session.window })
 }
 
 /// What this worker asks in an epoch by its terms on chain. Refused where they do not let it answer: a receipt by another

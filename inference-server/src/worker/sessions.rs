@@ -1,5 +1,6 @@
 //! What the worker knows of the chain's sessions and prices: a bounded cache, since nothing in a session that a worker
-//! relies on can shrink without it (only the payee redeems; a payer closes after the expiry).
+//! relies on can shrink without it: the ledger never lowers a deposit or a cap, only the payee redeems, and a payer
+//! closes after the expiry and the dispute window (or once the worker is convicted).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -124,6 +124,12 @@ fn without_a_session_that_pays_there_is_no_answer() {
     let ask = |session: Option<&Session>, epoch| check_session(&call, request, session, &here(), epoch);
     let limits = ask(Some(&session(|_| ())), 5).unwrap();
     assert_eq!(limits, SessionLimits { funds: Amount(900), window: 4 });
+    // As the ledger counts: the lesser of the two, whatever they are. A cap of 0 is not the absence of a cap.
+    let funds = |deposit: &str, cap: &str| {
+        let (deposit, cap) = (deposit.to_owned(), cap.to_owned());
+        ask(Some(&session(|s| (s.deposit, s.cap) = (deposit, cap))), 5).unwrap().funds
+    };
+    assert_eq!([funds("1000", "1200"), funds("1000", "0"), funds("0", "900")], [1_000, 0, 0].map(Amount));
     assert_eq!(ask(None, 5).unwrap_err().status.as_u16(), 402);
     assert_eq!(ask(Some(&session(|_| ())), 4).unwrap_err().code(), "epoch_ahead");
     for (name, change, status, code) in table {
