@@ -50,6 +50,7 @@ pub(super) fn end_block(ctx: &mut Context, state: &mut dyn StateWrite) -> Result
     sessions::forget(ctx, state, RELEASES_PER_BLOCK)?;
     prune(state, keys::POT, ctx.epoch);
     prune(state, keys::EMITTED, ctx.epoch);
+    prune(state, keys::EPOCH, ctx.epoch);
     Ok(())
 }
 

@@ -6,7 +6,8 @@ use polylink_protocol::{Amount, DENOM};
 
 use crate::bank::{self, Pool};
 use crate::market::testbed::*;
-use crate::market::{POT_RETENTION_EPOCHS, records, vesting};
+use crate::market::{POT_RETENTION_EPOCHS, keys, records, vesting};
+use crate::store::StateRead;
 
 /// What an exact replay of an honest answer finds.
 fn honest(_: u8, sample: u32) -> Score {
@@ -203,10 +204,17 @@ fn what_is_past_its_retention_is_dropped() {
     bed.until(1, 0);
     bed.commit(0, root(0, 0)).unwrap();
     assert!(records::pot(&bed.state, 0, &bed.profile, &WORKER).is_some());
+    // Epoch 0 has a pot; its totals, at which the next epoch's minting and burning begins, are kept as long.
+    let ask = |number| QueryEpochRequest { number, current: false };
+    let first = bed.ask(&ask(1)).unwrap().epoch;
     bed.until(POT_RETENTION_EPOCHS, 4);
     assert!(records::pot(&bed.state, 0, &bed.profile, &WORKER).is_some());
+    assert!(bed.state.get(&keys::epoch(0)).is_some());
     bed.until(POT_RETENTION_EPOCHS + 1, 1);
     assert!(records::pot(&bed.state, 0, &bed.profile, &WORKER).is_none());
+    assert_eq!(bed.state.iter_prefix(&[keys::EPOCH]).count() as u64, POT_RETENTION_EPOCHS + 1);
+    assert!(bed.ask(&ask(0)).unwrap_err().to_string().contains("NotFound"));
+    assert_eq!(bed.ask(&ask(1)).unwrap().epoch, first, "what is kept still says what its epoch minted and burned");
 }
 
 #[test]
