@@ -158,6 +158,12 @@ fn vectors() -> BTreeMap<&'static str, String> {
     put("vrf.output", &beta);
     let beacon = tiqe::next_beacon(&genesis, &[beta, [1; 64]]);
     put("beacon", &beacon.0);
+    let candidate = |judge, beta, tickets| tiqe::Candidate { judge: Address([judge; 20]), beta, tickets };
+    let candidates = [candidate(1, beta, 16), candidate(2, [1; 64], 12), candidate(3, [2; 64], 20)];
+    // Whose each seat is, from the lowest ticket to the highest: who gains one when there is one more.
+    let drawn = |n| tiqe::draw_seats(&candidates, n);
+    let gains = |n: u32| drawn(n).into_iter().find(|(judge, seats)| drawn(n - 1).get(judge) != Some(seats)).unwrap().0;
+    put("seats", &(1..=48).map(|n| gains(n).0[0]).collect::<Vec<u8>>());
     let point = tiqe::sample_point(&beacon, &worker, &profile_digest, 1, Amount(1_000_000)).unwrap();
     put("sample.point", &point.0.to_be_bytes());
     put("llm.draw", &tiqe::llm_draw_bps(&beacon, &receipt_digest).to_be_bytes());

@@ -60,6 +60,11 @@ profile = V["profile.digest"]
 chain_1 = h("receipt-chain", bytes(32), V["receipt.digest"])
 genesis = h("beacon-genesis", var(CHAIN), profile)
 beacon = h("beacon", genesis, u32(2), *sorted([V["vrf.output"], bytes([1]) * 64]))
+tickets = sorted(
+    (h("seat", output, u32(ticket)), judge)
+    for judge, output, count in [(1, V["vrf.output"], 16), (2, bytes([1]) * 64, 12), (3, bytes([2]) * 64, 20)]
+    for ticket in range(count)
+)
 point = int.from_bytes(h("sample", beacon, worker, profile, u32(1)), "big") % 1_000_000
 l = [leaf(i) for i in range(5)]
 root = node(node(node(l[0], l[1]), node(l[2], l[3])), l[4])
@@ -80,6 +85,7 @@ EXPECTED = {
     "vrf.genesis_beacon": genesis,
     "vrf.input": h("vrf-input", var(CHAIN), genesis, u64(7), profile),
     "beacon": beacon,
+    "seats": bytes(judge for _, judge in tickets),
     "sample.point": u128(point),
     "llm.draw": u32(int.from_bytes(h("llm-draw", beacon, V["receipt.digest"])[:4], "big") * 10_000 >> 32),
     "scores.commitment": h("scores", var(CHAIN), u64(7), profile, worker, bytes([25]) * 32, var(V["scores.bytes"])),
