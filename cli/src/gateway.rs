@@ -14,7 +14,7 @@ use polylink_inference_server::http::server;
 use polylink_inference_server::model::Precision;
 use polylink_protocol::Amount;
 use polylink_protocol::keys::ServiceKey;
-use polylink_protocol::market_v1::TokenPrices;
+use polylink_protocol::market_v1::{ModelProfile, TokenPrices};
 
 use crate::chain::{RpcArgs, parse_amount};
 use crate::error::CliError;
@@ -47,7 +47,8 @@ pub struct GatewayArgs {
     /// Where to listen; port 0 takes a free one
     #[arg(long, env = "POLYLINK_LISTEN", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// Folder of a model that it can offer (tokenizer and template), or the name of one in ./models; once per model
+    /// Folder of a model that it can offer, or the name of one in ./models, or ID=FOLDER where workers serve it under
+    /// another id; once per model. Only workers of exactly these weights are asked
     #[arg(long, env = "POLYLINK_MODEL", default_value = "nano")]
     model: Vec<String>,
     /// Deposit of each session with a worker; also what is added when little is left
@@ -151,17 +152,32 @@ pub async fn new_api_key(
     keys.create(new.name, new.budget, new.rate, Some(session.map_err(|e| wrong(&e))?)).map_err(|e| wrong(&e))
 }
 
+/// Every profile that the folders stand for: one per precision, from their own weights.
 fn text_models(names: &[String]) -> Result<Vec<GatewayModel>, CliError> {
-    names
-        .iter()
-        .map(|name| {
-            let (model, profile) = models::open(&models::resolve(name), Precision::F32, None)?;
-            if model.chat_template().is_none() {
-                return Err(CliError::value("--model", format!("{name} has no chat template")));
-            }
-            Ok(GatewayModel { profile, text: TextModel::of(&model) })
-        })
-        .collect()
+    let mut found = Vec::new();
+    for name in names {
+        let (id, folder) = match name.split_once('=') {
+            Some((id, folder)) if !models::resolve(name).is_dir() => (Some(id), models::resolve(folder)),
+            _ => (None, models::resolve(name)),
+        };
+        let (model, profile) = models::open(&folder, Precision::F32, id)?;
+        if model.chat_template().is_none() {
+            return Err(CliError::value("--model", format!("{name} has no chat template")));
+        }
+        let text = TextModel::of(&model);
+        found.extend(Precision::ALL.map(|precision| GatewayModel {
+            // Only the profile's word on how it is computed differs: the folder's files are the same.
+            profile: ModelProfile {
+                id: id.map_or_else(|| models::profile_id(&folder, precision), str::to_owned),
+                weight_quantization: precision.weight_quantization().into(),
+                compute_dtype: precision.compute_dtype().into(),
+                numerics: precision.numerics().into(),
+                ..profile.clone()
+            },
+            text: text.clone(),
+        }));
+    }
+    Ok(found)
 }
 
 /// Runs `polylink gateway`.

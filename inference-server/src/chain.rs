@@ -145,14 +145,6 @@ impl dyn Chain {
         Ok(answer.workers)
     }
 
-    /// The first 1,000 models.
-    pub async fn models(&self) -> Result<Vec<market::Model>, ChainError> {
-        let request =
-            market::QueryModelsRequest { pagination: Some(market::PageRequest { key: vec![], limit: 1_000 }) };
-        let answer: market::QueryModelsResponse = self.get("/polylink.market.v1.Query/Models", &request).await?;
-        Ok(answer.models)
-    }
-
     /// A model.
     pub async fn model(&self, profile: &Digest) -> Result<Option<market::Model>, ChainError> {
         let request = market::QueryModelRequest { profile_digest: profile.to_vec() };

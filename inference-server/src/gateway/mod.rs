@@ -60,11 +60,11 @@ pub struct GatewayConfig {
     pub limits: FrontLimits,
 }
 
-/// The text side of a model that this gateway can offer when the chain has it and workers serve it.
+/// A profile that this gateway can offer when the chain has it and workers serve it: one per precision of a folder.
 #[derive(Clone)]
 pub struct GatewayModel {
-    /// As computed from the same folder; matched by config, tokenizer, template and generation config, whatever the
-    /// quantisation.
+    /// As computed from the gateway's own folder, weights included: only the profile with exactly this digest is offered.
+    /// A name on chain says nothing, since anybody may register any weights under it.
     pub profile: ModelProfile,
     /// Tokenizer, template, context.
     pub text: TextModel,

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polylink_protocol::Digest;
+use polylink_protocol::market::profile_digest;
 use polylink_protocol::market_v1::{Model, ModelProfile, MsgRedeem};
 use polylink_protocol::transcript::WorkerInfo;
 use polylink_protocol::tx;
 
 use super::workers::candidates;
-use super::{Gateway, Offered};
+use super::{Gateway, GatewayModel, Offered};
 use crate::chain::ChainError;
 use crate::client::WorkerRef;
 
@@ -53,17 +54,16 @@ pub(super) fn name(profile: &ModelProfile) -> String {
     }
 }
 
-fn same_text(a: &ModelProfile, b: &ModelProfile) -> bool {
-    a.config_digest == b.config_digest
-        && a.tokenizer_digest == b.tokenizer_digest
-        && a.chat_template_digest == b.chat_template_digest
-        && a.generation_config_digest == b.generation_config_digest
-}
-
 async fn models_and_workers(gateway: &Gateway) -> Result<(), ChainError> {
     let chain = gateway.payer.clock().chain();
-    let on_chain = chain.models().await?;
-    let offered: Vec<Offered> = on_chain.into_iter().filter_map(|model| offer(gateway, model)).collect();
+    let mut offered = Vec::with_capacity(gateway.models.len());
+    for known in &gateway.models {
+        let digest = profile_digest(&known.profile);
+        // Asked for by its digest: whoever registers other weights under the same name is not looked at.
+        if let Some(model) = chain.model(&digest).await? {
+            offered.push(offer(known, digest, model));
+        }
+    }
     let epoch = gateway.payer.clock().now()?.epoch;
     let (mut workers, mut dear) = (HashMap::new(), HashMap::new());
     for offer in &offered {
@@ -81,12 +81,10 @@ async fn models_and_workers(gateway: &Gateway) -> Result<(), ChainError> {
     Ok(())
 }
 
-fn offer(gateway: &Gateway, model: Model) -> Option<Offered> {
-    let profile = model.profile.as_ref()?;
-    let digest = Digest::from_slice(&model.profile_digest)?;
-    let mut text = gateway.models.iter().find(|known| same_text(&known.profile, profile))?.text.clone();
+fn offer(known: &GatewayModel, digest: Digest, model: Model) -> Offered {
+    let mut text = known.text.clone();
     text.context_length = text.context_length.min(model.context_length);
-    Some(Offered { name: name(profile), digest, text, model })
+    Offered { name: name(&known.profile), digest, text, model }
 }
 
 /// Asks a worker how it is, and opens or tops up the session to it.

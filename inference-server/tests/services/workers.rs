@@ -8,7 +8,7 @@ use polylink_abci_app::testing::key;
 use polylink_inference_server::gateway::PriceLimit;
 use polylink_inference_server::http::server;
 use polylink_protocol::keys::ServiceKey;
-use polylink_protocol::market::answer_amount;
+use polylink_protocol::market::{answer_amount, profile_digest};
 use polylink_protocol::market_v1::TokenPrices;
 use serde_json::{Value, json};
 
@@ -143,5 +143,40 @@ async fn who_refuses_is_passed_over_and_rests_unless_all_refuse() {
     assert_eq!(usage["reserved_uplk"], "0", "{usage}");
     assert_eq!(cheap.operator(), key(CHEAP).address().account());
     cheap.stop(Duration::from_secs(1)).await;
+    network.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_weights_under_the_same_name_are_not_offered() {
+    let mut network = Network::start().await;
+    network.gateway.take().unwrap().stop(Duration::from_secs(1)).await;
+    // Somebody registers the name with other weights, and serves them for the same price. Its digest comes first.
+    let genuine = worker_config(WORKER, network.folder.path(), String::new()).profile;
+    let mut other = genuine.clone();
+    while profile_digest(&other).0 >= profile_digest(&genuine).0 {
+        other.weights_digest[0] = other.weights_digest[0].wrapping_add(1);
+        assert_ne!(other, genuine, "a smaller digest");
+    }
+    let listener = free_port().await;
+    let impostor_url = format!("http://{}", listener.local_addr().unwrap());
+    let mut config = worker_config(CHEAP, network.folder.path(), impostor_url.clone());
+    (config.profile, config.receipt_key) = (other.clone(), ServiceKey::from_bytes(&[45; 32]));
+    let impostor = start_worker_with(config, &network.chain, &network.engine, listener).await;
+    wait_ready(&impostor_url).await;
+    let gateway = start_gateway(&network.chain, network.folder.path()).await;
+    network.base = format!("http://{}", gateway.address());
+    network.gateway = Some(gateway);
+    wait_ready(&network.base).await;
+    let url = network.url("/v1/chat/completions");
+    let body = json!({"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4});
+    for _ in 0..3 {
+        let answer = post(&url, Some(&network.api_key), &body).await.json();
+        assert_eq!(answer["polylink"]["worker"], worker_operator());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let models = get(&network.url("/v1/models"), Some(&network.api_key)).await.json();
+    let digests = models["data"].as_array().unwrap().iter().map(|m| m["polylink"]["profile_digest"].clone());
+    assert_eq!(digests.collect::<Vec<_>>(), [json!(profile_digest(&genuine).to_string())]);
+    impostor.stop(Duration::from_secs(1)).await;
     network.stop().await;
 }
