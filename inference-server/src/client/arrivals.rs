@@ -26,6 +26,23 @@ pub(super) struct Arrival {
     pub(super) answer_id: String,
     /// Whom it is charged to, and what is reserved for it; None: nobody.
     pub(super) charge: Option<(Charge, Amount)>,
+    /// It failed on the way: the worker, or what lies between, broke it off.
+    pub(super) failed: bool,
+}
+
+impl Arrival {
+    /// Why a receipt of this broken answer is not paid, whatever it says. What a payer owes without a user who pays it
+    /// must not be in a worker's hand: with a user of its own it would have the same answers paid again and again.
+    pub(super) fn unpayable(&self, late: bool) -> Option<&'static str> {
+        match () {
+            () if self.failed => Some("the answer failed at the worker or on the way from it"),
+            () if late => Some("it was shown later than a user can be charged for it"),
+            () if self.charge.is_none() && self.completions.iter().all(Vec::is_empty) => {
+                Some("nothing of the answer had arrived")
+            }
+            () => None,
+        }
+    }
 }
 
 /// Per (session, index): None while it arrives, else what had arrived.

@@ -130,6 +130,7 @@ impl Payer {
             completions: vec![vec![]; ask.sampling.n.max(1) as usize],
             answer_id: ask.answer_id.clone(),
             charge: charge.clone().map(|charge| (charge, worst)),
+            failed: false,
         };
         let call = GenerateCall {
             request: arrival.request.clone(),

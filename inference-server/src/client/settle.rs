@@ -22,7 +22,7 @@ const PERIOD: Duration = Duration::from_secs(2);
 /// Longest pause after failures.
 const PAUSE_MAX: Duration = Duration::from_secs(20);
 /// Epochs after a request's own in which its user may still be charged for what was cut; what the worker shows later is
-/// the payer's loss. The reservation ends then, whether or not the worker answers.
+/// the worker's loss. The reservation ends then, whether or not the worker answers.
 const CHARGE_EPOCHS: u64 = 2;
 
 /// Runs until the payer is dropped, or nothing is left to do in a session that has expired.
@@ -80,10 +80,11 @@ async fn reconcile(payer: &Payer, session: &PayerSession) -> Result<bool, PayerE
     let mut outcome = Ok(false);
     for (index, running) in book.running.iter().filter(|(_, running)| !running.refused) {
         let Some(arrival) = payer.arrivals.broken(session.id, *index) else { continue };
-        if running.epoch.saturating_add(CHARGE_EPOCHS) < now {
+        let late = running.epoch.saturating_add(CHARGE_EPOCHS) < now;
+        if late {
             release(payer, session.id, *index);
         }
-        match ask(payer, session, *index, running, arrival).await {
+        match ask(payer, session, *index, running, arrival, late).await {
             Ok(open) => outcome = outcome.map(|before| before || open),
             Err(error) => outcome = Err(error),
         }
@@ -104,16 +105,26 @@ async fn ask(
     index: u64,
     running: &Running,
     arrival: Option<Arc<Arrival>>,
+    late: bool,
 ) -> Result<bool, PayerError> {
     let worker = session.worker();
+    let refuse = |reason: &str| {
+        payer.refuse(session.id, index, &worker, reason);
+        release(payer, session.id, index);
+        payer.arrivals.end(session.id, index);
+    };
+    let unpayable = arrival.as_ref().and_then(|arrival| arrival.unpayable(late));
     let url = format!("{}/polylink/v1/receipts/{}/{index}?request={}", worker.endpoint, session.id, running.request);
     match payer.http.get::<ReceiptStatus>(&url).await? {
+        // For good, or the worker could wait for a restart, after which nobody knows what had arrived.
+        ReceiptStatus::Running if late && arrival.is_some() => refuse("the worker is still at it, epochs later"),
         ReceiptStatus::Running => return Ok(true),
         ReceiptStatus::Unserved => {
             payer.store.abandon(session.id, index);
             release(payer, session.id, index);
             payer.arrivals.end(session.id, index);
         }
+        ReceiptStatus::Served { .. } if let Some(reason) = unpayable => refuse(reason),
         ReceiptStatus::Served { receipt, completion_salt, completions } => {
             let missing = SignedRequest::default();
             let cut = CutAnswer {
@@ -132,11 +143,7 @@ async fn ask(
                     let record = arrival.map(|a| a.record(*receipt, completion_salt, Some(completions)));
                     owe(payer, session, index, owed, &found, record).await?;
                 }
-                Err(error) => {
-                    payer.refuse(session.id, index, &worker, &error.to_string());
-                    release(payer, session.id, index);
-                    payer.arrivals.end(session.id, index);
-                }
+                Err(error) => refuse(&error.to_string()),
             }
         }
     }

@@ -1,8 +1,8 @@
 //! An answer as it arrives from a worker, until its receipt is verified and stored.
 //!
 //! What always holds: who goes away pays. A reader that drops an answer is charged for what the worker has sent until
-//! then, once the worker's receipt of it is verified (`settle`); an answer that fails, or that this service cuts because
-//! it stops, is charged to no user, even where the worker is owed its part.
+//! then, once the worker's receipt of it is verified (`settle`); an answer that fails is neither charged nor paid; one that
+//! this service cuts because it stops is charged to no user, and paid.
 
 use std::sync::Arc;
 
@@ -97,6 +97,7 @@ impl Drop for Pending {
         if !reader_left {
             self.release();
         }
+        self.arrival.failed = self.fate == Fate::Failed;
         self.payer.arrivals.cut(session, index, self.arrival.clone());
         self.session.wake.notify_one();
     }

@@ -6,6 +6,7 @@
 
 mod answers;
 mod chain;
+mod claims;
 mod cuts;
 mod http;
 mod local;

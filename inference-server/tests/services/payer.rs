@@ -24,7 +24,7 @@ use super::proxy::Proxy;
 
 const WINDOW: u32 = 4;
 
-async fn payer(network: &Network, expiry_epochs: u64) -> Arc<Payer> {
+pub async fn payer(network: &Network, expiry_epochs: u64) -> Arc<Payer> {
     let chain: Arc<dyn Chain> = network.chain.clone();
     let config = PayerConfig {
         account: key(USER),
@@ -37,7 +37,7 @@ async fn payer(network: &Network, expiry_epochs: u64) -> Arc<Payer> {
     Payer::open(config, ChainClock::start(chain).await).unwrap()
 }
 
-fn worker_at(endpoint: &str) -> WorkerRef {
+pub fn worker_at(endpoint: &str) -> WorkerRef {
     WorkerRef {
         operator: worker_operator(),
         endpoint: endpoint.into(),
@@ -50,7 +50,7 @@ fn worker_at(endpoint: &str) -> WorkerRef {
     }
 }
 
-fn ask(max_tokens: u32, seed: u8) -> Ask {
+pub fn ask(max_tokens: u32, seed: u8) -> Ask {
     let sampling = Sampling {
         temperature: 1.0,
         top_p: 1.0,
@@ -64,7 +64,7 @@ fn ask(max_tokens: u32, seed: u8) -> Ask {
 }
 
 /// Reads until so many tokens are there, or, with none given, until the last choice has ended.
-async fn read(upstream: &mut Upstream, tokens: Option<usize>) -> usize {
+pub async fn read(upstream: &mut Upstream, tokens: Option<usize>) -> usize {
     let mut seen = 0;
     while tokens.is_none_or(|wanted| seen < wanted) {
         match upstream.next().await.expect("the answer goes on").unwrap() {

@@ -6,20 +6,34 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use polylink_inference_server::http::server;
+use polylink_inference_server::http::sse::EventReader;
 
 use super::http::Reply;
 
 type Change = Box<dyn Fn(&str, &mut Reply) + Send + Sync>;
 
+/// What becomes of an event of a stream.
+pub enum Pass {
+    /// It goes through.
+    On,
+    /// The stream ends before it; the worker is read to its end, and knows nothing of it.
+    End,
+    /// As `End`, but the stream stays open, silent, until its reader leaves.
+    Hold,
+}
+
+type Stream = Arc<dyn Fn(&[u8]) -> Pass + Send + Sync>;
+
 struct Shared {
     target: String,
     client: Client<HttpConnector, Full<Bytes>>,
     change: Change,
+    stream: Stream,
 }
 
 pub struct Proxy {
@@ -38,8 +52,19 @@ impl Proxy {
         target: &str,
         change: impl Fn(&str, &mut Reply) + Send + Sync + 'static,
     ) -> Self {
+        Self::start_altering(listener, target, change, |_| Pass::On)
+    }
+
+    /// As `start`; `stream` sees each event of a stream as well.
+    pub fn start_altering(
+        listener: tokio::net::TcpListener,
+        target: &str,
+        change: impl Fn(&str, &mut Reply) + Send + Sync + 'static,
+        stream: impl Fn(&[u8]) -> Pass + Send + Sync + 'static,
+    ) -> Self {
         let client = Client::builder(TokioExecutor::new()).build_http();
-        let shared = Arc::new(Shared { target: target.into(), client, change: Box::new(change) });
+        let shared =
+            Arc::new(Shared { target: target.into(), client, change: Box::new(change), stream: Arc::new(stream) });
         let router = axum::Router::new().fallback(forward).with_state(shared);
         // It ends with the test's runtime.
         let server = server::start(listener, router).unwrap();
@@ -62,7 +87,7 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
     if streamed {
         (shared.change)(path, &mut reply);
         if reply.status == 200 {
-            return Response::from_parts(parts, Body::new(body));
+            return Response::from_parts(parts, altered(body, Arc::clone(&shared.stream)));
         }
     } else {
         reply.body = to_bytes(Body::new(body), 8 << 20).await.unwrap().to_vec();
@@ -70,4 +95,45 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
     }
     let status = axum::http::StatusCode::from_u16(reply.status).unwrap();
     (status, [("content-type", "application/json")], reply.body).into_response()
+}
+
+fn altered(mut body: hyper::body::Incoming, stream: Stream) -> Body {
+    let (to, from) = tokio::sync::mpsc::channel::<Bytes>(64);
+    tokio::spawn(async move {
+        let (mut reader, mut to, mut held) = (EventReader::default(), Some(to), None);
+        loop {
+            let frame = tokio::select! {
+                frame = body.frame() => frame,
+                // Who goes away is gone for the worker too.
+                () = async { to.as_ref().unwrap().closed().await }, if to.is_some() => return,
+            };
+            let Some(Ok(frame)) = frame else { break };
+            let Some(bytes) = frame.data_ref() else { continue };
+            for event in reader.push(bytes).unwrap() {
+                let Some(sender) = &to else { continue };
+                let sent = match stream(&event) {
+                    Pass::On => event,
+                    Pass::End => {
+                        to = None;
+                        continue;
+                    }
+                    Pass::Hold => {
+                        held = to.take();
+                        continue;
+                    }
+                };
+                let text = [b"data: ", sent.as_slice(), b"\n\n"].concat();
+                if sender.send(text.into()).await.is_err() {
+                    return;
+                }
+            }
+        }
+        if let Some(sender) = held {
+            sender.closed().await;
+        }
+    });
+    let chunks = futures::stream::unfold(from, |mut from| async move {
+        from.recv().await.map(|bytes| (Ok::<_, std::io::Error>(bytes), from))
+    });
+    Body::from_stream(chunks)
 }
