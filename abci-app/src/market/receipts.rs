@@ -68,9 +68,12 @@ impl Handle for MsgCommitReceipts {
         }
         let terms = terms_at(&record, self.epoch)
             .ok_or_else(|| MarketError::Offers(format!("{operator} was no worker yet in epoch {}", self.epoch)))?;
-        if offer_in(terms, &profile).is_none() && pot(state, self.epoch, &profile, &operator).is_none() {
-            let epoch = self.epoch;
-            let reason = format!("in epoch {epoch} {operator} neither offered {profile} nor redeemed anything for it");
+        // Offers end with the epoch in which the bond, the place or the profile is given up: what is served later no bond
+        // stands behind. A pot that vouchers have made without an offer takes an empty root alone; what they pay for of
+        // the epoch before is covered by that one's commitment.
+        let has_pot = pot(state, self.epoch, &profile, &operator).is_some();
+        if offer_in(terms, &profile).is_none() && (root.count > 0 || !has_pot) {
+            let reason = format!("{operator} did not offer {profile} in epoch {}: no receipts are due", self.epoch);
             return Err(MarketError::Offers(reason).into());
         }
         // Every receipt is owed by a session within its deposit, and a session is closed only by the worker itself, or once

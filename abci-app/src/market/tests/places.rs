@@ -83,6 +83,37 @@ fn without_its_bond_a_worker_has_no_place() {
 }
 
 #[test]
+fn without_its_bond_a_worker_is_paid_for_what_it_served_before_and_for_nothing_else() {
+    let mut bed = Bed::new(0);
+    let session = bed.open_session(1_000);
+    bed.until(1, 1);
+    bed.send(&MsgUnbond { operator: WORKER.account(), amount: "100000000".into() }).unwrap();
+    bed.until(2, 1);
+    bed.commit(1, root(1, 400)).unwrap();
+    // Too late for the pot of epoch 1: the money goes into one of an epoch in which nothing was offered.
+    bed.until(2, 18);
+    bed.redeem(session, 1, 400, 1).unwrap();
+    // A payer in league with it signs for an answer of that epoch, which no bond stands behind.
+    bed.until(3, 1);
+    bed.redeem(session, 2, 1_000, 2).unwrap();
+    let commit = MsgCommitReceipts {
+        operator: WORKER.account(),
+        epoch: 2,
+        profile_digest: bed.profile.to_vec(),
+        root: Some(root(1, 600)),
+    };
+    assert_eq!(bed.refused(&commit), ("market", 12));
+    bed.until(4, 0);
+    let pot = bed.pot(2);
+    assert!(pot.settled && bed.pot(1).settled);
+    assert_eq!([pot.redeemed, pot.paid, pot.carried_out].map(|a| a.parse::<u128>().unwrap()), [1_000, 400, 600]);
+    assert!(pot.alpha_bps <= bed.pot(1).alpha_bps, "paid by the quality of the epoch that was served");
+    bed.until(5, 0);
+    let pot = bed.pot(3);
+    assert_eq!((pot.settled, pot.paid.as_str(), pot.expired.as_str()), (true, "0", "600"), "burned");
+}
+
+#[test]
 fn nobody_opens_a_session_for_an_offer_that_is_about_to_end() {
     let mut bed = Bed::new(0);
     let mut message = register_model();
