@@ -5,6 +5,8 @@
 mod common;
 #[path = "main_job/refusals.rs"]
 mod refusals;
+#[path = "main_job/spending.rs"]
+mod spending;
 
 use common::books::Books;
 use common::{Net, Question, content, held_out};
@@ -107,8 +109,7 @@ async fn the_epoch_is_settled(net: &Net, epoch: u64, records: &[Value]) -> Value
         "evidence against an honest worker: {round:#}"
     );
 
-    let session = net.json(&["query", "session", &receipt["session"].to_string()])["session"].clone();
-    assert!(uplk(&session["redeemed"]) >= served, "what the gateway has spent: {session:#}");
+    spending::both_sessions(net, receipt["session"].as_u64().unwrap(), served).await;
     let worker = net.json(&["query", "worker"]);
     assert!(uplk(&worker["vesting"]["amount"]) > 0, "{worker:#}");
 
