@@ -54,8 +54,8 @@ impl PriceArgs {
 Examples:
   polylink serve --model nano --key worker --listen 127.0.0.1:8101      a worker of the chain
   polylink serve --model nano --local --listen 127.0.0.1:8000           an OpenAI endpoint without chain or payment
-  polylink serve --model nano --join --listen 127.0.0.1:9001            the other device of a tensor split, and
-  polylink serve --model nano --split 2:1 --peer 127.0.0.1:9001 --split-secret s   its leader")]
+  polylink serve --model nano --join --listen 127.0.0.1:9001 --split-secret S          the other device of a
+  polylink serve --model nano --split 2:1 --peer 127.0.0.1:9001 --split-secret S   tensor split, and its leader")]
 pub struct ServeArgs {
     /// Hugging Face folder of a Llama model, or the name of one in ./models
     #[arg(long, env = "POLYLINK_MODEL", default_value = "nano")]
@@ -112,7 +112,7 @@ pub struct ServeArgs {
     /// Be a peer of a tensor split, for the leader to connect to
     #[arg(long, conflicts_with_all = ["split", "local"])]
     join: bool,
-    /// Tensor split: what both sides know
+    /// Tensor split: what both sides know and nobody else; must not be empty
     #[arg(long, env = "POLYLINK_SPLIT_SECRET", hide_env_values = true, default_value = "")]
     split_secret: String,
     /// Tensor split: seconds until a silent peer fails its requests
@@ -175,6 +175,11 @@ pub async fn serve_local(
 
 /// Runs `polylink serve`.
 pub async fn run(args: &ServeArgs, home: &Path) -> Result<(), CliError> {
+    if (args.join || args.split.is_some()) && args.split_secret.is_empty() {
+        let reason =
+            "a tensor split needs one, the same on both sides: whoever reaches the port could take part without it";
+        return Err(CliError::value("--split-secret", reason));
+    }
     let folder = models::resolve(&args.model);
     let (model, own_profile) = models::open(&folder, args.precision.precision()?, args.id.as_deref())?;
     if args.join {

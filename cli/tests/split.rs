@@ -81,3 +81,12 @@ async fn two_processes_answer_as_one_and_a_dead_peer_is_an_error() {
     assert!(status >= 500 && start.elapsed() < Duration::from_secs(10), "{status} after {:?}", start.elapsed());
     drop((one, first));
 }
+
+#[test]
+fn a_split_without_a_secret_is_refused() {
+    for side in [&["--join"][..], &["--local", "--split", "2:1", "--peer", "127.0.0.1:9"]] {
+        let output = command(&["serve", "--model", "nano", "--listen", "127.0.0.1:0"]).args(side).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains("--split-secret"), "{side:?}: {error}");
+    }
+}

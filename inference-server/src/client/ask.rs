@@ -142,7 +142,9 @@ impl Payer {
         let url = format!("{}/polylink/v1/generate", worker.endpoint);
         let answer =
             Pending { payer: Arc::clone(self), session: Arc::clone(session), index, arrival, fate: Fate::Arriving };
-        let mut upstream = Upstream { answer, worker, receipt_key, price, stream: None, first: None, ended: false };
+        let finished = vec![false; ask.sampling.n.max(1) as usize];
+        let mut upstream =
+            Upstream { answer, worker, receipt_key, price, stream: None, first: None, ended: false, finished };
         let opened = self.http.stream(&url, &call).await;
         match &opened {
             Ok(_) => {}

@@ -18,6 +18,10 @@ use super::store::Answered;
 use super::verify::verify_answer;
 use super::worker::WorkerRef;
 use crate::http::ApiError;
+use crate::journal::JournalError;
+
+/// Most alternatives per token, whatever was asked for: what waits for a slow reader is bounded by it.
+const TOP_LOGPROBS_MAX: usize = 20;
 
 /// Something that arrived.
 #[derive(Clone, Debug)]
@@ -49,6 +53,8 @@ pub(super) enum Fate {
     Arriving,
     /// It failed on the way.
     Failed,
+    /// It is verified, and this service could not store it: its user is not charged, the worker is paid.
+    Unstored,
     /// It is in the accounts, with a receipt, or without one for good.
     Settled,
 }
@@ -113,6 +119,8 @@ pub struct Upstream {
     pub(super) stream: Option<EventStream>,
     pub(super) first: Option<UpstreamEvent>,
     pub(super) ended: bool,
+    /// Per choice: it has ended.
+    pub(super) finished: Vec<bool>,
 }
 
 impl Upstream {
@@ -163,8 +171,11 @@ impl Upstream {
                 let arrival = &mut self.answer.arrival;
                 let sampling = arrival.request.request.as_ref().and_then(|r| r.sampling.as_ref());
                 let most = sampling.map_or(0, |s| s.max_tokens as usize);
-                let Some(completion) = arrival.completions.get_mut(choice as usize) else {
-                    return Err(self.unexpected(format!("tokens of choice {choice}, which was not asked for")));
+                let finished = self.finished.get(choice as usize).is_none_or(|finished| *finished);
+                let Some(completion) = arrival.completions.get_mut(choice as usize).filter(|_| !finished) else {
+                    return Err(
+                        self.unexpected(format!("tokens of choice {choice}, which was not asked for or has ended"))
+                    );
                 };
                 if completion.len() + token_ids.len() > most
                     || token_ids.is_empty()
@@ -172,11 +183,29 @@ impl Upstream {
                 {
                     return Err(self.unexpected("more tokens than asked for, or none".into()));
                 }
+                if logprobs.iter().any(|token| token.top.len() > TOP_LOGPROBS_MAX) {
+                    return Err(self.unexpected(format!("more than {TOP_LOGPROBS_MAX} log-probabilities of a token")));
+                }
                 completion.extend(&token_ids);
                 Ok(UpstreamEvent::Tokens { choice, token_ids, logprobs })
             }
-            Some(GenerateEvent::Finish { choice, reason, .. }) => Ok(UpstreamEvent::Finish { choice, reason }),
-            Some(GenerateEvent::Receipt { receipt, completion_salt }) => self.verify(*receipt, completion_salt).await,
+            Some(GenerateEvent::Finish { choice, reason, .. }) => {
+                let finished = self.finished.get_mut(choice as usize).filter(|finished| !**finished);
+                match (finished, reason.as_str()) {
+                    (Some(finished), "stop" | "length") => *finished = true,
+                    (None, _) => {
+                        return Err(self.unexpected(format!("an end of choice {choice}, which is not under way")));
+                    }
+                    (Some(_), _) => return Err(self.unexpected("an end that is neither `stop` nor `length`".into())),
+                }
+                Ok(UpstreamEvent::Finish { choice, reason })
+            }
+            Some(GenerateEvent::Receipt { receipt, completion_salt }) => {
+                if !self.finished.iter().all(|finished| *finished) {
+                    return Err(self.unexpected("a receipt before every choice has ended".into()));
+                }
+                self.verify(*receipt, completion_salt).await
+            }
             Some(GenerateEvent::Error { code, message }) => {
                 self.answer.unserved();
                 let error = Box::new(ApiError::unavailable(&code, message));
@@ -210,7 +239,15 @@ impl Upstream {
             endpoint: &self.worker.endpoint,
             cut: false,
         };
-        answer.payer.store.answered(answer.payer.clock.chain_id(), answered).await?;
+        // Dropped meanwhile, it is in the accounts all the same.
+        let stored = answer.payer.store.answered(answer.payer.clock.chain_id(), answered).await;
+        if let Err(error) = stored {
+            // After a failed write nothing is accepted any more, and what was to be written is in the accounts already.
+            if !matches!(error, JournalError::Failed(_)) {
+                answer.fate = Fate::Unstored;
+            }
+            return Err(error.into());
+        }
         answer.session.wake.notify_one();
         Ok(UpstreamEvent::Verified(Box::new(record)))
     }

@@ -11,12 +11,12 @@ use polylink_protocol::market_v1::TokenPrices;
 use polylink_protocol::transcript::AnswerRecord;
 use prometheus::proto::MetricFamily;
 use serde_json::{Value, json};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, channel};
 
 use super::keys::ApiKey;
 use super::workers::Registry;
 use super::{Gateway, Offered};
-use crate::client::store::Charge;
+use crate::client::store::{Charge, PayError};
 use crate::client::text::ChoiceText;
 use crate::client::{Ask, PayerError, Upstream, UpstreamEvent, WorkerRef};
 use crate::http::front::unknown_model;
@@ -172,7 +172,7 @@ impl Gateway {
             worker: upstream.upstream.worker().operator.clone(),
             receipt_key: upstream.upstream.receipt_key().to_vec(),
             price: *upstream.upstream.price(),
-            events: self.pump(upstream),
+            events: self.pump(upstream, (n, ask.sampling.max_tokens)),
             texts,
             top: request.logprobs.map(|n| n as usize),
             id: id.clone(),
@@ -185,9 +185,9 @@ impl Gateway {
 
     /// Takes an answer in as fast as it comes, however slowly its user reads: so what has arrived is what the worker has
     /// sent when the user goes away, and is what a cut answer's receipt is measured by. What waits for the user is bounded
-    /// by the answer's own length.
-    fn pump(&self, mut from: Guarded) -> UnboundedReceiver<Result<UpstreamEvent, PayerError>> {
-        let (to, events) = unbounded_channel();
+    /// by the answer's own length: each event has a token or ends a choice, and one ends the answer.
+    fn pump(&self, mut from: Guarded, (n, max_tokens): (u32, u32)) -> Receiver<Result<UpstreamEvent, PayerError>> {
+        let (to, events) = channel(n as usize * (max_tokens as usize + 1) + 1);
         let registry = Arc::clone(&self.registry);
         self.pumps.spawn(async move {
             loop {
@@ -202,7 +202,8 @@ impl Gateway {
                     let mut registry = registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     registry.failed(&from.upstream.worker().operator, Instant::now());
                 }
-                if to.send(event).is_err() {
+                // Never full; the user may have gone away.
+                if to.try_send(event).is_err() {
                     return;
                 }
             }
@@ -211,22 +212,26 @@ impl Gateway {
     }
 
     /// Asks workers one after another until one begins to answer. One that refuses what another one takes rests for a
-    /// moment; where all refuse, none of them is at fault, and the user gets their reason.
+    /// moment; where all refuse, none of them is at fault, and the user gets their reason. One that may cost more than the key
+    /// has left is passed over for a cheaper one, even if that one is busy.
     async fn attempt(&self, offered: &Offered, ask: &Ask, charge: Charge) -> Result<Guarded, ApiError> {
         let mut excluded: Vec<String> = Vec::new();
         let mut refusals: Vec<(String, ApiError)> = Vec::new();
         let mut last: Option<PayerError> = None;
-        for attempt in 0..ATTEMPTS_MAX {
+        let mut too_dear: Option<(Vec<String>, ApiError)> = None;
+        let mut attempt = 0;
+        while attempt < ATTEMPTS_MAX {
             let epoch = self.payer.clock().now().map_err(|e| PayerError::from(e).api())?.epoch;
             let picked = self.registry().pick(&offered.digest, epoch, &excluded, Instant::now());
             let worker = match (picked, attempt) {
                 (Some(worker), _) => worker,
-                (None, 0) => return Err(self.nobody(offered)),
+                (None, 0) => return Err(too_dear.map_or_else(|| self.nobody(offered), |(_, reason)| reason)),
                 // Another attempt would be refused for the same reason.
                 (None, _) if last.is_none() => break,
                 // All were tried: what failed for a moment (an epoch's end, a full window) may be over.
                 (None, _) => {
-                    excluded = refusals.iter().map(|(operator, _)| operator.clone()).collect();
+                    let dear = too_dear.iter().flat_map(|(operators, _)| operators.iter());
+                    excluded = refusals.iter().map(|(operator, _)| operator).chain(dear).cloned().collect();
                     tokio::time::sleep(RETRY_PAUSE).await;
                     match self.registry().pick(&offered.digest, epoch, &excluded, Instant::now()) {
                         Some(worker) => worker,
@@ -250,6 +255,14 @@ impl Gateway {
                     drop(registry);
                     return Ok(Guarded { upstream, _guard: guard });
                 }
+                // Nothing was asked of it: this is no attempt. Each worker is passed over once.
+                Err(error @ PayerError::Pay(PayError::Budget { .. })) => {
+                    excluded.push(worker.operator.clone());
+                    let (operators, reason) = too_dear.get_or_insert_with(|| (vec![], error.api()));
+                    operators.push(worker.operator);
+                    *reason = error.api();
+                    continue;
+                }
                 Err(error) => {
                     if !error.is_retryable() {
                         tracing::debug!(%error, "a request is refused");
@@ -270,13 +283,14 @@ impl Gateway {
                             last = Some(error);
                         }
                     }
+                    attempt += 1;
                 }
             }
         }
-        Err(match (last, refusals.pop()) {
-            (Some(error), _) => error.api(),
-            (None, Some((_, reason))) => reason,
-            (None, None) => self.nobody(offered),
+        Err(match (last, too_dear, refusals.pop()) {
+            (Some(error), _, _) => error.api(),
+            (None, Some((_, reason)), _) | (None, None, Some((_, reason))) => reason,
+            (None, None, None) => self.nobody(offered),
         })
     }
 
@@ -339,7 +353,7 @@ struct Relay {
     worker: String,
     receipt_key: Vec<u8>,
     price: TokenPrices,
-    events: UnboundedReceiver<Result<UpstreamEvent, PayerError>>,
+    events: Receiver<Result<UpstreamEvent, PayerError>>,
     texts: Vec<ChoiceText>,
     top: Option<usize>,
     id: String,

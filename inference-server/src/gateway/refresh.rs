@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use polylink_protocol::Digest;
 use polylink_protocol::market::profile_digest;
-use polylink_protocol::market_v1::{Model, ModelProfile, MsgRedeem};
+use polylink_protocol::market_v1::{Model, ModelProfile, MsgRedeem, SignedVoucher};
 use polylink_protocol::transcript::WorkerInfo;
-use polylink_protocol::tx;
+use polylink_protocol::{Amount, Digest, tx};
 
 use super::workers::candidates;
 use super::{Gateway, GatewayModel, Offered};
@@ -21,8 +20,12 @@ const PERIOD: Duration = Duration::from_secs(2);
 const QUALITY_EVERY: u64 = 5;
 /// Workers whose load is asked for in one look; further ones are asked in later looks.
 const WORKERS_MAX: usize = 256;
-/// Vouchers redeemed per epoch; the others wait for the next.
-const REDEEM_MAX: usize = 10;
+/// Vouchers redeemed per epoch; the others wait for the next, and are its first.
+const REDEEM_MAX: usize = 200;
+/// How long a voucher that the ledger refuses is left alone.
+const REFUSED_PAUSE: Duration = Duration::from_secs(600);
+/// Redemptions of one transaction: about 6 KiB.
+const REDEEM_BATCH: usize = 20;
 
 /// Looks after the registry until it is dropped.
 pub(super) async fn run(gateway: &Arc<Gateway>) {
@@ -124,10 +127,13 @@ async fn quality(gateway: &Gateway, worker: &WorkerRef) {
     }
 }
 
-/// Redeems users' newest vouchers once per epoch.
+/// Redeems users' newest vouchers once per epoch: those that have waited longest first, so that none waits for ever,
+/// however many keys are always owing.
 pub(super) async fn redeem(gateway: &Arc<Gateway>) {
     let mut clock = gateway.payer.clock().clone();
     let mut done = clock.now().map(|time| time.epoch).unwrap_or_default();
+    // Per key, the epoch in which its voucher was last sent, or refused.
+    let mut turns: BTreeMap<String, u64> = BTreeMap::new();
     // A voucher that the ledger refuses is not sent again and again.
     let mut refused: BTreeMap<String, Instant> = BTreeMap::new();
     loop {
@@ -137,24 +143,70 @@ pub(super) async fn redeem(gateway: &Arc<Gateway>) {
             continue;
         }
         done = time.epoch;
-        refused.retain(|_, at| at.elapsed() < Duration::from_secs(600));
-        let mut vouchers = gateway.payer.store().user_vouchers();
+        refused.retain(|_, at| at.elapsed() < REFUSED_PAUSE);
+        let mut vouchers = by_turn(gateway.payer.store().user_vouchers(), &turns);
         vouchers.retain(|(key, _, _)| !refused.contains_key(key));
-        for (key, voucher, amount) in vouchers.into_iter().take(REDEEM_MAX) {
-            let payee = gateway.config.account.address().account();
-            let message = tx::any(&MsgRedeem { payee, voucher: Some(voucher) });
-            match gateway.payer.clock().chain().broadcast(&gateway.config.account, vec![message]).await {
-                Ok(_) => {
-                    tracing::info!(key, %amount, "a user's voucher is redeemed");
-                    if let Err(error) = gateway.payer.store().user_redeemed(&key, amount) {
-                        tracing::warn!(%error, "a redemption is not noted");
+        turns.retain(|key, _| vouchers.iter().any(|(owing, _, _)| owing == key));
+        for batch in vouchers.into_iter().take(REDEEM_MAX).collect::<Vec<_>>().chunks(REDEEM_BATCH) {
+            turns.extend(batch.iter().map(|(key, _, _)| (key.clone(), time.epoch)));
+            match send(gateway, batch).await {
+                Ok(()) => {}
+                // One bad voucher fails its whole transaction: then each goes alone.
+                Err(ChainError::Refused(_)) => {
+                    for alone in batch {
+                        if let Err(error) = send(gateway, std::slice::from_ref(alone)).await {
+                            tracing::warn!(key = alone.0, %error, "a user's voucher cannot be redeemed");
+                            refused.insert(alone.0.clone(), Instant::now());
+                        }
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(key, %error, "a user's voucher cannot be redeemed");
-                    refused.insert(key, Instant::now());
+                    tracing::warn!(%error, "users' vouchers cannot be redeemed now; tried again in their turn")
                 }
             }
         }
+    }
+}
+
+type UserVoucher = (String, SignedVoucher, Amount);
+
+/// In the order in which they are redeemed: whose turn is longest ago (never: first), then the largest amount.
+fn by_turn(mut vouchers: Vec<UserVoucher>, turns: &BTreeMap<String, u64>) -> Vec<UserVoucher> {
+    vouchers.sort_by_key(|(key, _, amount)| (turns.get(key).copied(), std::cmp::Reverse(*amount)));
+    vouchers
+}
+
+async fn send(gateway: &Gateway, batch: &[UserVoucher]) -> Result<(), ChainError> {
+    let payee = gateway.config.account.address().account();
+    let message =
+        |voucher: &SignedVoucher| tx::any(&MsgRedeem { payee: payee.clone(), voucher: Some(voucher.clone()) });
+    let messages = batch.iter().map(|(_, voucher, _)| message(voucher)).collect();
+    gateway.payer.clock().chain().broadcast(&gateway.config.account, messages).await?;
+    for (key, _, amount) in batch {
+        tracing::info!(key, %amount, "a user's voucher is redeemed");
+        if let Err(error) = gateway.payer.store().user_redeemed(key, *amount) {
+            tracing::warn!(%error, "a redemption is not noted");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_has_its_turn_however_many_are_owing() {
+        let owing = |n: u32| (format!("key-{n:04}"), SignedVoucher::default(), Amount(u128::from(n)));
+        let keys = 3 * REDEEM_MAX as u32;
+        let mut turns = BTreeMap::new();
+        for epoch in 1..=3 {
+            let order = by_turn((0..keys).map(owing).collect(), &turns);
+            if epoch == 1 {
+                assert_eq!(order[0].2, Amount(u128::from(keys - 1)), "the largest first");
+            }
+            turns.extend(order.into_iter().take(REDEEM_MAX).map(|(key, _, _)| (key, epoch)));
+        }
+        assert_eq!(turns.len(), keys as usize, "after as many epochs as are needed all had theirs");
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::http::{Reply, metric, stream};
 use super::network::*;
-use super::payer::{ask, payer, read, worker_at};
+use super::payer::{ask, payer, payer_with, read, worker_at};
 use super::proxy::{Pass, Proxy};
 
 async fn lying(
@@ -127,5 +127,53 @@ async fn a_worker_and_a_user_together_gain_nothing_from_a_gateway() {
         (network.redeemed(GATEWAY).await == spent).then_some(())
     })
     .await;
+    network.stop().await;
+}
+
+type Change = fn(Value) -> Vec<Value>;
+
+/// What a worker may put into its stream to fill a gateway's memory, or its users' with nonsense.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_with_more_than_was_asked_for_fails() {
+    let network = Network::start().await;
+    let wrong: [(&str, &str, Change); 5] = [
+        ("an end twice", "finish", |event| vec![event.clone(), event]),
+        ("an end of no choice", "finish", |mut event| {
+            event["choice"] = json!(7);
+            vec![event]
+        }),
+        ("an end of no kind", "finish", |mut event| {
+            event["reason"] = json!("x".repeat(1 << 20));
+            vec![event]
+        }),
+        ("no end", "finish", |_| vec![]),
+        ("21 alternatives", "tokens", |mut event| {
+            event["logprobs"] = json!([{"logprob": -1.0, "top": vec![(1, -1.0); 21]}]);
+            vec![event]
+        }),
+    ];
+    let payer = payer_with(&network, 1_000, 8).await;
+    for (i, (what, which, change)) in wrong.into_iter().enumerate() {
+        let alter = move |event: &[u8]| {
+            if kind(event) != which {
+                return Pass::On;
+            }
+            let changed = change(serde_json::from_slice(event).unwrap());
+            Pass::Instead(changed.iter().map(|event| event.to_string().into_bytes()).collect())
+        };
+        let proxy = lying(&network, |_, _| {}, alter).await;
+        let session = payer.session(&worker_at(&proxy.url)).await.unwrap();
+        let error = match payer.ask(&session, &ask(3, i as u8), None).await {
+            Err(error) => error,
+            Ok(mut upstream) => loop {
+                match upstream.next().await.expect(what) {
+                    Ok(UpstreamEvent::Verified(_)) => panic!("{what} is taken"),
+                    Ok(_) => {}
+                    Err(error) => break error,
+                }
+            },
+        };
+        assert!(error.is_workers_fault(), "{what}: {error}");
+    }
     network.stop().await;
 }

@@ -25,12 +25,16 @@ use super::proxy::Proxy;
 const WINDOW: u32 = 4;
 
 pub async fn payer(network: &Network, expiry_epochs: u64) -> Arc<Payer> {
+    payer_with(network, expiry_epochs, WINDOW).await
+}
+
+pub async fn payer_with(network: &Network, expiry_epochs: u64, window: u32) -> Arc<Payer> {
     let chain: Arc<dyn Chain> = network.chain.clone();
     let config = PayerConfig {
         account: key(USER),
         spend_key: ServiceKey::from_bytes(&[44; 32]),
         deposit: Amount(5_000_000),
-        window: WINDOW,
+        window,
         expiry_epochs,
         journal: network.folder.path().join("payer"),
     };

@@ -21,6 +21,8 @@ type Change = Box<dyn Fn(&str, &mut Reply) + Send + Sync>;
 pub enum Pass {
     /// It goes through.
     On,
+    /// These go through instead of it.
+    Instead(Vec<Vec<u8>>),
     /// The stream ends before it; the worker is read to its end, and knows nothing of it.
     End,
     /// As `End`, but the stream stays open, silent, until its reader leaves.
@@ -112,7 +114,8 @@ fn altered(mut body: hyper::body::Incoming, stream: Stream) -> Body {
             for event in reader.push(bytes).unwrap() {
                 let Some(sender) = &to else { continue };
                 let sent = match stream(&event) {
-                    Pass::On => event,
+                    Pass::On => vec![event],
+                    Pass::Instead(others) => others,
                     Pass::End => {
                         to = None;
                         continue;
@@ -122,9 +125,11 @@ fn altered(mut body: hyper::body::Incoming, stream: Stream) -> Body {
                         continue;
                     }
                 };
-                let text = [b"data: ", sent.as_slice(), b"\n\n"].concat();
-                if sender.send(text.into()).await.is_err() {
-                    return;
+                for event in sent {
+                    let text = [b"data: ", event.as_slice(), b"\n\n"].concat();
+                    if sender.send(text.into()).await.is_err() {
+                        return;
+                    }
                 }
             }
         }

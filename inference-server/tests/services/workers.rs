@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use polylink_abci_app::testing::key;
 use polylink_inference_server::gateway::PriceLimit;
+use polylink_inference_server::gateway::keys::ApiKeys;
 use polylink_inference_server::http::server;
 use polylink_protocol::keys::ServiceKey;
 use polylink_protocol::market::{answer_amount, profile_digest};
@@ -178,5 +179,55 @@ async fn other_weights_under_the_same_name_are_not_offered() {
     let digests = models["data"].as_array().unwrap().iter().map(|m| m["polylink"]["profile_digest"].clone());
     assert_eq!(digests.collect::<Vec<_>>(), [json!(profile_digest(&genuine).to_string())]);
     impostor.stop(Duration::from_secs(1)).await;
+    network.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_cannot_pay_the_best_worker_is_answered_by_a_cheaper_one() {
+    let mut network = Network::start().await;
+    // The network's own worker asks less and says that it is busy; a free one asks twice as much.
+    network.worker.take().unwrap().stop(Duration::from_secs(1)).await;
+    let port = network.worker_url.rsplit(':').next().unwrap().parse().unwrap();
+    let busy = Proxy::start(&network.worker_url, |path, reply| {
+        if path == "/polylink/v1/info" && reply.status == 200 {
+            let mut info = reply.json();
+            (info["waiting"], info["slots"]) = (json!(1_000), json!(1));
+            reply.body = info.to_string().into_bytes();
+        }
+    })
+    .await;
+    let listener = server::bind(([127, 0, 0, 1], port).into()).await.unwrap();
+    let config = worker_config(WORKER, network.folder.path(), busy.url.clone());
+    network.worker = Some(start_worker_with(config, &network.chain, &network.engine, listener).await);
+    let listener = free_port().await;
+    let dear_url = format!("http://{}", listener.local_addr().unwrap());
+    let mut config = worker_config(CHEAP, network.folder.path(), dear_url.clone());
+    (config.ask, config.receipt_key) = (times(2), ServiceKey::from_bytes(&[45; 32]));
+    let dear = start_worker_with(config, &network.chain, &network.engine, listener).await;
+    wait_ready(&dear_url).await;
+    let url = network.url("/v1/chat/completions");
+    let body = json!({"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4,
+        "ignore_eos": true, "seed": 3});
+    let dear_one = key(CHEAP).address().account();
+    let answer = eventually("the free one is asked, though it is dear", async || {
+        let answer = post(&url, Some(&network.api_key), &body).await.json();
+        (answer["polylink"]["worker"] == json!(dear_one)).then_some(answer)
+    })
+    .await;
+    // At the other one's price with nothing cached: what this key may spend in all.
+    let count = |name: &str| answer["polylink"]["receipt"][name].as_u64().unwrap();
+    let worst = answer_amount(&PRICE, count("prompt_tokens"), 0, 4);
+    let keys = ApiKeys::open(&network.folder.path().join("api-keys.json")).unwrap();
+    let small = keys.create("small", Some(worst), 0, None).unwrap();
+    let reply = post(&url, Some(&small), &body).await;
+    assert_eq!(reply.status, 200, "{}", String::from_utf8_lossy(&reply.body));
+    assert_eq!(reply.json()["polylink"]["worker"], worker_operator());
+    let (status, code, _) = post(&url, Some(&small), &body).await.error();
+    assert_eq!(
+        (status, code.as_str()),
+        (402, "insufficient_budget"),
+        "where none is cheap enough that is what is said"
+    );
+    dear.stop(Duration::from_secs(1)).await;
     network.stop().await;
 }
