@@ -34,7 +34,7 @@ pub enum Kind {
     /// It was acknowledged.
     #[prost(message, tag = "5")]
     Acknowledged(IndexRecord),
-    /// Indexes below this one may have been used.
+    /// Indexes below this one may have been used; not written any more.
     #[prost(message, tag = "6")]
     Lease(IndexRecord),
     /// A user's voucher was redeemed.

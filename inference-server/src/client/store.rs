@@ -15,14 +15,24 @@ use super::book::{BookError, Owed, PayerBook, Running};
 use super::records::{
     self, AnsweredRecord, BegunRecord, BookRecord, IndexRecord, KeyRecord, Kind, SnapshotRecord, UserRedeemedRecord,
 };
-use crate::journal::{Journal, JournalError, Location};
+use crate::journal::{Journal, JournalError, Location, Pending};
 use crate::records::VoucherRecord;
 
-/// Indexes that one durable record reserves.
-const LEASE: u64 = 64;
-/// Answers whose records can be asked for; the oldest are forgotten first, whole segments at a time.
-const SEGMENT_ANSWERS: usize = 4_096;
-const SEGMENTS_KEPT: usize = 8;
+/// When a segment of the journal is full, and how many full ones are kept. Answers whose records can be asked for are
+/// forgotten oldest first, whole segments at a time.
+#[derive(Clone, Copy, Debug)]
+struct Segments {
+    answers: usize,
+    /// Of all records: requests that are never answered are written too.
+    bytes: usize,
+    kept: u64,
+}
+
+impl Default for Segments {
+    fn default() -> Self {
+        Self { answers: 4_096, bytes: 64 << 20, kept: 8 }
+    }
+}
 
 /// What an API key has used.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -82,19 +92,19 @@ pub enum PayError {
 #[derive(Default)]
 struct State {
     books: BTreeMap<u64, PayerBook>,
-    /// Indexes below are reserved durably.
-    leases: BTreeMap<u64, u64>,
     keys: BTreeMap<String, KeyAccount>,
     answers: HashMap<String, Location>,
-    /// Answers in the newest segment.
-    in_segment: usize,
-    segments: Vec<u64>,
+    /// Number of the newest segment.
+    segment: u64,
+    /// Answers and bytes in it, without the accounts that it begins with.
+    in_segment: (usize, usize),
 }
 
 /// See the module.
 pub struct PayerStore {
     state: Mutex<State>,
     journal: Journal,
+    limits: Segments,
 }
 
 /// A verified answer, to be stored.
@@ -123,9 +133,15 @@ impl PayerStore {
     /// Opens the journal in a folder and replays it. Requests without a known end stay in their books until the worker
     /// says what became of them.
     pub fn open(folder: &Path) -> Result<Self, JournalError> {
+        Self::open_with(folder, Segments::default())
+    }
+
+    fn open_with(folder: &Path, limits: Segments) -> Result<Self, JournalError> {
         let mut state = State::default();
-        let (journal, _) = Journal::open(folder, |location, bytes| state.replay(location, records::decode(bytes)?))?;
-        Ok(Self { state: Mutex::new(state), journal })
+        let (journal, newest) =
+            Journal::open(folder, |location, bytes| state.replay(location, records::decode(bytes)?))?;
+        state.begin_segment(newest);
+        Ok(Self { state: Mutex::new(state), journal, limits })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -145,7 +161,7 @@ impl PayerStore {
     ) -> Result<(u64, T), PayError> {
         let (index, made, noted) = {
             let mut state = self.lock();
-            let State { books, keys, leases, .. } = &mut *state;
+            let State { books, keys, .. } = &mut *state;
             let book = books.entry(session).or_default();
             book.check(worst, funds, window)?;
             if let Some(Charge { key_id, budget, .. }) = charge {
@@ -159,20 +175,23 @@ impl PayerStore {
                 account.reserved = Amount(account.reserved.0.saturating_add(worst.0));
             }
             let index = book.next_index;
-            let leased = leases.entry(session).or_default();
-            if index >= *leased {
-                *leased = index + LEASE;
-                let record = IndexRecord { session, index: *leased };
-                self.journal.enqueue(records::encode(Kind::Lease(record)))?;
-            }
             let (running, made) = request(index);
-            let noted =
-                self.journal.enqueue(records::encode(Kind::Begun(BegunRecord::of(session, index, &running))))?;
+            let record = Kind::Begun(BegunRecord::of(session, index, &running));
             book.begin(index, running);
+            let noted = self.write(&mut state, record);
+            self.rotate_if_full(&mut state);
             (index, made, noted)
         };
-        // Before the worker hears of it: after a crash its receipt is asked for, so that it is paid and its place in the
-        // window is free again. The lease stands before it in the journal.
+        let noted = match noted {
+            Ok(noted) => noted,
+            Err(error) => {
+                self.abandon(session, index);
+                self.release(charge, worst);
+                return Err(error.into());
+            }
+        };
+        // Before the worker hears of it: after a crash its index is not given out again, and its receipt is asked for, so
+        // that it is paid and its place in the window is free again.
         if let Err(error) = noted.durable().await {
             self.abandon(session, index);
             self.release(charge, worst);
@@ -196,9 +215,10 @@ impl PayerStore {
         if let Some(book) = state.books.get_mut(&session) {
             book.abandon(index);
             // Should it be lost, the worker is asked once more after a restart.
-            if let Err(error) = self.journal.enqueue(records::encode(Kind::Abandoned(IndexRecord { session, index }))) {
+            if let Err(error) = self.write(&mut state, Kind::Abandoned(IndexRecord { session, index })) {
                 tracing::warn!(%error, session, index, "the end of a request is not noted");
             }
+            self.rotate_if_full(&mut state);
         }
     }
 
@@ -208,9 +228,10 @@ impl PayerStore {
         if let Some(book) = state.books.get_mut(&session) {
             book.refuse(index);
             // Should it be lost, the worker is asked once more after a restart, and what is known by then decides.
-            if let Err(error) = self.journal.enqueue(records::encode(Kind::Refused(IndexRecord { session, index }))) {
+            if let Err(error) = self.write(&mut state, Kind::Refused(IndexRecord { session, index })) {
                 tracing::warn!(%error, session, index, "the refusal of a receipt is not noted");
             }
+            self.rotate_if_full(&mut state);
         }
     }
 
@@ -234,23 +255,19 @@ impl PayerStore {
                 endpoint: answered.endpoint.into(),
                 cut: answered.cut,
             };
-            let pending = self.journal.enqueue(records::encode(Kind::Answered(record.clone())))?;
+            let pending = self.write(&mut state, Kind::Answered(record.clone()))?;
             state.answered(&record, None).map_err(JournalError::Failed)?;
             if let Some((charge, worst)) = answered.charge
                 && let Some(account) = state.keys.get_mut(&charge.key_id)
             {
                 account.reserved = account.reserved.saturating_sub(worst);
             }
+            self.rotate_if_full(&mut state);
             pending
         };
         let location = pending.durable().await?;
-        let mut state = self.lock();
         if !answered.answer_id.is_empty() {
-            state.answers.insert(answered.answer_id.into(), location);
-        }
-        state.in_segment += 1;
-        if state.in_segment >= SEGMENT_ANSWERS {
-            self.rotate(&mut state)?;
+            self.lock().answers.insert(answered.answer_id.into(), location);
         }
         Ok(())
     }
@@ -272,8 +289,9 @@ impl PayerStore {
                 (None, None) => return Ok(None),
             };
             // An outstanding one is written again: it may be that the first write is still on its way.
-            let pending = self.journal.enqueue(records::encode(Kind::Voucher(VoucherRecord::of(&call))))?;
             book.signed(call.clone());
+            let pending = self.write(&mut state, Kind::Voucher(VoucherRecord::of(&call)))?;
+            self.rotate_if_full(&mut state);
             (call, pending)
         };
         pending.durable().await?;
@@ -286,7 +304,8 @@ impl PayerStore {
         if let Some(book) = state.books.get_mut(&session) {
             book.acknowledged();
             // Should it be lost, the same voucher is sent once more, and acknowledged once more.
-            self.journal.enqueue(records::encode(Kind::Acknowledged(IndexRecord { session, index: 0 })))?;
+            self.write(&mut state, Kind::Acknowledged(IndexRecord { session, index: 0 }))?;
+            self.rotate_if_full(&mut state);
         }
         Ok(())
     }
@@ -321,10 +340,11 @@ impl PayerStore {
     pub fn user_redeemed(&self, key_id: &str, amount: Amount) -> Result<(), JournalError> {
         let mut state = self.lock();
         let record = UserRedeemedRecord { key_id: key_id.into(), amount: amount.to_string() };
-        self.journal.enqueue(records::encode(Kind::UserRedeemed(record)))?;
+        self.write(&mut state, Kind::UserRedeemed(record))?;
         if let Some(account) = state.keys.get_mut(key_id) {
             account.redeemed = account.redeemed.max(amount);
         }
+        self.rotate_if_full(&mut state);
         Ok(())
     }
 
@@ -336,33 +356,49 @@ impl PayerStore {
         Ok(serde_json::from_slice(&found.record).ok().map(|record| (record, found.key_id, found.endpoint)))
     }
 
-    fn rotate(&self, state: &mut State) -> Result<(), JournalError> {
-        let books = state.books.iter().map(|(session, book)| BookRecord::of(*session, book));
+    fn write(&self, state: &mut State, kind: Kind) -> Result<Pending, JournalError> {
+        let answers = usize::from(matches!(kind, Kind::Answered(_)));
+        let bytes = records::encode(kind);
+        let length = bytes.len();
+        let pending = self.journal.enqueue(bytes)?;
+        state.wrote(answers, length);
+        Ok(pending)
+    }
+
+    /// Begins a new segment with all accounts where the newest is full. Call it when the state has what was written. Where
+    /// the disk is too busy for it, the next record tries again.
+    fn rotate_if_full(&self, state: &mut State) {
+        let Segments { answers, bytes, kept } = self.limits;
+        if state.in_segment.0 < answers && state.in_segment.1 < bytes {
+            return;
+        }
+        let books = state.books.iter().map(|(session, book)| BookRecord::of(*session, book)).collect();
         let keys = state.keys.iter().map(|(id, account)| KeyRecord::of(id, account)).collect();
-        let books = books
-            .map(|mut record| {
-                record.next_index =
-                    record.next_index.max(state.leases.get(&record.session).copied().unwrap_or_default());
-                record
-            })
-            .collect();
-        self.journal.rotate(vec![records::encode(Kind::Snapshot(SnapshotRecord { books, keys }))])?;
-        state.in_segment = 0;
-        let newest = state.answers.values().map(|l| l.segment).max().unwrap_or(1);
-        if !state.segments.contains(&newest) {
-            state.segments.push(newest);
+        let accounts = records::encode(Kind::Snapshot(SnapshotRecord { books, keys }));
+        if let Err(error) = self.journal.rotate(vec![accounts]) {
+            tracing::warn!(%error, "a new segment of the journal cannot be begun now; tried again");
+            return;
         }
-        if state.segments.len() > SEGMENTS_KEPT {
-            state.segments.remove(0);
-            let kept = state.segments[0];
-            state.answers.retain(|_, location| location.segment >= kept);
-            self.journal.drop_before(kept)?;
+        state.begin_segment(state.segment + 1);
+        let oldest = state.segment.saturating_sub(kept);
+        state.answers.retain(|_, location| location.segment >= oldest);
+        if let Err(error) = self.journal.drop_before(oldest) {
+            tracing::warn!(%error, "old segments of the journal are deleted later");
         }
-        Ok(())
     }
 }
 
 impl State {
+    fn begin_segment(&mut self, segment: u64) {
+        if self.segment != segment {
+            (self.segment, self.in_segment) = (segment, (0, 0));
+        }
+    }
+
+    fn wrote(&mut self, answers: usize, bytes: usize) {
+        self.in_segment = (self.in_segment.0 + answers, self.in_segment.1.saturating_add(bytes));
+    }
+
     /// The user's next cumulative voucher to the gateway, over the same receipt.
     fn user_voucher(&self, chain_id: &str, charge: &Charge, owed: &Owed) -> Option<SignedVoucher> {
         let (session, key) = charge.session.as_ref()?;
@@ -410,16 +446,15 @@ impl State {
     }
 
     fn replay(&mut self, location: Location, kind: Kind) -> Result<(), String> {
-        if !self.segments.contains(&location.segment) {
-            self.segments.push(location.segment);
-            self.in_segment = 0;
+        self.begin_segment(location.segment);
+        if !matches!(kind, Kind::Snapshot(_)) {
+            self.wrote(usize::from(matches!(kind, Kind::Answered(_))), location.length as usize);
         }
         match kind {
             Kind::Begun(record) => {
                 self.books.entry(record.session).or_default().begin(record.index, record.running()?);
             }
             Kind::Answered(record) => {
-                self.in_segment += 1;
                 self.answered(&record, Some(location))?;
             }
             Kind::Refused(record) => self.books.entry(record.session).or_default().refuse(record.index),
@@ -430,8 +465,8 @@ impl State {
                 self.books.entry(session).or_default().signed(call);
             }
             Kind::Acknowledged(record) => self.books.entry(record.session).or_default().acknowledged(),
+            // Of older versions, which did not wait for the disk before they asked a worker.
             Kind::Lease(record) => {
-                self.leases.insert(record.session, record.index);
                 let book = self.books.entry(record.session).or_default();
                 book.next_index = book.next_index.max(record.index);
             }
@@ -441,7 +476,6 @@ impl State {
                 self.keys.entry(record.key_id).or_default().redeemed = amount;
             }
             Kind::Snapshot(snapshot) => {
-                self.leases = snapshot.books.iter().map(|b| (b.session, b.next_index)).collect();
                 let books = snapshot.books.into_iter().map(|b| Ok((b.session, b.book()?)));
                 self.books = books.collect::<Result<_, String>>()?;
                 let keys = snapshot.keys.into_iter().map(|k| Ok((k.key_id.clone(), k.account()?)));

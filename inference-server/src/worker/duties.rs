@@ -17,6 +17,10 @@ const SPARE_BLOCKS: u64 = 2;
 /// Redemptions and bytes of one transaction.
 const REDEEM_MAX: usize = 20;
 const REDEEM_BYTES_MAX: usize = 16 << 10;
+/// A segment of the journal with so much in it is full, even without receipts: payers may send vouchers again and again.
+const SEGMENT_BYTES: u64 = 1 << 20;
+/// Sessions per epoch that are looked at, whether their accounts can be forgotten.
+const FORGET_LOOKS: usize = 64;
 
 /// What is to be done now about an ended epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +56,7 @@ pub(super) async fn run(worker: &Worker) {
     let mut redeemed_again = 0;
     let mut tried_at = 0;
     let mut refreshed = 0;
+    let mut forget_from = 0;
     loop {
         clock.tick().await;
         let Ok(time) = clock.now() else { continue };
@@ -64,6 +69,7 @@ pub(super) async fn run(worker: &Worker) {
         // Vouchers for the last answers of an epoch may come after its receipts were committed; its pot still takes them.
         if time.epoch > redeemed_again && time.offset() >= time.receipts_window {
             redeem(worker, time.epoch - 1).await;
+            forget_from = forget(worker, time.epoch, forget_from).await;
             redeemed_again = time.epoch;
         }
         let running = time.epoch.checked_sub(1).map_or(0, |ended| worker.store.running(ended));
@@ -107,12 +113,28 @@ async fn commit(worker: &Worker, epoch: u64) -> Result<(), String> {
         tracing::info!(epoch, height, receipts = root.count, amount = %root.amount, "receipts committed");
     }
     redeem(worker, epoch).await;
-    if root.count > 0 {
+    if root.count > 0 || worker.store.written() >= SEGMENT_BYTES {
         let trial_epochs = worker.clock.chain().tiqe_params().await.map_err(|e| e.to_string())?.trial_epochs;
         let oldest = epoch.saturating_sub(worker.config.keep_epochs.max(asked_for(trial_epochs)));
         worker.store.rotate(oldest).await.map_err(|e| e.to_string())?;
     }
     Ok(())
+}
+
+/// Forgets accounts of sessions that are closed, or have expired so long ago that their payers have had the worker's last
+/// word. Returns where to go on.
+async fn forget(worker: &Worker, epoch: u64, from: u64) -> u64 {
+    let sessions = worker.store.sessions(from, FORGET_LOOKS);
+    for id in &sessions {
+        let Ok(found) = worker.sessions.get(*id, false).await else { return *id };
+        // What a node does not know may be too new for it.
+        let Some(session) = found else { continue };
+        let expired = session.expiry_epoch.saturating_add(worker.config.keep_epochs) < epoch;
+        if (session.closed || expired) && worker.store.forget(*id, session.closed) {
+            tracing::debug!(session = id, "the session is over: its account is forgotten");
+        }
+    }
+    if sessions.len() < FORGET_LOOKS { 0 } else { sessions.last().map_or(0, |last| last.saturating_add(1)) }
 }
 
 /// For how many epochs an epoch's transcripts may be asked for: a trial samples the epoch that opened it and the three

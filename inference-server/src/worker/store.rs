@@ -70,6 +70,8 @@ struct State {
     open_from: u64,
     /// Of each segment that holds receipts, their newest epoch.
     segments: BTreeMap<u64, u64>,
+    /// Number of the newest segment, and the bytes in it without the accounts that it begins with.
+    newest: (u64, u64),
 }
 
 /// A sampled or proven receipt.
@@ -128,7 +130,7 @@ impl WorkerStore {
             if epoch < state.open_from {
                 return Err(StoreError::EpochClosed(epoch));
             }
-            pending = self.journal.enqueue(records::encode(Kind::Answer(transcript.clone())))?;
+            pending = self.write(&mut state, Kind::Answer(transcript.clone()))?;
             state.served(&transcript, None);
         }
         let location = pending.durable().await?;
@@ -148,14 +150,14 @@ impl WorkerStore {
         let (pending, paid) = {
             let mut state = self.lock();
             let book = state.books.entry(session).or_default();
-            if book.check(chain_id, session, spend_key, limits, call)? {
-                let pending = self.journal.enqueue(records::encode(Kind::Voucher(VoucherRecord::of(call))))?;
+            let new = book.check(chain_id, session, spend_key, limits, call)?;
+            // One that is known already is perhaps not on disk yet: written again, so that the answer waits for the disk.
+            let pending = self.write(&mut state, Kind::Voucher(VoucherRecord::of(call)))?;
+            let book = state.books.entry(session).or_default();
+            if new {
                 book.pay(call);
-                (pending, book.paid())
-            } else {
-                // Known already, but perhaps not on disk yet: written again, so that the answer waits for the disk.
-                (self.journal.enqueue(records::encode(Kind::Voucher(VoucherRecord::of(call))))?, book.paid())
             }
+            (pending, book.paid())
         };
         pending.durable().await?;
         Ok(paid)
@@ -183,12 +185,40 @@ impl WorkerStore {
                 None => Sum::empty(),
             };
             let record = ClosedRecord { epoch, root: Some(root.to_proto()) };
-            let pending = self.journal.enqueue(records::encode(Kind::Closed(record)))?;
+            let pending = self.write(&mut state, Kind::Closed(record))?;
             state.close(epoch, root);
             (pending, root)
         };
         pending.durable().await?;
         Ok(root)
+    }
+
+    fn write(&self, state: &mut State, kind: Kind) -> Result<Pending, JournalError> {
+        let bytes = records::encode(kind);
+        state.newest.1 += bytes.len() as u64;
+        self.journal.enqueue(bytes)
+    }
+
+    /// Bytes in the newest segment, without the accounts that it begins with.
+    pub fn written(&self) -> u64 {
+        self.lock().newest.1
+    }
+
+    /// The next sessions that have an account here, from this id on.
+    pub fn sessions(&self, from: u64, most: usize) -> Vec<u64> {
+        self.lock().books.range(from..).map(|(session, _)| *session).take(most).collect()
+    }
+
+    /// Forgets the account of a session that takes no request any more, if nothing is left to do in it; `closed`: nor can
+    /// anything be redeemed. Older segments still have it, until they are dropped.
+    pub fn forget(&self, session: u64, closed: bool) -> bool {
+        let mut state = self.lock();
+        let done = |book: &SessionBook| book.running.is_empty() && (closed || book.is_idle());
+        let forgotten = state.books.get(&session).is_some_and(done);
+        if forgotten {
+            state.books.remove(&session);
+        }
+        forgotten
     }
 
     /// The newest unredeemed voucher of each session up to an epoch.
@@ -202,8 +232,7 @@ impl WorkerStore {
         let mut state = self.lock();
         let amount = amount_of(voucher);
         // Not waited for: a redemption that is forgotten is tried again, and the chain says that it is none.
-        self.journal
-            .enqueue(records::encode(Kind::Redeemed(RedeemedRecord { session, amount: amount.to_string() })))?;
+        self.write(&mut state, Kind::Redeemed(RedeemedRecord { session, amount: amount.to_string() }))?;
         if let Some(book) = state.books.get_mut(&session) {
             book.redeemed(amount);
         }
@@ -270,10 +299,12 @@ impl WorkerStore {
     /// Begins a new segment, and drops segments whose receipts are all older than `oldest_epoch`.
     pub async fn rotate(&self, oldest_epoch: u64) -> Result<(), StoreError> {
         let pending = {
-            let state = self.lock();
+            let mut state = self.lock();
             let books = state.books.iter().map(|(session, book)| BookRecord::of(*session, book)).collect();
             let snapshot = SnapshotRecord { books, open_from: state.open_from };
-            self.journal.rotate(vec![records::encode(Kind::Snapshot(snapshot))])?
+            let pending = self.journal.rotate(vec![records::encode(Kind::Snapshot(snapshot))])?;
+            state.newest = (state.newest.0 + 1, 0);
+            pending
         };
         let newest = pending.durable().await?.segment;
         let mut state = self.lock();
@@ -303,6 +334,12 @@ fn receipt_of(transcript: &Transcript) -> Receipt {
 
 impl State {
     fn replay(&mut self, location: Location, kind: Kind) -> Result<(), String> {
+        if self.newest.0 != location.segment {
+            self.newest = (location.segment, 0);
+        }
+        if !matches!(kind, Kind::Snapshot(_)) {
+            self.newest.1 += u64::from(location.length);
+        }
         match kind {
             Kind::Answer(transcript) => self.served(&transcript, Some(location)),
             Kind::Voucher(record) => {

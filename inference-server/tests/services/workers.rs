@@ -67,8 +67,14 @@ async fn a_worker_above_the_price_limit_is_not_asked() {
     network.base = format!("http://{}", gateway.address());
     network.gateway = Some(gateway);
     wait_ready(&network.base).await;
-    let before: u128 = network.usage().await["spent_uplk"].as_str().unwrap().parse().unwrap();
-    let answer = post(&network.url("/v1/chat/completions"), Some(&network.api_key), &body).await.json();
+    // The new ask may not be in force yet: until then it costs what it did.
+    let (before, answer) = eventually("the new ask is in force", async || {
+        let before: u128 = network.usage().await["spent_uplk"].as_str().unwrap().parse().unwrap();
+        let answer = post(&network.url("/v1/chat/completions"), Some(&network.api_key), &body).await.json();
+        let price = answer["polylink"]["price"].clone();
+        (price == serde_json::to_value(times(3)).unwrap()).then_some((before, answer))
+    })
+    .await;
     let count = |name: &str| answer["polylink"]["receipt"][name].as_u64().unwrap();
     let cost = answer_amount(&times(3), count("prompt_tokens"), count("cached_tokens"), count("completion_tokens"));
     assert_eq!(network.usage().await["spent_uplk"], (before + cost.0).to_string());

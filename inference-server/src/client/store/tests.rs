@@ -155,3 +155,28 @@ async fn the_same_voucher_is_sent_until_it_is_acknowledged() {
     store.acknowledged(7).unwrap();
     assert_eq!(store.voucher("c", 7, &key).await.unwrap(), None);
 }
+
+#[tokio::test]
+async fn requests_that_are_never_answered_do_not_fill_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Segments { answers: 1_000, bytes: 4_096, kept: 2 };
+    let mut store = PayerStore::open_with(folder.path(), limits).unwrap();
+    let kept = begin(&store, None, 10).await.unwrap();
+    for round in 0..600 {
+        let index = begin(&store, None, 10).await.unwrap();
+        assert_eq!(index, kept + 1 + round, "also over segments and restarts");
+        store.abandon(7, index);
+        if round % 250 == 200 {
+            drop(store);
+            store = PayerStore::open_with(folder.path(), limits).unwrap();
+        }
+    }
+    // What was deleted is gone once what was enqueued after it is there.
+    answered(&store, kept, 5, None).await;
+    let files = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().metadata().unwrap().len());
+    let bytes: u64 = files.sum();
+    assert!(bytes < 4 * 4_096 + 4_096, "{bytes} bytes");
+    drop(store);
+    let store = PayerStore::open_with(folder.path(), limits).unwrap();
+    assert_eq!((store.book(7).open(), store.book(7).committed()), (1, Amount(5)));
+}

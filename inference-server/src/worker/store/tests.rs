@@ -158,3 +158,28 @@ async fn old_transcripts_are_dropped_and_accounts_are_kept() {
     assert_eq!(store.open_from(), 11);
     assert!(matches!(store.begin(7, 4, running(4, 11), LIMITS), Err(StoreError::Begin(BeginError::IndexUsed(4)))));
 }
+
+#[tokio::test]
+async fn an_account_is_forgotten_only_when_nothing_is_left_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = reopen(folder.path());
+    let key = ServiceKey::from_bytes(&[2; 32]).public_key();
+    for session in [7, 8, 9] {
+        serve(&store, session, 1, 1, 10).await;
+    }
+    store.begin(9, 2, running(2, 1), LIMITS).unwrap();
+    assert_eq!((store.sessions(0, 2), store.sessions(9, 2)), (vec![7, 8], vec![9]));
+    assert!(!store.forget(7, false), "unpaid");
+    let call = pay_call(&store, 7, &[1], 10);
+    store.pay("c", 7, &key, LIMITS, &call).await.unwrap();
+    assert!(!store.forget(7, false), "not redeemed");
+    store.redeemed(&call.voucher).unwrap();
+    assert!(store.forget(7, false) && store.forget(8, true), "done, and closed");
+    assert!(!store.forget(9, true), "one runs");
+    assert!(store.written() > 0);
+    store.rotate(0).await.unwrap();
+    assert_eq!(store.written(), 0);
+    drop(store);
+    let store = reopen(folder.path());
+    assert_eq!(store.sessions(0, 9), [9]);
+}
