@@ -87,7 +87,13 @@ fn homes_files_and_values_are_checked() {
         (vec!["query", "--rpc", "nonsense", "supply"], "nonsense"),
         (vec!["verify", "/no/such/receipt.json"], "/no/such/receipt.json"),
         (vec!["node"], "--genesis"),
-        (vec!["serve", "--model", "pico", "--split", "2-1", "--peer", "127.0.0.1:1", "--local"], "2:1"),
+        (
+            ["serve", "--model", "pico", "--split", "2-1", "--split-secret", "s", "--peer", "127.0.0.1:1", "--local"]
+                .to_vec(),
+            "2:1",
+        ),
+        (vec!["serve", "--model", "pico", "--split", "2:1", "--peer", "127.0.0.1:1", "--local"], "--split-secret"),
+        (vec!["serve", "--model", "pico", "--join"], "--split-secret"),
         (vec!["up", "--epoch-blocks", "3"], "--epoch-blocks"),
     ] {
         let said = fails(&[&args[..], &["--home", &home]].concat());
