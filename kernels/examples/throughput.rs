@@ -20,6 +20,7 @@ const NANO: Sizes = Sizes {
     mlp: 768,
     vocabulary: 2048,
     window: None,
+    kv_dtype: KvDtype::F32,
 };
 
 /// Seconds that the engine's thread has computed for: what the system gave other processes does not count. Where the
@@ -42,7 +43,7 @@ fn mean(runs: usize, mut call: impl FnMut(usize) -> Result<(), BackendError>) ->
 fn main() -> Result<(), BackendError> {
     let threads: Vec<usize> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
     let threads = if threads.is_empty() { vec![1, 2] } else { threads };
-    let kv = KvSpec { layers: NANO.layers, heads: NANO.kv_heads, head_dim: NANO.head_dim };
+    let kv = KvSpec::f32(NANO.layers, NANO.kv_heads, NANO.head_dim);
     for threads in threads {
         for form in [WeightForm::Float, WeightForm::Bf16, WeightForm::Q8_0, WeightForm::Q4_0] {
             let options = CpuOptions { threads: NonZeroUsize::new(threads), instructions: None };

@@ -159,6 +159,16 @@ pub struct Part<'a> {
     pub shard: Shard,
 }
 
+/// How keys and values are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvDtype {
+    /// As they were computed.
+    #[default]
+    F32,
+    /// 8-bit integers, one f32 scale per position, head, and key or value (numerics rule 5): about a quarter of the bytes.
+    Int8,
+}
+
 /// Shape of the KV cache of one device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvSpec {
@@ -168,6 +178,15 @@ pub struct KvSpec {
     pub heads: usize,
     /// Values per head.
     pub head_dim: usize,
+    /// How they are kept.
+    pub dtype: KvDtype,
+}
+
+impl KvSpec {
+    /// A cache that keeps f32.
+    pub const fn f32(layers: usize, heads: usize, head_dim: usize) -> Self {
+        Self { layers, heads, head_dim, dtype: KvDtype::F32 }
+    }
 }
 
 /// How a backend keeps the KV cache; the pool treats blocks as opaque numbers `0..kv_blocks`.

@@ -11,8 +11,8 @@ pub mod program;
 pub mod step;
 
 pub use backend::{
-    Backend, BackendError, Dtype, KRanges, KvLayout, KvSpec, Limits, Part, Shard, TensorView, Ticket, WeightForm,
-    WeightId,
+    Backend, BackendError, Dtype, KRanges, KvDtype, KvLayout, KvSpec, Limits, Part, Shard, TensorView, Ticket,
+    WeightForm, WeightId,
 };
 pub use collective::{Collective, CollectiveError, LocalCollective, Solo};
 pub use program::{

@@ -70,10 +70,8 @@ pub(crate) trait Operations: Send {
     fn block_tokens(&self) -> usize;
     fn reserve(&mut self, reserve: Reserve);
 
-    /// f32 values of a KV block; the block's inner layout is the implementation's own.
-    fn block_floats(&self, kv: &KvSpec) -> usize {
-        2 * kv.layers * kv.heads * kv.head_dim * self.block_tokens()
-    }
+    /// Words (of 4 bytes) of a KV block; the block's inner layout is the implementation's own.
+    fn block_floats(&self, kv: &KvSpec) -> usize;
 
     /// `output: [tokens][inputs]`.
     fn embed(&mut self, table: &Self::Matrix, tokens: &[u32], output: &mut [f32]) -> Result<(), Poisoned>;

@@ -58,6 +58,20 @@ pub fn activations(values: &[f32; BLOCK], quants: &mut [i8; BLOCK]) -> f32 {
     scale
 }
 
+/// Quantises a vector of any length with one scale, as a block of activations; returns the scale.
+#[inline(always)]
+pub fn vector(values: &[f32], quants: &mut [i8]) -> f32 {
+    let scale = largest_magnitude(values) / 127.0;
+    if scale < f32::MIN_POSITIVE {
+        quants.fill(0);
+        return 0.0;
+    }
+    for (quant, value) in quants.iter_mut().zip(values) {
+        *quant = round_to_integer(value / scale) as i8;
+    }
+    scale
+}
+
 /// Nearest integer, ties to even, of |x| < 2²²: the addition does the rounding, whatever the instruction set.
 #[inline(always)]
 fn round_to_integer(x: f32) -> i32 {

@@ -6,7 +6,7 @@
 
 use polylink_protocol::exact_math::{bf16_to_f32, exp, f32_to_f16_saturating, silu};
 
-use crate::backend::KvSpec;
+use crate::backend::{KvDtype, KvSpec};
 use crate::operations::{Batch, Operations, Poisoned, Reserve, RopeTable, SketchRow, finish, flush, to_bf16_flushed};
 use crate::program::AttentionSpec;
 use crate::quantise::{self, BLOCK};
@@ -61,10 +61,27 @@ fn range_sum_int8(
     })
 }
 
-/// Where a KV value lies: `[block][layer][key, value][head][token][dim]`.
+/// Where a key or value lies: `[block][layer][key, value][head][token][scale, then dim]`. The scale of f32 is 1; integers
+/// are kept as f32.
 fn cache_index(kv: &KvSpec, blocks: &[u32], layer: usize, part: usize, head: usize, position: usize) -> usize {
     let (block, token) = (blocks[position / BLOCK_TOKENS] as usize, position % BLOCK_TOKENS);
-    ((((block * kv.layers + layer) * 2 + part) * kv.heads + head) * BLOCK_TOKENS + token) * kv.head_dim
+    ((((block * kv.layers + layer) * 2 + part) * kv.heads + head) * BLOCK_TOKENS + token) * (1 + kv.head_dim)
+}
+
+/// A key or value as the cache keeps it: its scale, then its numbers.
+fn kept(values: &[f32], dtype: KvDtype, to: &mut [f32]) {
+    let (scale, numbers) = to.split_at_mut(1);
+    match dtype {
+        KvDtype::F32 => {
+            scale[0] = 1.0;
+            numbers.copy_from_slice(values);
+        }
+        KvDtype::Int8 => {
+            let mut quants = vec![0i8; values.len()];
+            scale[0] = quantise::vector(values, &mut quants);
+            numbers.iter_mut().zip(quants).for_each(|(number, quant)| *number = quant as f32);
+        }
+    }
 }
 
 impl Operations for ReferenceOperations {
@@ -88,6 +105,10 @@ impl Operations for ReferenceOperations {
 
     fn block_tokens(&self) -> usize {
         BLOCK_TOKENS
+    }
+
+    fn block_floats(&self, kv: &KvSpec) -> usize {
+        2 * kv.layers * kv.heads * BLOCK_TOKENS * (1 + kv.head_dim)
     }
 
     fn reserve(&mut self, _: Reserve) {}
@@ -189,7 +210,7 @@ impl Operations for ReferenceOperations {
                 for head in 0..spec.kv_heads {
                     let from = (spec.query_heads + part * spec.kv_heads + head) * dim;
                     let to = cache_index(kv, batch.blocks(row), layer, part, head, position);
-                    cache[to..to + dim].copy_from_slice(&qkv[from..from + dim]);
+                    kept(&qkv[from..from + dim], kv.dtype, &mut cache[to..to + 1 + dim]);
                 }
             }
         }
@@ -215,7 +236,10 @@ impl Operations for ReferenceOperations {
             for (head, output) in output.chunks_exact_mut(dim).enumerate() {
                 let query = &qkv[row * width + head * dim..][..dim];
                 let kv_head = head / (spec.query_heads / spec.kv_heads);
-                let at = |part, position| &cache[cache_index(kv, blocks, layer, part, kv_head, position)..][..dim];
+                let at = |part, position| {
+                    let kept = &cache[cache_index(kv, blocks, layer, part, kv_head, position)..][..1 + dim];
+                    (kept[0], &kept[1..])
+                };
                 let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
                 for tile in (0..end).step_by(ATTENTION_TILE) {
                     let (from, to) = (tile.max(first), end.min(tile + ATTENTION_TILE));
@@ -223,8 +247,8 @@ impl Operations for ReferenceOperations {
                         continue;
                     }
                     let score = |position| {
-                        let key: &[f32] = at(0, position);
-                        (0..dim).fold(0f32, |sum, d| query[d].mul_add(key[d], sum)) * spec.scale
+                        let (scale, key): (f32, &[f32]) = at(0, position);
+                        (0..dim).fold(0f32, |sum, d| query[d].mul_add(key[d], sum)) * scale * spec.scale
                     };
                     let scores: Vec<f32> = (from..to).map(score).collect();
                     let tile_max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -233,8 +257,9 @@ impl Operations for ReferenceOperations {
                     for (position, score) in (from..to).zip(scores) {
                         let p = exp(score - tile_max);
                         lanes[position % 64] += p;
-                        let value = at(1, position);
-                        (0..dim).for_each(|d| values[d] = p.mul_add(value[d], values[d]));
+                        let (scale, value) = at(1, position);
+                        let weight = p * scale;
+                        (0..dim).for_each(|d| values[d] = weight.mul_add(value[d], values[d]));
                     }
                     let tile_sum = fold_lanes(&mut lanes);
                     if max == f32::NEG_INFINITY {

@@ -60,7 +60,7 @@ fn a_step_allocates_nothing() {
             let mut backend = CpuBackend::new(options).unwrap();
             let split = Split::whole(&TINY);
             build(&mut backend, &TINY, Dtype::Bf16, form, &split, limits(), Box::new(Solo)).unwrap();
-            let kv = KvSpec { layers: TINY.layers, heads: TINY.kv_heads, head_dim: TINY.head_dim };
+            let kv = KvSpec::f32(TINY.layers, TINY.kv_heads, TINY.head_dim);
             let mut tables = Vec::new();
             let mut sequences = Vec::new();
             for (slot, first_position, rows) in [(0, 0, 60), (1, 0, 70), (2, 0, 20)] {

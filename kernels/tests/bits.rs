@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use common::*;
 use polylink_kernels::*;
 
-const KV: KvSpec = KvSpec { layers: TINY.layers, heads: TINY.kv_heads, head_dim: TINY.head_dim };
+const KV: KvSpec = KvSpec::f32(TINY.layers, TINY.kv_heads, TINY.head_dim);
 
 /// Every backend that this machine can run; prints what it cannot.
 fn backends() -> Vec<Box<dyn Backend>> {
@@ -25,30 +25,31 @@ fn backends() -> Vec<Box<dyn Backend>> {
     backends
 }
 
-fn built(mut backend: Box<dyn Backend>, dtype: Dtype, form: WeightForm) -> Box<dyn Backend> {
-    build(&mut *backend, &TINY, dtype, form, &Split::whole(&TINY), limits(), Box::new(Solo)).unwrap();
+fn built(mut backend: Box<dyn Backend>, sizes: &Sizes, dtype: Dtype, form: WeightForm) -> Box<dyn Backend> {
+    build(&mut *backend, sizes, dtype, form, &Split::whole(sizes), limits(), Box::new(Solo)).unwrap();
     backend
 }
 
-const FORMS: [(Dtype, WeightForm); 5] = [
-    (Dtype::F32, WeightForm::Float),
-    (Dtype::Bf16, WeightForm::Float),
-    (Dtype::Bf16, WeightForm::Q8_0),
-    (Dtype::Bf16, WeightForm::Q4_0),
-    (Dtype::F32, WeightForm::Bf16),
+const FORMS: [(&Sizes, Dtype, WeightForm); 6] = [
+    (&TINY, Dtype::F32, WeightForm::Float),
+    (&TINY, Dtype::Bf16, WeightForm::Float),
+    (&TINY, Dtype::Bf16, WeightForm::Q8_0),
+    (&TINY, Dtype::Bf16, WeightForm::Q4_0),
+    (&TINY, Dtype::F32, WeightForm::Bf16),
+    (&TINY_KV8, Dtype::Bf16, WeightForm::Q8_0),
 ];
 
 #[test]
 fn every_instruction_set_and_thread_count_gives_the_reference_bits() {
-    for (dtype, form) in FORMS {
-        let mut expected: Option<Forward> = None;
+    for (sizes, dtype, form) in FORMS {
+        let (kv, mut expected) = (sizes.kv(), None::<Forward>);
         for backend in backends() {
-            let mut backend = built(backend, dtype, form);
+            let mut backend = built(backend, sizes, dtype, form);
             let chunk =
                 |slot, length| Chunk { slot, first: 0, tokens: tokens(slot, length, TINY.vocabulary), wanted: 7 };
-            let found = forward(&mut *backend, &KV, &[chunk(0, 301), chunk(1, 7), chunk(2, 17)]).unwrap();
+            let found = forward(&mut *backend, &kv, &[chunk(0, 301), chunk(1, 7), chunk(2, 17)]).unwrap();
             if let Some(expected) = &expected {
-                let name = format!("{} {form:?} {dtype:?}", backend.name());
+                let name = format!("{} {form:?} {dtype:?} {:?}", backend.name(), kv.dtype);
                 let different = expected.logits.iter().zip(&found.logits).filter(|(a, b)| a != b).count();
                 assert_eq!((different, found.logits.len()), (0, expected.logits.len()), "logits, {name}");
                 assert_eq!(expected.sketches, found.sketches, "sketches, {name}");
@@ -61,8 +62,10 @@ fn every_instruction_set_and_thread_count_gives_the_reference_bits() {
 
 #[test]
 fn rows_do_not_depend_on_batch_chunks_or_cache() {
-    for backend in backends() {
-        let mut backend = built(backend, Dtype::Bf16, WeightForm::Float);
+    let both = || [&TINY, &TINY_KV8].into_iter().flat_map(|sizes| backends().into_iter().map(move |b| (sizes, b)));
+    for (sizes, backend) in both() {
+        let kv = sizes.kv();
+        let mut backend = built(backend, sizes, Dtype::Bf16, WeightForm::Float);
         let prompt = tokens(1, 300, TINY.vocabulary);
         let chunk = |slot, first: usize, length: usize, wanted| Chunk {
             slot,
@@ -70,15 +73,15 @@ fn rows_do_not_depend_on_batch_chunks_or_cache() {
             tokens: prompt[first..first + length].to_vec(),
             wanted,
         };
-        let alone = forward(&mut *backend, &KV, &[chunk(0, 0, 300, 300)]).unwrap();
+        let alone = forward(&mut *backend, &kv, &[chunk(0, 0, 300, 300)]).unwrap();
         let width = TINY.vocabulary;
         // The same prompt in chunks, beside another sequence, the last rows one by one.
         let other = Chunk { slot: 1, first: 0, tokens: tokens(2, 33, width), wanted: 1 };
-        forward(&mut *backend, &KV, &[other.clone(), chunk(2, 0, 130, 0)]).unwrap();
-        let two = forward(&mut *backend, &KV, &[chunk(2, 130, 160, 2), other]).unwrap();
+        forward(&mut *backend, &kv, &[other.clone(), chunk(2, 0, 130, 0)]).unwrap();
+        let two = forward(&mut *backend, &kv, &[chunk(2, 130, 160, 2), other]).unwrap();
         assert_eq!(two.logits[..2 * width], alone.logits[288 * width..290 * width], "{}", backend.name());
         for position in 290..300 {
-            let one = forward(&mut *backend, &KV, &[chunk(2, position, 1, 1)]).unwrap();
+            let one = forward(&mut *backend, &kv, &[chunk(2, position, 1, 1)]).unwrap();
             assert_eq!(one.logits[..], alone.logits[position * width..(position + 1) * width]);
             assert_eq!(one.sketches[0], alone.sketches[position]);
         }
@@ -138,7 +141,7 @@ fn generate(backend: &mut dyn Backend, others: u32, count: usize) -> Vec<(u32, u
 fn a_generation_is_the_same_alone_in_company_and_on_replay() {
     let mut expected = None;
     for backend in backends() {
-        let mut backend = built(backend, Dtype::Bf16, WeightForm::Q8_0);
+        let mut backend = built(backend, &TINY, Dtype::Bf16, WeightForm::Q8_0);
         let alone = generate(&mut *backend, 0, 24);
         assert_eq!(alone, generate(&mut *backend, 3, 24), "{}", backend.name());
         // Replay: one prefill over prompt and completion gives every sketch, and every token has margin 0.

@@ -84,7 +84,7 @@ fn llama(sizes: &Sizes, tokens: &[u32]) -> Vec<Vec<f64>> {
 
 #[test]
 fn logits_agree_with_a_second_implementation_in_f64() {
-    let kv = KvSpec { layers: TINY.layers, heads: TINY.kv_heads, head_dim: TINY.head_dim };
+    let kv = KvSpec::f32(TINY.layers, TINY.kv_heads, TINY.head_dim);
     let tokens = tokens(3, 270, TINY.vocabulary);
     let expected = llama(&TINY, &tokens);
     let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
@@ -103,21 +103,23 @@ fn logits_agree_with_a_second_implementation_in_f64() {
 
 #[test]
 fn quantised_logits_are_near_the_unquantised_ones() {
-    let kv = KvSpec { layers: TINY.layers, heads: TINY.kv_heads, head_dim: TINY.head_dim };
-    let run = |form| {
+    let run = |sizes: &Sizes, form| {
+        let kv = sizes.kv();
         let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
-        build(&mut backend, &TINY, Dtype::Bf16, form, &Split::whole(&TINY), limits(), Box::new(Solo)).unwrap();
+        build(&mut backend, sizes, Dtype::Bf16, form, &Split::whole(sizes), limits(), Box::new(Solo)).unwrap();
         let chunk = Chunk { slot: 0, first: 0, tokens: tokens(3, 64, TINY.vocabulary), wanted: 64 };
         let found = forward(&mut backend, &kv, &[chunk]).unwrap();
         found.logits.iter().map(|bits| f32::from_bits(*bits) as f64).collect::<Vec<f64>>()
     };
-    let exact = run(WeightForm::Float);
-    let error = |form| {
+    let exact = run(&TINY, WeightForm::Float);
+    let error = |sizes, form| {
         let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
-        let found = run(form);
+        let found = run(sizes, form);
         (square(&mut exact.iter().zip(found).map(|(a, b)| a - b)) / square(&mut exact.iter().copied())).sqrt()
     };
-    let (eight, four) = (error(WeightForm::Q8_0), error(WeightForm::Q4_0));
-    println!("relative error of logits: Q8_0 {eight:.4}, Q4_0 {four:.4}");
+    let (eight, four) = (error(&TINY, WeightForm::Q8_0), error(&TINY, WeightForm::Q4_0));
+    let cache = error(&TINY_KV8, WeightForm::Float);
+    println!("relative error of logits: Q8_0 {eight:.4}, Q4_0 {four:.4}, 8-bit cache {cache:.4}");
     assert!(eight > 1e-4 && eight < 0.03 && four > eight && four < 0.4);
+    assert!(cache > 1e-4 && cache < 0.03);
 }

@@ -28,6 +28,7 @@ const WIDE: Sizes = Sizes {
     mlp: 1056,
     vocabulary: 256,
     window: Some(100),
+    kv_dtype: KvDtype::F32,
 };
 
 fn digest(words: impl Iterator<Item = u32>) -> String {
@@ -60,11 +61,13 @@ fn lines(make: &dyn Fn() -> Box<dyn Backend>) -> String {
         (Dtype::Bf16, WeightForm::Q4_0),
         (Dtype::Bf16, WeightForm::Bf16),
     ];
-    for (model, sizes) in [("tiny", &TINY), ("wide", &WIDE)] {
-        for (dtype, form) in forms {
+    for (model, sizes, forms) in
+        [("tiny", &TINY, &forms[..]), ("wide", &WIDE, &forms), ("tiny-kv8", &TINY_KV8, &forms[2..3])]
+    {
+        for &(dtype, form) in forms {
             let mut backend = make();
             build(&mut *backend, sizes, dtype, form, &Split::whole(sizes), limits(), Box::new(Solo)).unwrap();
-            let kv = KvSpec { layers: sizes.layers, heads: sizes.kv_heads, head_dim: sizes.head_dim };
+            let kv = sizes.kv();
             let chunk =
                 |slot, length, wanted| Chunk { slot, first: 0, tokens: tokens(slot, length, sizes.vocabulary), wanted };
             let found = forward(&mut *backend, &kv, &[chunk(0, 530, 9), chunk(1, 5, 5)]).unwrap();

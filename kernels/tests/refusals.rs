@@ -7,7 +7,7 @@ mod common;
 use common::*;
 use polylink_kernels::*;
 
-const KV: KvSpec = KvSpec { layers: TINY.layers, heads: TINY.kv_heads, head_dim: TINY.head_dim };
+const KV: KvSpec = KvSpec::f32(TINY.layers, TINY.kv_heads, TINY.head_dim);
 
 fn backend() -> CpuBackend {
     let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
@@ -62,7 +62,7 @@ fn programs() {
     let part = Part { tensor: tensor.view(), shard: Shard::whole(&[64, 96]) };
     let weight = backend.prepare(&[part], KRanges::whole(96), WeightForm::Float).unwrap();
     let mut build = |widths: (usize, usize), heads: usize| {
-        let mut builder = ProgramBuilder::new(KvSpec { layers: 1, heads: 2, head_dim: 32 }, 64);
+        let mut builder = ProgramBuilder::new(KvSpec::f32(1, 2, 32), 64);
         let (input, output) = (builder.wanted_buffer(widths.0), builder.wanted_buffer(widths.1));
         builder.push(Op::Gemm { weight, input, output, epilogue: Epilogue::default() });
         if heads > 0 {
@@ -167,7 +167,7 @@ fn weights_that_overflow_are_reported_not_sampled() {
     let tensor = Tensor::random("w", 1, &[64, 32], Dtype::F32, 3e38, 0.0);
     let part = Part { tensor: tensor.view(), shard: Shard::whole(&[64, 32]) };
     let weight = backend.prepare(&[part], KRanges::whole(32), WeightForm::Float).unwrap();
-    let mut builder = ProgramBuilder::new(KvSpec { layers: 1, heads: 2, head_dim: 32 }, 64);
+    let mut builder = ProgramBuilder::new(KvSpec::f32(1, 2, 32), 64);
     let (x, y, logits) = (builder.step_buffer(32), builder.wanted_buffer(32), builder.wanted_buffer(64));
     builder.push(Op::Embed { table: weight, output: x }).push(Op::GatherRows { input: x, output: y });
     builder.push(Op::Gemm { weight, input: y, output: logits, epilogue: Epilogue::default() });

@@ -46,7 +46,7 @@ fn run(backend: &mut dyn Backend, kv: &KvSpec) -> Vec<Forward> {
 }
 
 fn check(plan: &Plan, dtype: Dtype, form: WeightForm, mixed: bool) {
-    let whole_kv = KvSpec { layers: TINY.layers, heads: TINY.kv_heads, head_dim: TINY.head_dim };
+    let whole_kv = KvSpec::f32(TINY.layers, TINY.kv_heads, TINY.head_dim);
     let mut whole = cpu(1);
     build(&mut *whole, &TINY, dtype, form, &Split::whole(&TINY), limits(), Box::new(Solo)).unwrap();
     let expected = run(&mut *whole, &whole_kv);
@@ -113,7 +113,7 @@ fn a_lost_peer_fails_the_step_in_time_and_the_backend_refuses_from_then_on() {
         build(&mut *backend, &TINY, Dtype::F32, WeightForm::Float, &plan.rank(0), limits(), collective).unwrap();
         let kept = (!leaves_by_drop).then_some(lost); // else dropped here
         let chunk = [Chunk { slot: 0, first: 0, tokens: vec![1, 2, 3], wanted: 1 }];
-        let kv = KvSpec { layers: TINY.layers, heads: 2, head_dim: TINY.head_dim };
+        let kv = KvSpec::f32(TINY.layers, 2, TINY.head_dim);
         let start = Instant::now();
         let refused = forward(&mut *backend, &kv, &chunk).err().unwrap();
         assert!(start.elapsed() < Duration::from_secs(5));

@@ -90,7 +90,7 @@ pub(crate) fn empty_backend(kind: BackendKind, threads: usize) -> Result<Box<dyn
 /// KV cache shape of one rank.
 pub(crate) fn kv_spec(model: &LoadedModel, split: &SplitPlan, rank: usize) -> KvSpec {
     let config = model.config();
-    KvSpec { layers: config.num_hidden_layers, heads: split.shards[rank].kv_heads.len(), head_dim: config.head_dim }
+    KvSpec::f32(config.num_hidden_layers, split.shards[rank].kv_heads.len(), config.head_dim)
 }
 
 /// A backend that is ready to compute.

@@ -126,8 +126,7 @@ pub(crate) fn load(
     let mlp_planes = planes(&mlp_ranges, &|shard| shard.mlp.clone());
 
     let mut loader = Loader { weights, backend, form, buffers: Default::default() };
-    let mut program =
-        ProgramBuilder::new(KvSpec { layers: config.num_hidden_layers, heads: kv_heads, head_dim }, vocabulary);
+    let mut program = ProgramBuilder::new(KvSpec::f32(config.num_hidden_layers, kv_heads, head_dim), vocabulary);
     let rope = program.rope(RopeSpec { frequencies: rope_frequencies(config.rope_theta, head_dim), scale: 1.0 });
     let (x, h) = (program.step_buffer(hidden), program.step_buffer(hidden));
     let qkv = program.step_buffer((attention.query_heads + 2 * kv_heads) * head_dim);

@@ -1,8 +1,4 @@
-//! Causal attention over the paged KV cache, in tiles of 256 absolute positions (numerics rule 5).
-//!
-//! A block holds 16 positions. Within it, per layer and head: keys `[head_dim][16]`, so that one load gives one dimension
-//! of 16 keys and every score has its own chain; values `[16][head_dim]`, so that lanes are dimensions and every output
-//! has its own chain over the keys.
+//! Causal attention over the paged KV cache ([`super::cache`]), in tiles of 256 absolute positions (numerics rule 5).
 #![allow(unsafe_code)]
 // vector loads from the cache
 // Iterators over arrays of registers, and closures, are compiled apart from the function that has the instructions.
@@ -10,16 +6,14 @@
 
 use polylink_protocol::exact_math::exp;
 
+use super::cache::{BLOCK_TOKENS, Element, part_number, part_words};
 use super::isa::multiversioned;
 use super::lanes::{Lanes, WIDTH};
 use super::pool::SharedSlice;
-use crate::backend::KvSpec;
+use crate::backend::{KvDtype, KvSpec};
 use crate::plan::HEAD_DIM_MAX;
 use crate::reference::ATTENTION_TILE;
 use crate::sampler::fold_lanes;
-
-/// Positions per block: one vector of keys.
-pub(crate) const BLOCK_TOKENS: usize = WIDTH;
 
 /// Query heads of consecutive rows of one sequence that read one KV head.
 pub(crate) struct Queries<'a> {
@@ -51,18 +45,18 @@ struct Seen {
 /// Queries that share the loads of keys and values.
 const SHARED: usize = 4;
 
-/// Start of the keys (`part` 0) or values (1) of a block's layer and head.
-#[inline(always)]
-pub(crate) fn block_start(kv: &KvSpec, block: u32, layer: usize, part: usize, head: usize) -> usize {
-    (((block as usize * kv.layers + layer) * 2 + part) * kv.heads + head) * BLOCK_TOKENS * kv.head_dim
-}
-
 impl Queries<'_> {
-    /// Keys or values of the block that holds `position`.
+    /// Keys (`part` 0) or values (1) of the block that holds `position`: their scales, if they have some, and their
+    /// `16 × head_dim` numbers.
     #[inline(always)]
-    fn block(&self, part: usize, position: usize) -> &[f32] {
+    fn block<E: Element>(&self, part: usize, position: usize) -> (&[f32], &[E]) {
         let block = self.blocks[position / BLOCK_TOKENS];
-        &self.cache[block_start(self.kv, block, self.layer, part, self.kv_head)..][..BLOCK_TOKENS * self.kv.head_dim]
+        let words = part_words(self.kv);
+        let words = &self.cache[part_number(self.kv, block, self.layer, part, self.kv_head) * words..][..words];
+        let (scales, words) = words.split_at(if E::SCALED { BLOCK_TOKENS } else { 0 });
+        let numbers = E::numbers(words);
+        assert!(numbers.len() == BLOCK_TOKENS * self.kv.head_dim, "the cache is kept in this type");
+        (scales, numbers)
     }
 
     /// Values of query `index` (row × group + head), and what it sees.
@@ -80,13 +74,13 @@ impl Queries<'_> {
     /// # Safety
     /// The machine has `L`.
     #[inline(always)]
-    unsafe fn scores<L: Lanes, const Q: usize, const B: usize>(
+    unsafe fn scores<L: Lanes, E: Element, const Q: usize, const B: usize>(
         &self,
         queries: &[&[f32]; Q],
         position: usize,
         (scores, at): (&mut [[f32; ATTENTION_TILE]; Q], usize),
     ) {
-        let mut keys: [&[f32]; B] = [&[]; B];
+        let mut keys: [(&[f32], &[E]); B] = [(&[], &[]); B];
         for b in 0..B {
             keys[b] = self.block(0, position + b * BLOCK_TOKENS);
         }
@@ -98,13 +92,16 @@ impl Queries<'_> {
                 for q in 0..Q {
                     let x = L::splat(*queries[q].as_ptr().add(d));
                     for b in 0..B {
-                        sums[q][b] = L::fma(x, L::load(keys[b].as_ptr().add(d * WIDTH)), sums[q][b]);
+                        sums[q][b] = L::fma(x, E::load::<L>(keys[b].1.as_ptr().add(d * WIDTH)), sums[q][b]);
                     }
                 }
             }
             let scale = L::splat(self.scale);
             for q in 0..Q {
                 for b in 0..B {
+                    if E::SCALED {
+                        sums[q][b] = L::mul(sums[q][b], L::load(keys[b].0.as_ptr()));
+                    }
                     L::store(scores[q].as_mut_ptr().add(at + b * WIDTH), L::mul(sums[q][b], scale));
                 }
             }
@@ -117,7 +114,7 @@ impl Queries<'_> {
     /// # Safety
     /// The machine has `L`.
     #[inline(always)]
-    unsafe fn values<L: Lanes, const Q: usize, const C: usize>(
+    unsafe fn values<L: Lanes, E: Element, const Q: usize, const C: usize>(
         &self,
         tile: usize,
         seen: &[Seen; Q],
@@ -138,18 +135,18 @@ impl Queries<'_> {
             let mut acc = [[L::zero(); C]; Q];
             for q in 0..Q {
                 for position in seen[q].from..start.min(seen[q].to) {
-                    self.value::<L, C>(position, weights[q][position - tile], dimension, &mut acc[q]);
+                    self.value::<L, E, C>(position, weights[q][position - tile], dimension, &mut acc[q]);
                 }
             }
             let mut position = start;
             while position < end {
-                let block = self.block(1, position);
+                let (_, block) = self.block::<E>(1, position);
                 let last = end.min(position / BLOCK_TOKENS * BLOCK_TOKENS + BLOCK_TOKENS);
                 while position < last {
                     let row = block.as_ptr().add(position % BLOCK_TOKENS * dim + dimension);
                     let mut v = [L::zero(); C];
                     for c in 0..C {
-                        v[c] = L::load(row.add(c * WIDTH));
+                        v[c] = E::load::<L>(row.add(c * WIDTH));
                     }
                     for q in 0..Q {
                         let p = L::splat(*weights[q].as_ptr().add(position - tile));
@@ -162,7 +159,7 @@ impl Queries<'_> {
             }
             for q in 0..Q {
                 for position in end.max(seen[q].from)..seen[q].to {
-                    self.value::<L, C>(position, weights[q][position - tile], dimension, &mut acc[q]);
+                    self.value::<L, E, C>(position, weights[q][position - tile], dimension, &mut acc[q]);
                 }
                 for c in 0..C {
                     L::store(sums[q].as_mut_ptr().add(dimension + c * WIDTH), acc[q][c]);
@@ -176,13 +173,19 @@ impl Queries<'_> {
     /// # Safety
     /// The machine has `L`; dimension + 16 C ≤ head_dim.
     #[inline(always)]
-    unsafe fn value<L: Lanes, const C: usize>(&self, position: usize, p: f32, dimension: usize, acc: &mut [L::F32; C]) {
-        let block = self.block(1, position);
+    unsafe fn value<L: Lanes, E: Element, const C: usize>(
+        &self,
+        position: usize,
+        p: f32,
+        dimension: usize,
+        acc: &mut [L::F32; C],
+    ) {
+        let (_, block) = self.block::<E>(1, position);
         // SAFETY: as the caller's.
         unsafe {
             let row = block.as_ptr().add(position % BLOCK_TOKENS * self.kv.head_dim + dimension);
             for c in 0..C {
-                acc[c] = L::fma(L::splat(p), L::load(row.add(c * WIDTH)), acc[c]);
+                acc[c] = L::fma(L::splat(p), E::load::<L>(row.add(c * WIDTH)), acc[c]);
             }
         }
     }
@@ -192,7 +195,7 @@ impl Queries<'_> {
     /// # Safety
     /// The machine has `L`.
     #[inline(always)]
-    unsafe fn tile<L: Lanes, const Q: usize>(
+    unsafe fn tile<L: Lanes, E: Element, const Q: usize>(
         &self,
         tile: usize,
         queries: &[&[f32]; Q],
@@ -211,10 +214,10 @@ impl Queries<'_> {
             // SAFETY: as the caller's; `left` blocks hold positions that are seen.
             unsafe {
                 if left >= 4 {
-                    self.scores::<L, Q, 4>(queries, position, scores);
+                    self.scores::<L, E, Q, 4>(queries, position, scores);
                     position += 4 * BLOCK_TOKENS;
                 } else {
-                    self.scores::<L, Q, 1>(queries, position, scores);
+                    self.scores::<L, E, Q, 1>(queries, position, scores);
                     position += BLOCK_TOKENS;
                 }
             }
@@ -222,6 +225,12 @@ impl Queries<'_> {
         let mut ends = [(0f32, 0f32); Q];
         for q in 0..Q {
             ends[q] = softmax_tile(&mut weights[q], seen[q].from - tile, seen[q].to - tile);
+            if E::SCALED {
+                for position in seen[q].from..seen[q].to {
+                    let (scales, _) = self.block::<E>(1, position);
+                    weights[q][position - tile] *= scales[position % BLOCK_TOKENS];
+                }
+            }
         }
         let mut dimension = 0;
         while dimension < self.kv.head_dim {
@@ -229,9 +238,9 @@ impl Queries<'_> {
             // SAFETY: as the caller's; `left` vectors of dimensions are left.
             unsafe {
                 match left {
-                    4.. => self.values::<L, Q, 4>(tile, seen, &weights, dimension, sums),
-                    2.. => self.values::<L, Q, 2>(tile, seen, &weights, dimension, sums),
-                    _ => self.values::<L, Q, 1>(tile, seen, &weights, dimension, sums),
+                    4.. => self.values::<L, E, Q, 4>(tile, seen, &weights, dimension, sums),
+                    2.. => self.values::<L, E, Q, 2>(tile, seen, &weights, dimension, sums),
+                    _ => self.values::<L, E, Q, 1>(tile, seen, &weights, dimension, sums),
                 }
             }
             dimension += WIDTH * if left >= 4 { 4 } else { left.min(2) };
@@ -244,7 +253,11 @@ impl Queries<'_> {
     /// # Safety
     /// The machine has `L`.
     #[inline(always)]
-    unsafe fn attend<L: Lanes, const Q: usize>(&self, first: usize, output: &mut impl FnMut(usize) -> *mut f32) {
+    unsafe fn attend<L: Lanes, E: Element, const Q: usize>(
+        &self,
+        first: usize,
+        output: &mut impl FnMut(usize) -> *mut f32,
+    ) {
         let dim = self.kv.head_dim;
         let mut queries: [&[f32]; Q] = [&[]; Q];
         let mut seen = [Seen::default(); Q];
@@ -266,7 +279,7 @@ impl Queries<'_> {
             }
             if all {
                 // SAFETY: as the caller's.
-                let ends = unsafe { self.tile::<L, Q>(tile, &queries, &parts, &mut sums) };
+                let ends = unsafe { self.tile::<L, E, Q>(tile, &queries, &parts, &mut sums) };
                 for q in 0..Q {
                     folds[q].add(ends[q], &sums[q][..dim], &mut outputs[q][..dim]);
                 }
@@ -275,7 +288,7 @@ impl Queries<'_> {
                     if parts[q].from < parts[q].to {
                         let mut alone = [[0f32; HEAD_DIM_MAX]];
                         // SAFETY: as the caller's.
-                        let ends = unsafe { self.tile::<L, 1>(tile, &[queries[q]], &[parts[q]], &mut alone) };
+                        let ends = unsafe { self.tile::<L, E, 1>(tile, &[queries[q]], &[parts[q]], &mut alone) };
                         folds[q].add(ends[0], &alone[0][..dim], &mut outputs[q][..dim]);
                     }
                 }
@@ -352,6 +365,22 @@ impl Fold {
 
 #[inline(always)]
 unsafe fn attend_body<L: Lanes>(queries: &Queries<'_>, output: &SharedSlice<'_, f32>, offset: usize, stride: usize) {
+    // SAFETY: as the caller's.
+    unsafe {
+        match queries.kv.dtype {
+            KvDtype::F32 => attend_all::<L, f32>(queries, output, offset, stride),
+            KvDtype::Int8 => attend_all::<L, i8>(queries, output, offset, stride),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn attend_all<L: Lanes, E: Element>(
+    queries: &Queries<'_>,
+    output: &SharedSlice<'_, f32>,
+    offset: usize,
+    stride: usize,
+) {
     let (dim, group) = (queries.kv.head_dim, queries.group);
     let count = queries.rows * group;
     // SAFETY (below): as the caller's; each query writes its own head of its own row.
@@ -364,9 +393,9 @@ unsafe fn attend_body<L: Lanes>(queries: &Queries<'_>, output: &SharedSlice<'_, 
         // SAFETY: as the caller's.
         unsafe {
             first += match count - first {
-                SHARED.. => (queries.attend::<L, SHARED>(first, &mut to), SHARED).1,
-                2.. => (queries.attend::<L, 2>(first, &mut to), 2).1,
-                _ => (queries.attend::<L, 1>(first, &mut to), 1).1,
+                SHARED.. => (queries.attend::<L, E, SHARED>(first, &mut to), SHARED).1,
+                2.. => (queries.attend::<L, E, 2>(first, &mut to), 2).1,
+                _ => (queries.attend::<L, E, 1>(first, &mut to), 1).1,
             };
         }
     }

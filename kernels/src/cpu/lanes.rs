@@ -29,6 +29,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn load(from: *const f32) -> Self::F32;
     /// 16 bf16, widened.
     unsafe fn load_bf16(from: *const u16) -> Self::F32;
+    /// 16 bytes with a sign, as f32.
+    unsafe fn load_i8(from: *const i8) -> Self::F32;
     unsafe fn store(to: *mut f32, x: Self::F32);
     unsafe fn add(a: Self::F32, b: Self::F32) -> Self::F32;
     unsafe fn mul(a: Self::F32, b: Self::F32) -> Self::F32;
@@ -88,6 +90,11 @@ impl Lanes for Plain {
     unsafe fn load_bf16(from: *const u16) -> Self::F32 {
         // SAFETY: the caller's pointer is good for 16 values.
         unsafe { from.cast::<[u16; WIDTH]>().read_unaligned() }.map(|bits| f32::from_bits((bits as u32) << 16))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self::F32 {
+        // SAFETY: the caller's pointer is good for 16 values.
+        unsafe { from.cast::<[i8; WIDTH]>().read_unaligned() }.map(f32::from)
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, x: Self::F32) {

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)] // tiles write disjoint parts of shared outputs; functions compiled for an instruction set
 
 pub(crate) mod attention;
+pub(crate) mod cache;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod isa;
@@ -15,7 +16,8 @@ pub(crate) mod pool;
 
 use std::num::NonZeroUsize;
 
-use self::attention::{BLOCK_TOKENS, Queries, block_start};
+use self::attention::Queries;
+use self::cache::{BLOCK_TOKENS, part_number, part_words};
 use self::gemm::{Activations, Product, TILE_STRIPS};
 use self::isa::InstructionSet;
 use self::packed::{Packed, PackedValues};
@@ -137,6 +139,10 @@ impl Operations for CpuOperations {
         BLOCK_TOKENS
     }
 
+    fn block_floats(&self, kv: &KvSpec) -> usize {
+        2 * kv.layers * kv.heads * part_words(kv)
+    }
+
     fn reserve(&mut self, reserve: Reserve) {
         self.activations = Activations::reserve(reserve.limits.rows * reserve.converted_inputs);
     }
@@ -234,13 +240,12 @@ impl Operations for CpuOperations {
             let (block, token) = (batch.blocks(row)[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
             let (_, appended) = qkv.split_at(spec.query_heads * dim);
             let (keys, values) = appended.split_at(spec.kv_heads * dim);
-            for head in 0..spec.kv_heads {
-                let to = &mut cache[block_start(kv, block, layer, 0, head)..][..BLOCK_TOKENS * dim];
-                for (slot, key) in to.chunks_exact_mut(BLOCK_TOKENS).zip(&keys[head * dim..][..dim]) {
-                    slot[token] = *key;
+            let words = part_words(kv);
+            for (part, vectors) in [keys, values].into_iter().enumerate() {
+                for (head, vector) in vectors.chunks_exact(dim).enumerate() {
+                    let at = part_number(kv, block, layer, part, head) * words;
+                    cache::keep(kv, part, token, vector, &mut cache[at..at + words]);
                 }
-                let to = block_start(kv, block, layer, 1, head) + token * dim;
-                cache[to..to + dim].copy_from_slice(&values[head * dim..][..dim]);
             }
         }
         Ok(())

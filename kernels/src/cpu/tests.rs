@@ -1,7 +1,7 @@
 //! Packed operations against the plain ones, bit by bit, over awkward sizes, on every instruction set of this machine.
 
 use super::*;
-use crate::backend::Limits;
+use crate::backend::{KvDtype, Limits};
 use crate::reference::ReferenceOperations;
 use crate::step::{SequenceRows, Span};
 use crate::weights::PlainValues;
@@ -150,8 +150,8 @@ impl Sequence {
 }
 
 /// Appends `length` positions and attends from all of them, then from a few more: the bits of both outputs.
-fn attend<O: Operations>(operations: &mut O, spec: &AttentionSpec, length: usize) -> Vec<u32> {
-    let kv = KvSpec { layers: 2, heads: spec.kv_heads, head_dim: spec.head_dim };
+fn attend<O: Operations>(operations: &mut O, spec: &AttentionSpec, dtype: KvDtype, length: usize) -> Vec<u32> {
+    let kv = KvSpec { dtype, ..KvSpec::f32(2, spec.kv_heads, spec.head_dim) };
     let mut cache = vec![0f32; 256 * operations.block_floats(&kv)];
     let half = spec.head_dim / 2;
     let (sine, cosine) = (values(3, 1024 * half), values(4, 1024 * half));
@@ -186,10 +186,12 @@ fn attention_of_awkward_lengths_heads_and_windows() {
     ] {
         let scale = 1.0 / (head_dim as f32).sqrt();
         let spec = AttentionSpec { query_heads: 2 * group, kv_heads: 2, head_dim, scale, window };
-        let expected = attend(&mut reference, &spec, length);
-        for mut operations in packed() {
-            let found = attend(&mut operations, &spec, length);
-            assert!(expected == found, "{} length {length} {spec:?}", operations.name());
+        for dtype in [KvDtype::F32, KvDtype::Int8] {
+            let expected = attend(&mut reference, &spec, dtype, length);
+            for mut operations in packed() {
+                let found = attend(&mut operations, &spec, dtype, length);
+                assert!(expected == found, "{} length {length} {dtype:?} {spec:?}", operations.name());
+            }
         }
     }
 }

@@ -18,10 +18,30 @@ pub struct Sizes {
     pub mlp: usize,
     pub vocabulary: usize,
     pub window: Option<usize>,
+    pub kv_dtype: KvDtype,
 }
 
-pub const TINY: Sizes =
-    Sizes { layers: 2, hidden: 96, query_heads: 6, kv_heads: 3, head_dim: 32, mlp: 192, vocabulary: 199, window: None };
+impl Sizes {
+    /// The cache of the whole model.
+    pub const fn kv(&self) -> KvSpec {
+        KvSpec { layers: self.layers, heads: self.kv_heads, head_dim: self.head_dim, dtype: self.kv_dtype }
+    }
+}
+
+pub const TINY: Sizes = Sizes {
+    layers: 2,
+    hidden: 96,
+    query_heads: 6,
+    kv_heads: 3,
+    head_dim: 32,
+    mlp: 192,
+    vocabulary: 199,
+    window: None,
+    kv_dtype: KvDtype::F32,
+};
+
+/// The same with a cache of 8-bit integers.
+pub const TINY_KV8: Sizes = Sizes { kv_dtype: KvDtype::Int8, ..TINY };
 
 /// What one device of several holds.
 #[derive(Clone)]
@@ -80,7 +100,7 @@ pub fn build(
     limits: Limits,
     collective: Box<dyn Collective>,
 ) -> Result<(), BackendError> {
-    let Sizes { layers, hidden, query_heads, kv_heads, head_dim, mlp, vocabulary, window } = *sizes;
+    let Sizes { layers, hidden, query_heads, kv_heads, head_dim, mlp, vocabulary, window, kv_dtype } = *sizes;
     let (rank, group) = (split.rank, query_heads / kv_heads);
     let (kv, columns, tokens) = (&split.kv_heads[rank], &split.mlp[rank], &split.vocabulary[rank]);
     let queries = kv.start * group..kv.end * group;
@@ -103,7 +123,7 @@ pub fn build(
     let part = Part { tensor: embedding.view(), shard: Shard::whole(&embedding.shape) };
     let table = backend.prepare(&[part], KRanges::whole(hidden), form)?;
 
-    let mut builder = ProgramBuilder::new(KvSpec { layers, heads: kv.len(), head_dim }, vocabulary);
+    let mut builder = ProgramBuilder::new(KvSpec { layers, heads: kv.len(), head_dim, dtype: kv_dtype }, vocabulary);
     let (x, h) = (builder.step_buffer(hidden), builder.step_buffer(hidden));
     let qkv = builder.step_buffer((queries.len() + 2 * kv.len()) * head_dim);
     let mixed = builder.step_buffer(queries.len() * head_dim);
