@@ -250,6 +250,7 @@ async fn ask_worker(direct: &Direct, args: &ChatArgs, messages: &[ChatMessage]) 
     let ask = Ask {
         prompt_token_ids,
         sampling,
+        grammar: None,
         seed,
         logprobs: None,
         answer_id: format!("chat-{}", hex::encode(random_bytes::<8>()?)),

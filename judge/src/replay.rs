@@ -31,6 +31,7 @@ impl Replay for LocalReplay {
             prompt_ids: &transcript.prompt_ids,
             completion_ids: &transcript.completions[choice as usize].token_ids,
             sampling: transcript.sampling(),
+            grammar: transcript.grammar.as_deref(),
             seed: &transcript.seed(),
             choice,
         };

@@ -51,6 +51,8 @@ pub struct Transcript {
     pub receipt: Receipt,
     /// The prompt.
     pub prompt_ids: Vec<u32>,
+    /// Text of the grammar, where the request names one.
+    pub grammar: Option<String>,
     /// The answer, by choice.
     pub completions: Vec<Completion>,
 }
@@ -106,6 +108,9 @@ pub fn verify(disclosure: Disclosure, expected: &Expected<'_>) -> Result<Transcr
     };
     let prompt = market::prompt_digest(&salt(&disclosure.prompt_salt)?, &disclosure.prompt_token_ids);
     require(prompt.0 == request.prompt_digest.as_slice(), "the prompt is not the one that was asked")?;
+    let grammar = market::grammar_digest(disclosure.grammar.as_deref());
+    let named = request.sampling.as_ref().map_or(&[][..], |sampling| &sampling.grammar_digest);
+    require(grammar == named, "the grammar is not the one that was asked")?;
     let completion = market::completion_digest(
         &salt(&disclosure.completion_salt)?,
         disclosure.completions.iter().map(Vec::as_slice),
@@ -143,7 +148,8 @@ pub fn verify(disclosure: Disclosure, expected: &Expected<'_>) -> Result<Transcr
         amount,
     };
     merkle_sum::verify_sample(&leaf, &disclosure.path, &Sum::from_proto(expected.root)?, expected.point)?;
-    Ok(Transcript { request, receipt, prompt_ids: disclosure.prompt_token_ids, completions })
+    let (prompt_ids, grammar) = (disclosure.prompt_token_ids, disclosure.grammar);
+    Ok(Transcript { request, receipt, prompt_ids, grammar, completions })
 }
 
 fn pair_sketches(completions: Vec<Vec<u32>>, sketches: &[Vec<u8>]) -> Result<Vec<Completion>, TranscriptError> {

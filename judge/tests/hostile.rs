@@ -9,6 +9,7 @@ use common::{CLIP_MILLI, auditor, cases, evaluate, evaluate_one, in_time, models
 use polylink_inference_server::model::{LoadedModel, Precision};
 use polylink_judge::transcript::Completion;
 use polylink_judge::{Auditor, Finding, Transcript};
+use polylink_protocol::market::grammar_digest;
 use polylink_protocol::market_v1::{FinishReason, LogitBias};
 use tokio::time::Instant;
 
@@ -237,4 +238,27 @@ async fn the_chain_is_watched_while_replays_compute_and_the_next_deadline_goes_f
     assert!(polls > 0 && round.await.unwrap().iter().all(|f| f.score.replayed));
     let trial = trial.await.unwrap();
     assert!(trial.len() == 16 && trial.iter().all(|f| !f.mismatch && f.score.replayed));
+}
+
+/// An answer that is held to a grammar: honest under it, and not under another one or none.
+#[tokio::test]
+async fn a_grammar_is_part_of_what_is_replayed() {
+    let auditor = auditor();
+    let asked = |transcript: &Transcript, grammar: Option<&str>| {
+        let mut asked = transcript.clone();
+        asked.grammar = grammar.map(str::to_owned);
+        asked.request.sampling.as_mut().unwrap().grammar_digest = grammar_digest(grammar);
+        asked
+    };
+    let plain = serve("nano", Precision::F32, &questions(3), 1.0).await;
+    let schema =
+        r#"json:{"type":"object","properties":{"answer":{"type":"string","maxLength":8}},"required":["answer"]}"#;
+    let honest = common::serve_request(&asked(&plain[1], Some(schema))).await;
+    let text = nano().tokenizer().decode(&honest.completions[0].token_ids);
+    assert!(text.starts_with('{'), "{text}");
+    assert_match(&evaluate_one(&auditor, honest.clone()).await, honest.completions[0].token_ids.len() as u32);
+    assert_mismatch(&evaluate_one(&auditor, asked(&honest, None)).await, "the model alone says something else");
+    assert_mismatch(&evaluate_one(&auditor, asked(&honest, Some("regex:[0-9]+"))).await, "another grammar");
+    assert_mismatch(&evaluate_one(&auditor, asked(&honest, Some("regex:("))).await, "one that no worker takes");
+    assert_mismatch(&evaluate_one(&auditor, asked(&plain[1], Some(schema))).await, "a worker that ignores it");
 }

@@ -23,6 +23,8 @@ pub mod tag {
     pub const PROMPT: &str = "polylink/prompt/v1";
     /// Salted completion token ids.
     pub const COMPLETION: &str = "polylink/completion/v1";
+    /// A grammar's text.
+    pub const GRAMMAR: &str = "polylink/grammar/v1";
     /// Activation sketches of a completion.
     pub const SKETCH: &str = "polylink/sketch/v1";
     /// Leaf of the Merkle-sum tree.

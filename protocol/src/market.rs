@@ -100,6 +100,11 @@ pub fn prompt_digest(salt: &[u8; SALT_BYTES], token_ids: &[u32]) -> Digest {
     ids(Hasher::new(tag::PROMPT).fixed(salt), token_ids).finish()
 }
 
+/// Digest of a grammar's text, as a request's sampling parameters name it; no bytes for no grammar.
+pub fn grammar_digest(grammar: Option<&str>) -> Vec<u8> {
+    grammar.map_or_else(Vec::new, |text| Hasher::new(tag::GRAMMAR).bytes(text.as_bytes()).finish().to_vec())
+}
+
 /// Salted digest of the completion token ids of every choice: `salt ‖ choices ‖ (n ‖ ids)…`.
 pub fn completion_digest<'a>(salt: &[u8; SALT_BYTES], choices: impl ExactSizeIterator<Item = &'a [u32]>) -> Digest {
     let hasher = Hasher::new(tag::COMPLETION).fixed(salt).u32(choices.len() as u32);
@@ -257,6 +262,9 @@ pub fn check_request(request: &Request) -> Result<(), ObjectError> {
     }
     if s.n == 0 || s.n > 16 {
         return wrong("n", "1 to 16 is expected");
+    }
+    if !matches!(s.grammar_digest.len(), 0 | 32) {
+        return wrong("grammar_digest", "32 bytes are expected, or none where there is no grammar");
     }
     if s.stop.len() > 16 || s.stop.iter().any(|t| t.is_empty() || t.len() > 256) || s.stop_token_ids.len() > 64 {
         return wrong("stop", "at most 16 texts of 1 to 256 bytes and 64 token ids are expected");

@@ -28,6 +28,9 @@ pub struct GenerateCall {
     pub prompt_salt: Vec<u8>,
     /// The prompt's token ids.
     pub prompt_token_ids: Vec<u32>,
+    /// Text of the grammar that the sampling parameters name by digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grammar: Option<String>,
     /// The newest voucher, so that payment needs no call of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub voucher: Option<VoucherCall>,
@@ -140,6 +143,9 @@ pub struct AnswerRecord {
     pub prompt_salt: Vec<u8>,
     /// The prompt.
     pub prompt_token_ids: Vec<u32>,
+    /// Text of the grammar, where the request names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grammar: Option<String>,
     /// Salt of the completion digest.
     #[serde(with = "hex_bytes")]
     pub completion_salt: Vec<u8>,
@@ -240,6 +246,9 @@ pub struct Disclosure {
     pub prompt_salt: Vec<u8>,
     /// The prompt.
     pub prompt_token_ids: Vec<u32>,
+    /// Text of the grammar, where the request names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grammar: Option<String>,
     /// Salt of the completion digest.
     #[serde(with = "hex_bytes")]
     pub completion_salt: Vec<u8>,

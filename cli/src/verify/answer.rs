@@ -1,7 +1,7 @@
 //! The part of a receipt that needs no chain: digests, counts, and that request and receipt belong together.
 
 use polylink_protocol::market::{
-    SALT_BYTES, answer_amount, check_request, completion_digest, prompt_digest, request_digest,
+    SALT_BYTES, answer_amount, check_request, completion_digest, grammar_digest, prompt_digest, request_digest,
 };
 use polylink_protocol::market_v1::{FinishReason, Receipt, Request};
 use polylink_protocol::transcript::AnswerRecord;
@@ -31,6 +31,11 @@ pub fn check_answer(record: &AnswerRecord) -> Result<(), Fault> {
         "request.prompt_digest",
         prompt.0[..] == request.prompt_digest[..],
         "prompt_token_ids with prompt_salt do not hash to it",
+    )?;
+    same(
+        "request.sampling.grammar_digest",
+        request.sampling.as_ref().is_none_or(|s| s.grammar_digest == grammar_digest(record.grammar.as_deref())),
+        "the grammar does not hash to it",
     )?;
     same(
         "receipt.request_digest",

@@ -21,6 +21,7 @@ pub(super) struct Arrival {
     pub(super) request: SignedRequest,
     pub(super) prompt_salt: [u8; SALT_BYTES],
     pub(super) prompt_token_ids: Vec<u32>,
+    pub(super) grammar: Option<String>,
     /// Per choice, the tokens that have arrived.
     pub(super) completions: Vec<Vec<u32>>,
     pub(super) answer_id: String,

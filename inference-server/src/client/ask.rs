@@ -22,6 +22,8 @@ pub struct Ask {
     pub prompt_token_ids: Vec<u32>,
     /// Parameters; `max_tokens` is resolved.
     pub sampling: Sampling,
+    /// Text of the grammar whose digest is in `sampling`.
+    pub grammar: Option<String>,
     /// Of the noise.
     pub seed: [u8; 32],
     /// Alternatives per token; None: no logprobs.
@@ -127,6 +129,7 @@ impl Payer {
             request,
             prompt_salt,
             prompt_token_ids: ask.prompt_token_ids.clone(),
+            grammar: ask.grammar.clone(),
             completions: vec![vec![]; ask.sampling.n.max(1) as usize],
             answer_id: ask.answer_id.clone(),
             charge: charge.clone().map(|charge| (charge, worst)),
@@ -136,6 +139,7 @@ impl Payer {
             request: arrival.request.clone(),
             prompt_salt: prompt_salt.to_vec(),
             prompt_token_ids: ask.prompt_token_ids.clone(),
+            grammar: ask.grammar.clone(),
             voucher: None,
             logprobs: ask.logprobs.map_or(0, |top| top.max(1)),
         };

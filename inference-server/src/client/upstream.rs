@@ -266,6 +266,7 @@ impl Arrival {
             receipt,
             prompt_salt: self.prompt_salt.to_vec(),
             prompt_token_ids: self.prompt_token_ids.clone(),
+            grammar: self.grammar.clone(),
             completion_salt,
             completions: completions.unwrap_or_else(|| self.completions.clone()),
             path: None,

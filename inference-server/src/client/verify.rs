@@ -2,7 +2,8 @@
 //! make later on a stored record; and the check of a receipt that is fetched later, for a stream that broke off.
 
 use polylink_protocol::market::{
-    ObjectError, SALT_BYTES, answer_amount, completion_digest, prompt_digest, request_digest, verify_receipt,
+    ObjectError, SALT_BYTES, answer_amount, completion_digest, grammar_digest, prompt_digest, request_digest,
+    verify_receipt,
 };
 use polylink_protocol::market_v1::{FinishReason, Receipt, SignedReceipt, SignedRequest};
 use polylink_protocol::transcript::AnswerRecord;
@@ -71,6 +72,11 @@ pub fn verify_answer(record: &AnswerRecord, worker: &str, receipt_key: &[u8]) ->
         &request.prompt_digest,
         prompt_digest(&prompt_salt, &record.prompt_token_ids),
     )?;
+    let grammar = request.sampling.as_ref().map_or(&[][..], |sampling| &sampling.grammar_digest);
+    if grammar != grammar_digest(record.grammar.as_deref()) {
+        let (found, expected) = (hex::encode(grammar), hex::encode(grammar_digest(record.grammar.as_deref())));
+        return Err(VerifyError::Field { field: "grammar_digest (of the request)", found, expected });
+    }
     same_count("prompt_tokens", receipt.prompt_tokens, record.prompt_token_ids.len() as u64)?;
     verify_completion(receipt, &record.completion_salt, &record.completions)?;
     Ok(amount)

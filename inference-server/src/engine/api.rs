@@ -33,6 +33,8 @@ pub struct GenerateRequest {
     pub priority: i32,
     /// Logprobs of so many likeliest tokens per completion token, 0 to 20 (the token's own logprob is always given).
     pub logprobs: u32,
+    /// Text of the grammar that every choice is held to ([`crate::engine::grammar`]); `sampling` has its digest.
+    pub grammar: Option<String>,
 }
 
 /// Something that happened to a request, in order.
@@ -230,9 +232,10 @@ pub fn sample_params(sampling: &Sampling, seed: &[u8; 32], choice: u32) -> Sampl
 }
 
 /// Tokens that end a choice: the model's end tokens (unless `ignore_eos`) and the request's stop tokens; ascending.
-/// Before `min_tokens` completion tokens exactly these may not be drawn.
+/// Before `min_tokens` completion tokens exactly these may not be drawn. A grammar ends by the model's end tokens in any
+/// case: where it is complete nothing else may be drawn, not even before `min_tokens`.
 pub fn end_tokens(sampling: &Sampling, model_end_tokens: &[u32]) -> Vec<u32> {
-    let model = if sampling.ignore_eos { &[] } else { model_end_tokens };
+    let model = if sampling.ignore_eos && sampling.grammar_digest.is_empty() { &[] } else { model_end_tokens };
     let mut tokens: Vec<u32> = model.iter().chain(&sampling.stop_token_ids).copied().collect();
     tokens.sort_unstable();
     tokens.dedup();

@@ -1,6 +1,7 @@
 //! One engine step after the other: requests in, tokens out. Everything that the engine's thread owns but the thread.
 //!
-//! What always holds: within [`Core::step`] nothing is allocated (lists were reserved by [`Core::admit`] or at start);
+//! What always holds: within [`Core::step`] nothing is allocated (lists were reserved by [`Core::admit`] or at start), but
+//! for what a grammar's library does for the rows that have one;
 //! a token is given out exactly once, in order, and only after the step that drew it had succeeded as a whole.
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use polylink_kernels::{
 
 use super::api::{CHOICES_MAX, FailureCode, FinishReason, Usage};
 use super::config::EngineConfig;
+use super::grammar::GrammarState;
 use super::handle::{Job, Shared};
 use super::kv_pool::{BlockTable, ChainHash, KvPool};
 use super::logits_tap::{LogitsRow, LogitsTap};
@@ -57,6 +59,7 @@ struct Buffers {
     rows: Vec<SampleRow>,
     logit_bias: Vec<(u32, f32)>,
     suppressed: Vec<u32>,
+    masks: Vec<u32>,
     /// Sequences whose next token is drawn, in the order of the rows.
     drawn: Vec<SequenceId>,
 }
@@ -67,6 +70,7 @@ struct Reserved {
     histories: usize,
     logit_bias: usize,
     suppressed: usize,
+    masks: usize,
 }
 
 impl Reserved {
@@ -77,6 +81,7 @@ impl Reserved {
             histories: if penalties { choices * job.tokens_max } else { 0 },
             logit_bias: choices * job.logit_bias.len(),
             suppressed: choices * job.end_tokens.len(),
+            masks: job.grammars.iter().map(GrammarState::words).sum(),
         }
     }
 }
@@ -176,6 +181,7 @@ impl Core {
         self.buffers.histories.reserve(self.reserved.histories);
         self.buffers.logit_bias.reserve(self.reserved.logit_bias);
         self.buffers.suppressed.reserve(self.reserved.suppressed);
+        self.buffers.masks.reserve(self.reserved.masks);
         let usage = Usage { prompt_tokens: prompt.len() as u64, ..Usage::default() };
         let parked = job.params.len() > 1;
         self.requests[index as usize] = Some(Request { job, sequences, parked, usage });
@@ -187,6 +193,7 @@ impl Core {
             (&mut total.histories, of.histories),
             (&mut total.logit_bias, of.logit_bias),
             (&mut total.suppressed, of.suppressed),
+            (&mut total.masks, of.masks),
         ] {
             *total = if more { *total + part } else { *total - part };
         }
@@ -261,13 +268,13 @@ impl Core {
 
     fn sample(&mut self, backend: &mut dyn Backend) -> Result<(), BackendError> {
         self.buffers.clear_sample();
-        let Buffers { starts, histories, rows, logit_bias, suppressed, drawn, .. } = &mut self.buffers;
+        let Buffers { starts, histories, rows, logit_bias, suppressed, masks, drawn, .. } = &mut self.buffers;
         for planned in self.plan.rows.iter().filter(|planned| planned.samples) {
             let id = planned.sequence;
             let sequence = self.scheduler.sequence(id);
             let known = &mut self.choices[id.index()];
-            let request = self.requests[known.request as usize].as_ref().expect("a live sequence has its request");
-            let job = &request.job;
+            let request = self.requests[known.request as usize].as_mut().expect("a live sequence has its request");
+            let job = &mut request.job;
             let params = job.params[known.choice as usize];
             let completion = sequence.tokens.len() - sequence.prompt_tokens;
             if params.has_penalties() && !known.history_sent {
@@ -278,14 +285,19 @@ impl Core {
                 histories.extend_from_slice(&sequence.tokens);
                 starts.push(SlotStart { slot: planned.slot, prompt, completion });
             }
-            let end_tokens = if completion < job.min_tokens { &job.end_tokens[..] } else { &[] };
+            let held_back = if completion < job.min_tokens { &job.end_tokens[..] } else { &[] };
+            let (suppressed, mask) = match job.grammars.get_mut(known.choice as usize) {
+                // A grammar knows whether it can go on without the end tokens.
+                Some(grammar) => (Span::default(), append(masks, grammar.mask(held_back))),
+                None => (append(suppressed, held_back), Span::default()),
+            };
             rows.push(SampleRow {
                 row: drawn.len() as u32,
                 slot: planned.slot,
                 params,
                 logit_bias: append(logit_bias, &job.logit_bias),
-                suppressed: append(suppressed, end_tokens),
-                mask: Span::default(),
+                suppressed,
+                mask,
                 logprobs: job.logprobs,
             });
             drawn.push(id);
@@ -293,7 +305,7 @@ impl Core {
         if rows.is_empty() {
             return Ok(());
         }
-        let step = SampleStep { starts, histories, rows, logit_bias, suppressed, masks: &[] };
+        let step = SampleStep { starts, histories, rows, logit_bias, suppressed, masks };
         let ticket = backend.submit(&Step::Sample(step))?;
         backend.wait(ticket, &mut self.output)
     }
@@ -335,13 +347,21 @@ impl Core {
                 None => {}
             }
             let ends = request.job.end_tokens.binary_search(&token).is_ok();
+            let grammar = request.job.grammars.get_mut(choice as usize);
+            let stuck = grammar.is_some_and(|grammar| {
+                grammar.accept(token);
+                grammar.is_stuck()
+            });
             let tokens_max = request.job.tokens_max;
             if choice == 0 {
                 self.unpark(id);
             }
             self.scheduler.push_token(id, token);
-            if ends {
+            if ends && !stuck {
                 self.finish(id, FinishReason::Stop);
+            } else if ends {
+                // The grammar could not go on: the answer is as incomplete as one that is cut at its limit.
+                self.finish(id, FinishReason::Length);
             } else if self.scheduler.sequence(id).tokens.len() >= tokens_max {
                 self.finish(id, FinishReason::Length);
             }
@@ -429,6 +449,7 @@ impl Buffers {
         self.rows.clear();
         self.logit_bias.clear();
         self.suppressed.clear();
+        self.masks.clear();
         self.drawn.clear();
     }
 }

@@ -10,12 +10,15 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use polylink_kernels::{SampleParams, TOP_LOGPROBS_MAX};
+use polylink_protocol::market::grammar_digest;
 use tokio::sync::watch;
 
 use super::api::{AdmissionError, CHOICES_MAX, GenerateRequest, end_tokens, sample_params};
 use super::config::EngineInfo;
+use super::grammar::{GrammarState, Grammars};
 use super::metrics::{EngineMetrics, add};
 use super::outbox::{Outbox, RequestStream, outbox};
+use crate::model::LoadedModel;
 
 /// Whether the engine takes requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub(crate) struct Job {
     pub(crate) end_tokens: Vec<u32>,
     pub(crate) logit_bias: Vec<(u32, f32)>,
     pub(crate) logprobs: u32,
+    /// By choice; empty: no grammar.
+    pub(crate) grammars: Vec<GrammarState>,
     pub(crate) tenant: [u8; 32],
     pub(crate) priority: i32,
     pub(crate) submitted: Instant,
@@ -68,6 +73,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: EngineMetrics,
     model_end_tokens: Vec<u32>,
     vocabulary: usize,
+    grammars: Grammars,
     /// Choices that run or wait.
     live: AtomicUsize,
     /// The engine's thread tells its state here.
@@ -75,10 +81,16 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(info: EngineInfo, model_end_tokens: Vec<u32>, vocabulary: usize) -> Self {
-        let status = watch::Sender::new(EngineStatus::Ready);
-        let metrics = EngineMetrics::default();
-        Self { info, metrics, model_end_tokens, vocabulary, live: AtomicUsize::new(0), status }
+    pub(crate) fn new(info: EngineInfo, model: &LoadedModel) -> Self {
+        Self {
+            info,
+            metrics: EngineMetrics::default(),
+            model_end_tokens: model.end_tokens().to_vec(),
+            vocabulary: model.config().vocab_size,
+            grammars: Grammars::of(model),
+            live: AtomicUsize::new(0),
+            status: watch::Sender::new(EngineStatus::Ready),
+        }
     }
 }
 
@@ -129,7 +141,8 @@ impl EngineHandle {
         Self { owner: Arc::new(Owner { shared, commands, thread: Mutex::new(Some(thread)) }) }
     }
 
-    /// Takes a request. Never waits; the events come on the stream, and dropping the stream cancels the request.
+    /// Takes a request. Never waits; the events come on the stream, and dropping the stream cancels the request. A
+    /// request with a grammar takes the milliseconds of compiling it: submit it from a thread that may block.
     ///
     /// # Errors
     /// Why the request is refused; see [`AdmissionError::http_status`].
@@ -160,6 +173,7 @@ impl EngineHandle {
             let waiting = before.saturating_sub(shared.info.max_running);
             return Err(AdmissionError::QueueFull { waiting, limit: shared.info.max_waiting });
         }
+        let grammars = self.grammars(&request, choices)?;
         let (outbox, stream) = outbox(choices, tokens_max - request.prompt_ids.len(), request.logprobs);
         let job = Job {
             tokens_max,
@@ -168,6 +182,7 @@ impl EngineHandle {
             end_tokens: end_tokens(sampling, &shared.model_end_tokens),
             logit_bias: sampling.logit_bias.iter().map(|bias| (bias.token, bias.bias)).collect(),
             logprobs: request.logprobs,
+            grammars,
             tenant: request.tenant,
             priority: request.priority,
             submitted: Instant::now(),
@@ -182,6 +197,17 @@ impl EngineHandle {
             }
             Err(TrySendError::Disconnected(_)) => Err(stopped()),
         }
+    }
+
+    /// A grammar's state for each choice.
+    fn grammars(&self, request: &GenerateRequest, choices: u32) -> Result<Vec<GrammarState>, AdmissionError> {
+        let Some(text) = &request.grammar else { return Ok(vec![]) };
+        let compiled = self.owner.shared.grammars.compile(text);
+        let first =
+            compiled.map_err(|error| AdmissionError::Parameter { field: "grammar", reason: error.to_string() })?;
+        let mut states: Vec<GrammarState> = (1..choices).map(|_| first.separate()).collect();
+        states.push(first);
+        Ok(states)
     }
 
     /// Sizes and limits.
@@ -258,8 +284,8 @@ fn check_parameters(request: &GenerateRequest, vocabulary: usize) -> Result<(), 
             return wrong(field, format!("{low} to {high} is expected, {value} was given"));
         }
     }
-    if !sampling.grammar_digest.is_empty() {
-        return wrong("grammar_digest", "grammars are not built: leave it empty".into());
+    if sampling.grammar_digest != grammar_digest(request.grammar.as_deref()) {
+        return wrong("grammar", "the sampling parameters name another grammar by its digest".into());
     }
     Ok(())
 }

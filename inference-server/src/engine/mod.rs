@@ -14,6 +14,7 @@
 pub mod api;
 mod config;
 mod core;
+pub mod grammar;
 mod handle;
 pub mod kv_pool;
 mod logits_tap;

@@ -13,6 +13,7 @@ use polylink_protocol::market_v1::Sampling;
 
 use super::api::{end_tokens, sample_params, sketch_bytes};
 use super::config::{BackendKind, EngineError};
+use super::grammar::Grammars;
 use super::start::{empty_backend, kv_spec};
 use crate::model::{LoadedModel, SplitPlan};
 
@@ -28,6 +29,8 @@ pub struct ReplayRequest<'a> {
     pub completion_ids: &'a [u32],
     /// The request's sampling parameters.
     pub sampling: &'a Sampling,
+    /// Text of the request's grammar.
+    pub grammar: Option<&'a str>,
     /// The request's seed.
     pub seed: &'a [u8; 32],
     /// Which choice.
@@ -66,6 +69,7 @@ pub struct Replayer {
     limits: Limits,
     block_table: Vec<u32>,
     end_tokens: Vec<u32>,
+    grammars: Grammars,
     vocabulary: usize,
     tokens: Vec<TokenInput>,
     output: StepOutput,
@@ -92,6 +96,7 @@ impl Replayer {
             limits,
             block_table: (0..kv_blocks as u32).collect(),
             end_tokens: model.end_tokens().to_vec(),
+            grammars: Grammars::of(model),
             vocabulary,
             tokens: Vec::with_capacity(CHUNK),
             output: StepOutput::with_limits(&limits, vocabulary, true),
@@ -102,7 +107,8 @@ impl Replayer {
     /// Replays one choice: one entry per committed token.
     ///
     /// # Errors
-    /// [`ReplayError::Transcript`] for ids beyond the vocabulary or a transcript beyond the context.
+    /// [`ReplayError::Transcript`] for ids beyond the vocabulary, a transcript beyond the context, or a grammar that no
+    /// engine takes.
     pub fn replay(&mut self, request: &ReplayRequest<'_>) -> Result<Vec<ReplayedToken>, ReplayError> {
         let mut replayed = Vec::with_capacity(request.completion_ids.len());
         let params = sample_params(request.sampling, request.seed, request.choice);
@@ -112,14 +118,28 @@ impl Replayer {
         bias.retain(|(token, _)| (*token as usize) < self.vocabulary);
         let (prompt, completion) = (request.prompt_ids, request.completion_ids);
         let min_tokens = request.sampling.min_tokens as usize;
+        let mut grammar = match request.grammar.map(|text| self.grammars.compile(text)).transpose() {
+            Ok(grammar) => grammar,
+            Err(error) => return Err(ReplayError::Transcript(format!("grammar: {error}"))),
+        };
         self.forward(request, &mut |logits, sketch, index, scratch| {
+            let held_back = if index < min_tokens { &ends[..] } else { &[] };
+            let (suppressed, mask) = match &mut grammar {
+                Some(grammar) => {
+                    if let Some(before) = index.checked_sub(1) {
+                        grammar.accept(completion[before]);
+                    }
+                    (&[][..], grammar.mask(held_back))
+                }
+                None => (held_back, &[][..]),
+            };
             let inputs = DrawInputs {
                 params: &params,
                 prompt,
                 completion: &completion[..index],
                 logit_bias: &bias,
-                suppressed: if index < min_tokens { &ends } else { &[] },
-                mask: &[],
+                suppressed,
+                mask,
             };
             let position = (prompt.len() + index) as u32;
             let (margin, drawn) = match replay_margin(logits, &inputs, position, completion[index], scratch) {
@@ -137,8 +157,14 @@ impl Replayer {
     /// As [`Replayer::replay`].
     pub fn logits(&mut self, prompt_ids: &[u32], completion_ids: &[u32]) -> Result<Vec<Vec<f32>>, ReplayError> {
         let mut rows = Vec::with_capacity(completion_ids.len());
-        let request =
-            ReplayRequest { prompt_ids, completion_ids, sampling: &Sampling::default(), seed: &[0; 32], choice: 0 };
+        let request = ReplayRequest {
+            prompt_ids,
+            completion_ids,
+            sampling: &Sampling::default(),
+            grammar: None,
+            seed: &[0; 32],
+            choice: 0,
+        };
         self.forward(&request, &mut |logits, _, _, _| rows.push(logits.to_vec()))?;
         Ok(rows)
     }

@@ -34,7 +34,7 @@ impl Engine {
         );
         let vocabulary = model.config().vocab_size;
         let commands_max = built.info.max_running + built.info.max_waiting + 2;
-        let shared = Arc::new(Shared::new(built.info, model.end_tokens().to_vec(), vocabulary));
+        let shared = Arc::new(Shared::new(built.info, &model));
         let core = Core::new(Arc::clone(&shared), &built.limits, vocabulary, &config);
         let (sender, commands) = sync_channel(commands_max);
         let rebuild: Rebuild = Box::new(move || build(&model, &config).map(|built| built.backend));

@@ -20,7 +20,7 @@ use crate::client::store::{Charge, PayError};
 use crate::client::text::ChoiceText;
 use crate::client::{Ask, PayerError, Upstream, UpstreamEvent, WorkerRef};
 use crate::http::front::unknown_model;
-use crate::http::local::{answer_id, random_bytes};
+use crate::http::local::{TextModel, answer_id, encode, random_bytes};
 use crate::http::{Answer, AnswerEvent, AnswerRequest, AnswerUsage, Answerer, ApiError, Caller, ModelCard, TokenPiece};
 
 /// Workers that one request is tried on.
@@ -57,6 +57,10 @@ impl Answerer for Gateway {
                 false => Err("sessions to the workers are being opened".into()),
             }
         })
+    }
+
+    fn text_model(&self, name: &str) -> Result<TextModel, ApiError> {
+        Ok(self.find(name)?.text)
     }
 
     fn families(&self) -> Vec<MetricFamily> {
@@ -152,18 +156,16 @@ impl Gateway {
         let offered = self.find(&request.model)?;
         let charge = self.charge(&key).await?;
         let mut sampling = offered.text.sampling(&request);
-        let (text, prompt) = (offered.text.clone(), request.prompt);
-        // Away from the async threads: a long prompt takes a while.
-        let encoded = tokio::task::spawn_blocking(move || text.encode(&prompt)).await;
-        let prompt_token_ids =
-            encoded.map_err(|e| ApiError::internal(format!("the tokenizer's task ended: {e}")))??;
+        let prompt_token_ids = encode(offered.text.clone(), request.prompt, request.add_special_tokens).await?;
         sampling.max_tokens = offered.text.max_tokens(prompt_token_ids.len(), sampling.max_tokens)?;
         let seed = match request.seed {
             Some(seed) => seed,
             None => random_bytes()?,
         };
         let id = answer_id(request.kind)?;
-        let ask = Ask { prompt_token_ids, sampling, seed, logprobs: request.logprobs, answer_id: id.clone() };
+        let grammar = request.grammar.map(|grammar| grammar.text);
+        let logprobs = request.logprobs;
+        let ask = Ask { prompt_token_ids, sampling, grammar, seed, logprobs, answer_id: id.clone() };
         let upstream = self.attempt(&offered, &ask, charge).await?;
         let (n, stop) = (ask.sampling.n.max(1), Arc::from(ask.sampling.stop));
         let tokenizer = Arc::clone(&offered.text.tokenizer);

@@ -72,9 +72,12 @@ impl Fields {
         }
     }
 
-    /// Names of what was not read.
+    /// Names of what was not read, in alphabetical order.
     pub(crate) fn rest(self) -> Vec<String> {
-        self.map.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name).collect()
+        let mut names: Vec<String> =
+            self.map.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name).collect();
+        names.sort();
+        names
     }
 }
 

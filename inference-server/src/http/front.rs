@@ -17,9 +17,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::answer::{AnswerEvent, Chunks, Shape, Whole};
 use super::error::ApiError;
+use super::local::TextModel;
 use super::metrics::HttpMetrics;
 use super::request::{AnswerRequest, Kind};
-use super::{metrics, server, sse};
+use super::{metrics, server, sse, texts};
 use crate::model::Tokenizer;
 
 /// The header that names ignored fields.
@@ -82,6 +83,12 @@ pub trait Answerer: Send + Sync + 'static {
     fn answer(&self, caller: Caller, request: AnswerRequest) -> BoxFuture<'_, Result<Answer, ApiError>>;
     /// Whether a request would be answered now; else why not.
     fn ready(&self) -> BoxFuture<'_, Result<(), String>>;
+    /// The text side of a model by its name.
+    fn text_model(&self, name: &str) -> Result<TextModel, ApiError>;
+    /// Whether a request's `priority` means anything here.
+    fn takes_priority(&self) -> bool {
+        false
+    }
     /// Further metrics.
     fn families(&self) -> Vec<MetricFamily>;
 }
@@ -116,6 +123,8 @@ pub fn router<A: Answerer>(answerer: Arc<A>, limits: FrontLimits, metrics: HttpM
     Router::new()
         .route("/v1/chat/completions", post(chat::<A>))
         .route("/v1/completions", post(completion::<A>))
+        .route("/tokenize", post(tokenize::<A>))
+        .route("/detokenize", post(detokenize::<A>))
         .route("/v1/models", get(models::<A>))
         .route("/v1/models/{*id}", get(model::<A>))
         .route("/ready", get(ready::<A>))
@@ -196,6 +205,36 @@ async fn completion<A: Answerer>(State(front): State<Arc<Front<A>>>, headers: He
     complete(&front, Kind::Completion, &headers, body).await
 }
 
+async fn tokenize<A: Answerer>(State(front): State<Arc<Front<A>>>, headers: HeaderMap, body: Body) -> Response {
+    text_call(&front, false, &headers, body).await.unwrap_or_else(ApiError::into_response)
+}
+
+async fn detokenize<A: Answerer>(State(front): State<Arc<Front<A>>>, headers: HeaderMap, body: Body) -> Response {
+    text_call(&front, true, &headers, body).await.unwrap_or_else(ApiError::into_response)
+}
+
+async fn text_call<A: Answerer>(
+    front: &Front<A>,
+    decode: bool,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    front.answerer.authorise(&Caller::of(headers))?;
+    let body = server::read_body(body, front.limits.body_bytes_max).await?;
+    let (name, call) = texts::read(decode, &body)?;
+    let name = match name {
+        Some(name) => name,
+        None => match front.answerer.models().await?.as_slice() {
+            [only] => only.id.clone(),
+            _ => return Err(ApiError::field("model", "`model` is missing: name one of GET /v1/models")),
+        },
+    };
+    let text = front.answerer.text_model(&name)?;
+    let answered = tokio::task::spawn_blocking(move || texts::answer(&call, &text)).await;
+    let object = answered.map_err(|e| ApiError::internal(format!("the tokenizer's task ended: {e}")))??;
+    Ok(axum::Json(object).into_response())
+}
+
 async fn complete<A: Answerer>(front: &Front<A>, kind: Kind, headers: &HeaderMap, body: Body) -> Response {
     let endpoint = if kind == Kind::Chat { "/v1/chat/completions" } else { "/v1/completions" };
     let response = try_complete(front, kind, headers, body).await.unwrap_or_else(ApiError::into_response);
@@ -231,11 +270,15 @@ async fn try_complete<A: Answerer>(
     front.metrics.active.inc();
     let place = Place { _permit: permit, active: front.metrics.active.clone() };
     let body = server::read_body(body, front.limits.body_bytes_max).await?;
-    let request = AnswerRequest::parse(kind, &body)?;
+    let mut request = AnswerRequest::parse(kind, &body)?;
+    if request.priority.is_some() && !front.answerer.takes_priority() {
+        request.ignored.push("priority".into());
+    }
     let (n, streamed, include_usage) = (request.sampling.n, request.stream, request.include_usage);
     let (logprobs, token_ids) = (request.logprobs.is_some(), request.return_token_ids);
     let ignored = ignored_header(&request.ignored);
-    let answer = front.answerer.answer(caller, request).await?;
+    let grammar_field = request.grammar.as_ref().map(|grammar| grammar.field);
+    let answer = front.answerer.answer(caller, request).await.map_err(|error| of_grammar(error, grammar_field))?;
     let shape = Shape {
         kind,
         id: answer.id,
@@ -256,6 +299,15 @@ async fn try_complete<A: Answerer>(
         response.headers_mut().insert(IGNORED_FIELDS, ignored);
     }
     Ok(response)
+}
+
+/// What an engine says of a grammar, said of the field that asked for it.
+fn of_grammar(mut error: ApiError, field: Option<&str>) -> ApiError {
+    if let (Some(field), Some("grammar")) = (field, error.param.as_deref()) {
+        error.message = format!("`{field}` cannot be enforced: {}", error.message.trim_start_matches("grammar: "));
+        error.param = Some(field.into());
+    }
+    error
 }
 
 fn ignored_header(names: &[String]) -> Option<HeaderValue> {

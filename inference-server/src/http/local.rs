@@ -14,7 +14,7 @@ use super::error::ApiError;
 use super::front::{Answer, Answerer, Caller, ModelCard, unix_seconds, unknown_model};
 use super::metrics::engine_families;
 use super::request::{AnswerRequest, Kind, Prompt};
-use crate::engine::{EngineHandle, EngineStatus, GenerateRequest, TextEvent, TextStream};
+use crate::engine::{EngineHandle, EngineStatus, GenerateRequest, RequestStream, TextEvent, TextStream};
 use crate::model::{ChatTemplate, GenerationDefaults, LoadedModel, Tokenizer};
 
 /// The text side of a model: what turns a conversation into token ids and back.
@@ -65,15 +65,21 @@ impl TextModel {
         sampling
     }
 
-    /// Token ids of a prompt, and the request's `max_tokens` when it named none.
-    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>, ApiError> {
+    /// Token ids of a prompt; `add_special_tokens` as in the request.
+    ///
+    /// # Errors
+    /// 400 that names the field.
+    pub fn encode(&self, prompt: &Prompt, add_special_tokens: Option<bool>) -> Result<Vec<u32>, ApiError> {
         match prompt {
             Prompt::Chat(messages) => {
                 let none = || ApiError::field("messages", "this model has no chat template: use /v1/completions");
                 let template = self.template.as_ref().ok_or_else(none)?;
                 template.encode(messages, &self.tokenizer).map_err(|e| ApiError::field("messages", e.to_string()))
             }
-            Prompt::Text(text) => self.tokenizer.encode(text).map_err(|e| ApiError::field("prompt", e.to_string())),
+            Prompt::Text(text) => {
+                let encoded = self.tokenizer.encode_whole(text, add_special_tokens.unwrap_or(true));
+                encoded.map_err(|e| ApiError::field("prompt", e.to_string()))
+            }
             Prompt::Ids(ids) => match ids.iter().find(|id| **id as usize >= self.tokenizer.vocabulary()) {
                 Some(id) => {
                     let size = self.tokenizer.vocabulary();
@@ -122,26 +128,29 @@ impl LocalAnswerer {
         Self { engine, text, name, created: unix_seconds() }
     }
 
-    fn begin(&self, request: AnswerRequest) -> Result<Answer, ApiError> {
+    async fn begin(&self, request: AnswerRequest) -> Result<Answer, ApiError> {
         if request.model != self.name {
             return Err(unknown_model(&request.model, &[self.card()]));
         }
-        let prompt_token_ids = self.text.encode(&request.prompt)?;
         let mut sampling = self.text.sampling(&request);
+        let prompt_token_ids = encode(self.text.clone(), request.prompt, request.add_special_tokens).await?;
         sampling.max_tokens = self.text.max_tokens(prompt_token_ids.len(), sampling.max_tokens)?;
         let seed = match request.seed {
             Some(seed) => seed,
             None => random_bytes()?,
         };
         let (n, stop) = (sampling.n, sampling.stop.clone());
-        let stream = self.engine.submit(GenerateRequest {
+        let generate = GenerateRequest {
             prompt_ids: prompt_token_ids.clone(),
             sampling,
             seed,
             tenant: [0; 32],
-            priority: 0,
+            // The engine takes the larger first.
+            priority: -request.priority.unwrap_or(0),
             logprobs: request.logprobs.unwrap_or(0),
-        })?;
+            grammar: request.grammar.map(|grammar| grammar.text),
+        };
+        let stream = submit(&self.engine, generate).await?;
         let text = TextStream::new(stream, Arc::clone(&self.text.tokenizer), n, stop);
         let events = futures::stream::unfold(text, |mut text| async move { Some((text.next().await?, text)) });
         Ok(Answer {
@@ -198,7 +207,13 @@ impl Answerer for LocalAnswerer {
         Box::pin(async { Ok(vec![self.card()]) })
     }
     fn answer(&self, _: Caller, request: AnswerRequest) -> BoxFuture<'_, Result<Answer, ApiError>> {
-        Box::pin(async move { self.begin(request) })
+        Box::pin(self.begin(request))
+    }
+    fn text_model(&self, name: &str) -> Result<TextModel, ApiError> {
+        if name == self.name { Ok(self.text.clone()) } else { Err(unknown_model(name, &[self.card()])) }
+    }
+    fn takes_priority(&self) -> bool {
+        true
     }
     fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async { engine_ready(&self.engine) })
@@ -206,6 +221,26 @@ impl Answerer for LocalAnswerer {
     fn families(&self) -> Vec<MetricFamily> {
         engine_families(&self.engine, &self.name)
     }
+}
+
+/// Token ids of a prompt, made away from the async threads: a long one takes a while.
+pub(crate) async fn encode(
+    text: TextModel,
+    prompt: Prompt,
+    add_special_tokens: Option<bool>,
+) -> Result<Vec<u32>, ApiError> {
+    let encoded = tokio::task::spawn_blocking(move || text.encode(&prompt, add_special_tokens)).await;
+    encoded.map_err(|e| ApiError::internal(format!("the tokenizer's task ended: {e}")))?
+}
+
+/// Hands a request to an engine; away from the async threads where it has a grammar to be compiled.
+pub(crate) async fn submit(engine: &EngineHandle, request: GenerateRequest) -> Result<RequestStream, ApiError> {
+    if request.grammar.is_none() {
+        return Ok(engine.submit(request)?);
+    }
+    let engine = engine.clone();
+    let submitted = tokio::task::spawn_blocking(move || engine.submit(request)).await;
+    Ok(submitted.map_err(|e| ApiError::internal(format!("the grammar's task ended: {e}")))??)
 }
 
 /// Whether an engine takes requests; else why not.

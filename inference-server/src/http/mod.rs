@@ -8,15 +8,18 @@ mod answer;
 pub mod error;
 mod fields;
 pub(crate) mod front;
+mod grammar;
 pub mod local;
 pub mod metrics;
 pub mod request;
 mod sampling;
 pub mod server;
 pub mod sse;
+mod texts;
 
 pub use answer::{AnswerEvent, AnswerUsage, TokenPiece};
 pub use error::ApiError;
 pub use front::{Answer, Answerer, Caller, Front, FrontLimits, ModelCard, router};
+pub use grammar::AskedGrammar;
 pub use request::{AnswerRequest, Kind, Prompt};
 pub use sampling::client_seed;

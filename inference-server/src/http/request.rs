@@ -3,11 +3,13 @@
 //! Three kinds of fields: those that are obeyed; those that would change the answer and are not built, which get a 400
 //! that names them; and the rest, which are ignored and named in the header `x-polylink-ignored-fields`.
 
+use polylink_protocol::market::grammar_digest;
 use polylink_protocol::market_v1::Sampling;
 use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::{Fields, expected};
+use super::grammar::{AskedGrammar, grammar};
 use super::sampling::{client_seed, sampling, token_ids};
 use crate::model::ChatMessage;
 
@@ -17,6 +19,8 @@ const MESSAGES_MAX: usize = 2_048;
 const PROMPT_IDS_MAX: usize = 1 << 20;
 /// Most logprobs per token.
 const TOP_LOGPROBS_MAX: i64 = 20;
+/// Largest priority, either way.
+const PRIORITY_MAX: i32 = 1_000_000;
 /// What `/v1/completions` generates when `max_tokens` is absent, as OpenAI documents it.
 const COMPLETION_TOKENS_DEFAULT: u32 = 16;
 
@@ -70,6 +74,13 @@ pub struct AnswerRequest {
     pub seed: Option<[u8; 32]>,
     /// Absent: no logprobs; else so many alternatives per token.
     pub logprobs: Option<u32>,
+    /// What every choice must look like; `sampling` has its digest.
+    pub grammar: Option<AskedGrammar>,
+    /// Smaller goes first, as vLLM has it; absent: 0.
+    pub priority: Option<i32>,
+    /// Special tokens that the tokenizer puts around a text, such as a first one; absent: around texts, not around
+    /// conversations, whose template has them.
+    pub add_special_tokens: Option<bool>,
     /// Server-sent events.
     pub stream: bool,
     /// A last chunk with the usage.
@@ -89,12 +100,6 @@ const REFUSED: &[(&str, &str, MeansNothing)] = &[
     ("tool_choice", "leave it out, or send \"none\" or \"auto\"", is_auto),
     ("functions", "leave it out", is_empty),
     ("function_call", "leave it out, or send \"none\" or \"auto\"", is_auto),
-    ("response_format", "leave it out, or send {\"type\": \"text\"}", |v| v["type"] == "text"),
-    ("structured_outputs", "leave it out", is_empty),
-    ("guided_json", "leave it out", is_empty),
-    ("guided_regex", "leave it out", is_empty),
-    ("guided_choice", "leave it out", is_empty),
-    ("guided_grammar", "leave it out", is_empty),
     ("modalities", "leave it out, or send [\"text\"]", |v| *v == serde_json::json!(["text"])),
     ("audio", "leave it out", is_empty),
     ("prediction", "leave it out", is_empty),
@@ -154,10 +159,7 @@ impl AnswerRequest {
         let model = fields
             .text("model")?
             .ok_or_else(|| ApiError::field("model", "`model` is missing: name one of GET /v1/models"))?;
-        let prompt = match kind {
-            Kind::Chat => Prompt::Chat(messages(&mut fields)?),
-            Kind::Completion => prompt(&mut fields)?,
-        };
+        let prompt = prompt_of(kind, &mut fields)?;
         let limit = i64::from(u32::MAX);
         let max_tokens = fields.integer("max_tokens", 1, limit)?;
         let max_tokens = fields.integer("max_completion_tokens", 1, limit)?.or(max_tokens).map(|n| n as u32);
@@ -168,7 +170,9 @@ impl AnswerRequest {
             top_k: !fields.has("top_k"),
             repetition_penalty: !fields.has("repetition_penalty"),
         };
-        let sampling = sampling(&mut fields, max_tokens.unwrap_or(default))?;
+        let mut sampling = sampling(&mut fields, max_tokens.unwrap_or(default))?;
+        let grammar = grammar(&mut fields)?;
+        sampling.grammar_digest = grammar_digest(grammar.as_ref().map(|grammar| grammar.text.as_str()));
         let logprobs = match kind {
             Kind::Chat => chat_logprobs(&mut fields)?,
             Kind::Completion => fields.integer("logprobs", 0, TOP_LOGPROBS_MAX)?.map(|n| n as u32),
@@ -183,11 +187,22 @@ impl AnswerRequest {
             unset,
             seed: fields.integer("seed", i64::MIN, i64::MAX)?.map(client_seed),
             logprobs,
+            grammar,
+            priority: fields.integer("priority", i64::from(-PRIORITY_MAX), i64::from(PRIORITY_MAX))?.map(|p| p as i32),
+            add_special_tokens: fields.boolean("add_special_tokens")?,
             stream,
             include_usage,
             return_token_ids: fields.boolean("return_token_ids")?.unwrap_or(false),
             ignored: fields.rest(),
         })
+    }
+}
+
+/// The conversation, or the text or token ids.
+pub(crate) fn prompt_of(kind: Kind, fields: &mut Fields) -> Result<Prompt, ApiError> {
+    match kind {
+        Kind::Chat => messages(fields).map(Prompt::Chat),
+        Kind::Completion => prompt(fields),
     }
 }
 

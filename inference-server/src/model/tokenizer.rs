@@ -4,8 +4,11 @@
 //! (special tokens skipped), and a piece never ends inside a character; except that bytes which make no character within
 //! 16 tokens are given out as U+FFFD. Text is never held back longer than that.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+
+use serde_json::Value;
 
 use super::config::read_json;
 use super::error::ModelError;
@@ -18,6 +21,60 @@ pub struct Tokenizer {
     plain: tokenizers::Tokenizer,
     /// Texts of the special tokens.
     special: Vec<String>,
+    /// Added tokens, which are spelt as they are, and whether they are special.
+    added: HashMap<u32, bool>,
+    spelling: Spelling,
+}
+
+/// How the vocabulary spells bytes, by the decoder of `tokenizer.json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spelling {
+    /// A character for each byte (GPT-2's table).
+    ByteLevel,
+    /// Text, with a mark for the blank, and `<0xNN>` for single bytes (SentencePiece).
+    Text {
+        /// Such as U+2581.
+        blank: Option<char>,
+        bytes: bool,
+    },
+    /// Pieces that are more than their bytes, such as `##ing`.
+    Other,
+}
+
+impl Spelling {
+    fn of(decoder: &Value) -> Self {
+        let one = std::slice::from_ref(decoder);
+        let list = decoder["decoders"].as_array().map_or(one, Vec::as_slice);
+        let (mut blank, mut bytes) = (None, false);
+        for decoder in list {
+            match decoder["type"].as_str() {
+                Some("ByteLevel") => return Self::ByteLevel,
+                Some("ByteFallback") => bytes = true,
+                Some("Metaspace") => {
+                    blank = decoder["replacement"].as_str().and_then(|text| text.chars().next()).or(Some('\u{2581}'));
+                }
+                Some("Replace") if decoder["content"] == " " => {
+                    blank = decoder["pattern"]["String"].as_str().and_then(|text| text.chars().next());
+                }
+                Some("Replace" | "Fuse" | "Strip") | None => {}
+                Some(_) => return Self::Other,
+            }
+        }
+        Self::Text { blank, bytes }
+    }
+}
+
+/// The byte that a character stands for in GPT-2's table: printable ones stand for themselves, the others follow from
+/// U+0100 on.
+fn byte_of(character: char) -> Option<u8> {
+    let code = character as u32;
+    match code {
+        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => u8::try_from(code).ok(),
+        0x100..=0x120 => u8::try_from(code - 0x100).ok(),
+        0x121..=0x142 => u8::try_from(code - 0x121 + 0x7f).ok(),
+        0x143 => Some(0xad),
+        _ => None,
+    }
 }
 
 impl Tokenizer {
@@ -28,19 +85,16 @@ impl Tokenizer {
     pub fn open(file: &Path) -> Result<Self, ModelError> {
         let damaged = |reason: String| ModelError::Damaged { file: file.to_owned(), reason };
         // The tokenizers crate panics on some malformed files: JSON that is none is found here, the rest is caught.
-        read_json(file)?;
+        let (json, _) = read_json(file)?;
         let inner = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_file(file))
             .map_err(|_| damaged("it is not a tokenizer that is understood".into()))?
             .map_err(|error| damaged(error.to_string()))?;
-        let special = inner
-            .get_added_tokens_decoder()
-            .into_values()
-            .filter(|token| token.special)
-            .map(|token| token.content)
-            .collect();
+        let tokens = inner.get_added_tokens_decoder();
+        let added = tokens.iter().map(|(id, token)| (*id, token.special)).collect();
+        let special = tokens.into_values().filter(|token| token.special).map(|token| token.content).collect();
         let mut plain = inner.clone();
         plain.set_encode_special_tokens(true);
-        Ok(Self { inner, plain, special })
+        Ok(Self { inner, plain, special, added, spelling: Spelling::of(&json["decoder"]) })
     }
 
     /// Tokens in the vocabulary, added ones included.
@@ -54,6 +108,15 @@ impl Tokenizer {
     /// [`ModelError::Tokenize`], which a byte-level tokenizer never gives.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
         encode(&self.inner, text)
+    }
+
+    /// As [`Tokenizer::encode`]; with the special tokens that the tokenizer itself puts around a text, such as a first
+    /// one, if they are wanted.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_whole(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, ModelError> {
+        encode_with(&self.inner, text, add_special_tokens)
     }
 
     /// Token ids of a user's text: special tokens that are written out in it stay ordinary text.
@@ -75,9 +138,34 @@ impl Tokenizer {
         self.inner.decode(ids, true).unwrap_or_default()
     }
 
+    /// The text of token ids, special tokens by their names.
+    pub fn decode_all(&self, ids: &[u32]) -> String {
+        self.inner.decode(ids, false).unwrap_or_default()
+    }
+
     /// The id of a token given by its exact text in the vocabulary.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    /// The bytes that a token adds to a text; none for special tokens and ids that are none. `None`: this tokenizer's
+    /// pieces are more than their bytes.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let special = self.added.get(&id);
+        let piece = self.inner.id_to_token(id).filter(|_| special != Some(&true)).unwrap_or_default();
+        match self.spelling {
+            Spelling::Other => None,
+            _ if special.is_some() => Some(piece.into_bytes()),
+            // A piece with a character beyond the table stands for no bytes that a decoder would give.
+            Spelling::ByteLevel => Some(piece.chars().map(byte_of).collect::<Option<Vec<u8>>>().unwrap_or_default()),
+            Spelling::Text { blank, bytes } => {
+                let byte = piece.strip_prefix("<0x").and_then(|hex| hex.strip_suffix('>')).filter(|_| bytes);
+                if let Some(byte) = byte.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+                    return Some(vec![byte]);
+                }
+                Some(blank.map_or(piece.clone(), |mark| piece.replace(mark, " ")).into_bytes())
+            }
+        }
     }
 
     /// How one token reads by itself (for logprobs): special tokens by their names, others decoded; a piece of a
@@ -91,8 +179,12 @@ impl Tokenizer {
 }
 
 fn encode(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, ModelError> {
+    encode_with(tokenizer, text, false)
+}
+
+fn encode_with(tokenizer: &tokenizers::Tokenizer, text: &str, special: bool) -> Result<Vec<u32>, ModelError> {
     tokenizer
-        .encode_fast(text, false)
+        .encode_fast(text, special)
         .map(|encoding| encoding.get_ids().to_vec())
         .map_err(|error| ModelError::Tokenize { reason: error.to_string() })
 }

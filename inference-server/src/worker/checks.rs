@@ -3,7 +3,8 @@
 use axum::http::StatusCode;
 use polylink_protocol::digest::Digest;
 use polylink_protocol::market::{
-    SALT_BYTES, answer_amount, check_request, max_prices, offer_in, prompt_digest, terms_at, verify_request, within,
+    SALT_BYTES, answer_amount, check_request, grammar_digest, max_prices, offer_in, prompt_digest, terms_at,
+    verify_request, within,
 };
 use polylink_protocol::market_v1::{Request, Sampling, Session, TokenPrices, Worker};
 use polylink_protocol::transcript::GenerateCall;
@@ -55,6 +56,10 @@ pub(crate) fn check_call<'a>(call: &'a GenerateCall, here: &Here) -> Result<&'a 
         .map_err(|_| ApiError::field("prompt_salt", format!("{SALT_BYTES} bytes are expected")))?;
     if prompt_digest(salt, &call.prompt_token_ids).0 != request.prompt_digest[..] {
         return Err(mismatch("prompt_token_ids", "the token ids and salt do not give the signed prompt digest".into()));
+    }
+    let sampling = request.sampling.as_ref().map_or(&[][..], |sampling| &sampling.grammar_digest);
+    if grammar_digest(call.grammar.as_deref()) != sampling {
+        return Err(mismatch("grammar", "the grammar is not the one whose digest was signed".into()));
     }
     let (prompt_tokens, context_length) = (call.prompt_token_ids.len(), here.context_length);
     if prompt_tokens == 0 || prompt_tokens >= context_length {

@@ -50,6 +50,7 @@ pub(super) async fn disclose(worker: &Arc<Worker>, call: &DisclosureCall) -> Res
         root: proven.root.to_proto(),
         prompt_salt: transcript.prompt_salt,
         prompt_token_ids: transcript.prompt_token_ids,
+        grammar: transcript.grammar,
         completion_salt: transcript.completion_salt,
         completions: transcript.choices.iter().map(|c| c.token_ids.clone()).collect(),
         sketches: transcript.choices.into_iter().map(|c| c.sketches).collect(),

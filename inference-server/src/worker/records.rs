@@ -57,6 +57,9 @@ pub struct Transcript {
     /// Per choice.
     #[prost(message, repeated, tag = "6")]
     pub choices: Vec<ChoiceTranscript>,
+    /// Of the grammar, where the request names one.
+    #[prost(string, optional, tag = "7")]
+    pub grammar: Option<String>,
 }
 
 /// One choice of a transcript.
@@ -234,9 +237,10 @@ mod tests {
             prompt_token_ids: vec![5, 300],
             completion_salt: vec![3],
             choices: vec![choice],
+            grammar: Some("g".into()),
         };
         for (kind, bytes) in [
-            (Kind::Answer(transcript), "0a151a020102220305ac022a010332070a010712020909"),
+            (Kind::Answer(transcript), "0a181a020102220305ac022a010332070a0107120209093a0167"),
             (Kind::Voucher(VoucherRecord { voucher: None, indexes: vec![1, 2] }), "120412020102"),
             (Kind::Closed(ClosedRecord { epoch: 3, root: None }), "1a020803"),
             (Kind::Redeemed(RedeemedRecord { session: 7, amount: "50".into() }), "2206080712023530"),

@@ -22,7 +22,7 @@ use super::serving::{Reservation, Serving};
 use super::store::StoreError;
 use crate::chain::ChainError;
 use crate::engine::{GenerateRequest, TextStream};
-use crate::http::local::{engine_ready, random_bytes};
+use crate::http::local::{engine_ready, random_bytes, submit};
 use crate::http::metrics::{self, engine_families};
 use crate::http::server::{not_found, read_body, wrong_method};
 use crate::http::{ApiError, sse};
@@ -120,14 +120,16 @@ async fn try_generate(worker: &Arc<Worker>, body: Body) -> Result<Serving, ApiEr
     let seed =
         request.seed.as_slice().try_into().map_err(|_| ApiError::field("request.seed", "32 bytes are expected"))?;
     let (n, stop) = (sampling.n, sampling.stop.clone());
-    let stream = worker.engine.submit(GenerateRequest {
+    let generate = GenerateRequest {
         prompt_ids: call.prompt_token_ids.clone(),
         sampling,
         seed,
         tenant: Digest::of(&request.session.to_be_bytes()).0,
         priority: 0,
         logprobs: call.logprobs,
-    })?;
+        grammar: call.grammar.clone(),
+    };
+    let stream = submit(&worker.engine, generate).await?;
     let text = TextStream::new(stream, Arc::clone(&worker.tokenizer), n, stop);
     Ok(Serving::new(text, call, request, price, random_bytes()?, reservation))
 }

@@ -213,6 +213,7 @@ impl Answer {
             receipt: Some(signed.clone()),
             prompt_salt: std::mem::take(&mut self.call.prompt_salt),
             prompt_token_ids: std::mem::take(&mut self.call.prompt_token_ids),
+            grammar: self.call.grammar.take(),
             completion_salt: self.salt.to_vec(),
             choices: choices
                 .map(|c| ChoiceTranscript { token_ids: c.ids.clone(), sketches: c.sketches.concat() })

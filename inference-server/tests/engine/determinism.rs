@@ -127,6 +127,7 @@ fn a_replay_finds_the_same_tokens_and_sketches_and_sees_every_change() {
         prompt_ids: &prompt_ids,
         completion_ids: &ids,
         sampling: &sampling,
+        grammar: None,
         seed: &[77; 32],
         choice: 0,
     };

@@ -6,6 +6,7 @@ mod admission;
 mod determinism;
 mod folders;
 mod goldens;
+mod grammars;
 mod logits;
 mod requests;
 mod split;

@@ -57,7 +57,7 @@ pub fn noisy() -> Sampling {
 }
 
 pub fn request(prompt_ids: Vec<u32>, sampling: Sampling, seed: u8) -> GenerateRequest {
-    GenerateRequest { prompt_ids, sampling, seed: [seed; 32], tenant: [1; 32], priority: 0, logprobs: 0 }
+    GenerateRequest { prompt_ids, sampling, seed: [seed; 32], tenant: [1; 32], priority: 0, logprobs: 0, grammar: None }
 }
 
 /// A prompt of `length` tokens that depends on `salt` from its first token on.

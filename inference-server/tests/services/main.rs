@@ -14,5 +14,6 @@ mod network;
 mod payer;
 mod proxy;
 mod refusals;
+mod structured;
 mod terms;
 mod workers;

@@ -64,7 +64,14 @@ pub fn ask(max_tokens: u32, seed: u8) -> Ask {
         ignore_eos: true,
         ..Default::default()
     };
-    Ask { prompt_token_ids: vec![5, 6, 7], sampling, seed: [seed; 32], logprobs: None, answer_id: format!("a-{seed}") }
+    Ask {
+        prompt_token_ids: vec![5, 6, 7],
+        sampling,
+        grammar: None,
+        seed: [seed; 32],
+        logprobs: None,
+        answer_id: format!("a-{seed}"),
+    }
 }
 
 /// Reads until so many tokens are there, or, with none given, until the last choice has ended.

@@ -74,6 +74,7 @@ fn call(session: u64, epoch: u64, change: impl FnOnce(&mut GenerateCall, &mut Re
         request: Default::default(),
         prompt_salt: vec![9; 32],
         prompt_token_ids,
+        grammar: None,
         voucher: None,
         logprobs: 0,
     };

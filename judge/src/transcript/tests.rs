@@ -68,6 +68,7 @@ fn case_with(alter: impl FnOnce(&mut Receipt)) -> Case {
         root: root.clone(),
         prompt_salt: vec![3; 32],
         prompt_token_ids: prompt,
+        grammar: None,
         completion_salt: vec![6; 32],
         completions: vec![completion],
         sketches: vec![sketch.concat()],
@@ -113,7 +114,8 @@ fn an_honest_disclosure_passes() {
 #[test]
 fn every_altered_part_is_refused() {
     type Alter = fn(&mut Disclosure);
-    let alterations: [(&str, Alter); 11] = [
+    let alterations: [(&str, Alter); 12] = [
+        ("grammar", |d| d.grammar = Some("regex:a".into())),
         ("prompt", |d| d.prompt_token_ids[0] = 9),
         ("prompt", |d| d.prompt_salt[0] = 9),
         ("completion", |d| d.completions[0][0] = 9),

@@ -81,6 +81,7 @@ pub async fn serve(
             tenant: [0; 32],
             priority: 0,
             logprobs: 0,
+            grammar: None,
         };
         streams.push((request.clone(), engine.submit(request).unwrap()));
     }
@@ -105,6 +106,7 @@ pub async fn serve(
                 ..Default::default()
             },
             prompt_ids: request.prompt_ids,
+            grammar: None,
             completions: vec![completion],
         });
     }
@@ -121,6 +123,7 @@ pub async fn serve_request(transcript: &Transcript) -> Transcript {
         tenant: [0; 32],
         priority: 0,
         logprobs: 0,
+        grammar: transcript.grammar.clone(),
     };
     let mut stream = engine.submit(request).unwrap();
     let none = Completion { token_ids: Vec::new(), sketches: Vec::new() };

@@ -31,6 +31,7 @@ async fn answered(store: &PayerStore, index: u64, amount: u128, charge: Option<(
         receipt: Default::default(),
         prompt_salt: vec![1],
         prompt_token_ids: vec![2, 3],
+        grammar: None,
         completion_salt: vec![],
         completions: vec![vec![4]],
         path: None,

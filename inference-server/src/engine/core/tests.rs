@@ -25,7 +25,7 @@ impl Bench {
         let model = LoadedModel::open(folder, Precision::F32).unwrap();
         let built = build(&model, &config).unwrap();
         let vocabulary = model.config().vocab_size;
-        let shared = Arc::new(Shared::new(built.info, model.end_tokens().to_vec(), vocabulary));
+        let shared = Arc::new(Shared::new(built.info, &model));
         let core = Core::new(Arc::clone(&shared), &built.limits, vocabulary, &config);
         let (sender, commands) = sync_channel(64);
         let handle = EngineHandle::new(shared, sender, std::thread::spawn(|| {}));
@@ -56,7 +56,15 @@ impl Bench {
 
 fn request(salt: u32, length: u32, sampling: Sampling, logprobs: u32) -> GenerateRequest {
     let prompt_ids = (0..length).map(|i| 100 + (salt * 7919 + i * 31) % 1500).collect();
-    GenerateRequest { prompt_ids, sampling, seed: [salt as u8; 32], tenant: [0; 32], priority: 0, logprobs }
+    GenerateRequest {
+        prompt_ids,
+        sampling,
+        seed: [salt as u8; 32],
+        tenant: [0; 32],
+        priority: 0,
+        logprobs,
+        grammar: None,
+    }
 }
 
 fn sampling() -> Sampling {

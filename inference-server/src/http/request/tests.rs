@@ -34,7 +34,8 @@ fn every_field_is_obeyed() {
         "presence_penalty": -1, "frequency_penalty": 2, "logit_bias": {"7": -100, "3": 1.5},
         "max_tokens": 5, "max_completion_tokens": 9, "min_tokens": 2, "stop": "END", "stop_token_ids": [4, 5],
         "ignore_eos": true, "n": 3, "seed": 11, "logprobs": true, "top_logprobs": 4, "stream": true,
-        "stream_options": {"include_usage": true}, "return_token_ids": true,
+        "stream_options": {"include_usage": true}, "return_token_ids": true, "priority": -3,
+        "add_special_tokens": false, "response_format": {"type": "json_object"},
     }))
     .unwrap();
     let s = &request.sampling;
@@ -44,6 +45,9 @@ fn every_field_is_obeyed() {
     assert_eq!((s.max_tokens, s.min_tokens, s.n, s.ignore_eos), (9, 2, 3, true));
     assert_eq!((s.stop.as_slice(), s.stop_token_ids.as_slice()), (&["END".to_string()][..], &[4, 5][..]));
     assert_eq!((request.seed, request.logprobs), (Some(client_seed(11)), Some(4)));
+    assert_eq!((request.priority, request.add_special_tokens), (Some(-3), Some(false)));
+    let grammar = request.grammar.as_ref().unwrap();
+    assert_eq!(s.grammar_digest, polylink_protocol::market::grammar_digest(Some(&grammar.text)));
     assert!(request.stream && request.include_usage && request.return_token_ids && request.ignored.is_empty());
 }
 
@@ -108,7 +112,6 @@ fn what_would_change_the_answer_is_refused_by_name_never_dropped() {
     for (name, value) in [
         ("tools", json!([{"type": "function"}])),
         ("tool_choice", json!("required")),
-        ("response_format", json!({"type": "json_object"})),
         ("functions", json!([{}])),
         ("modalities", json!(["text", "audio"])),
         ("audio", json!({"voice": "x"})),
@@ -116,7 +119,6 @@ fn what_would_change_the_answer_is_refused_by_name_never_dropped() {
         ("best_of", json!(2)),
         ("echo", json!(true)),
         ("suffix", json!("x")),
-        ("guided_json", json!({"type": "object"})),
         ("use_beam_search", json!(true)),
         ("chat_template", json!("x")),
         ("reasoning_effort", json!("high")),
@@ -128,7 +130,8 @@ fn what_would_change_the_answer_is_refused_by_name_never_dropped() {
         );
         assert!(error.message.contains(name));
     }
-    let nothing = json!({"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "modalities": ["text"],
+    let nothing = json!({"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "structured_outputs": null,
+        "modalities": ["text"],
         "best_of": 1, "echo": false, "parallel_tool_calls": true, "tools ": null});
     assert!(chat(nothing).unwrap().ignored.is_empty());
 }

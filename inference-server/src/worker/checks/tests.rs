@@ -44,6 +44,7 @@ fn call(change: impl FnOnce(&mut GenerateCall, &mut Request)) -> GenerateCall {
         request: Default::default(),
         prompt_salt: SALT.to_vec(),
         prompt_token_ids,
+        grammar: None,
         voucher: None,
         logprobs: 0,
     };
@@ -77,6 +78,7 @@ fn what_does_not_match_its_digests_is_refused() {
         ("profile", |_, r| r.profile_digest = vec![5; 32], "digest_mismatch", "request.profile_digest"),
         ("token", |c, _| c.prompt_token_ids[1] = 9, "digest_mismatch", "prompt_token_ids"),
         ("salt", |c, _| c.prompt_salt[0] ^= 1, "digest_mismatch", "prompt_token_ids"),
+        ("grammar", |c, _| c.grammar = Some("regex:a".into()), "digest_mismatch", "grammar"),
         ("short salt", |c, _| c.prompt_salt.truncate(31), "invalid_value", "prompt_salt"),
         ("seed", |_, r| r.seed.truncate(31), "invalid_value", "request"),
         ("sampling", |_, r| r.sampling = None, "invalid_value", "request"),

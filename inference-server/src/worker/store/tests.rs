@@ -24,6 +24,7 @@ fn transcript(session: u64, index: u64, epoch: u64, amount: u128) -> Transcript 
     Transcript {
         receipt: Some(sign_receipt(receipt, &ServiceKey::from_bytes(&[1; 32]))),
         choices: vec![ChoiceTranscript { token_ids: vec![1, 2, 3, 4], sketches: vec![7; 64] }],
+        grammar: None,
         ..Default::default()
     }
 }
