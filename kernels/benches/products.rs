@@ -44,6 +44,9 @@ fn main() -> Result<(), BackendError> {
                 (WeightForm::Bf16, 2.0),
                 (WeightForm::Q8_0, 1.0625),
                 (WeightForm::Q4_0, 0.5625),
+                (WeightForm::Q4K, 0.578),
+                (WeightForm::Q5K, 0.703),
+                (WeightForm::Q6K, 0.828),
             ] {
                 for (rows, outputs, inputs) in [
                     (512, 4864, 896),
@@ -53,6 +56,9 @@ fn main() -> Result<(), BackendError> {
                     (1, 4864, 896),
                     (1, 65536, 896),
                 ] {
+                    // Superblocks are 256 inputs.
+                    let superblocks = matches!(form, WeightForm::Q4K | WeightForm::Q5K | WeightForm::Q6K);
+                    let inputs = if superblocks { usize::next_multiple_of(inputs, 256) } else { inputs };
                     let weights = (outputs * inputs) as f64;
                     let runs = (4e9 / (2.0 * weights * rows as f64)).clamp(1.0, 200.0) as usize;
                     let time = time(&mut Product::new(options, form, (rows, outputs, inputs))?, runs)?;

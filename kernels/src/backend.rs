@@ -23,7 +23,7 @@ use crate::step::{Step, StepOutput};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WeightId(pub(crate) u32);
 
-/// Element type of a tensor as it lies in a file; little-endian.
+/// Element type of a tensor as it lies in a file; little-endian. The blocks are those of ggml, along the inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
     /// IEEE binary32.
@@ -32,15 +32,47 @@ pub enum Dtype {
     Bf16,
     /// IEEE binary16.
     F16,
+    /// 32 integers of 8 bits and their scale.
+    Q8_0,
+    /// 32 integers of 4 bits and their scale.
+    Q4_0,
+    /// 256 integers of 4 bits; a scale and a minimum of 6 bits per 32.
+    Q4K,
+    /// 256 integers of 5 bits; a scale and a minimum of 6 bits per 32.
+    Q5K,
+    /// 256 integers of 6 bits; a scale of 8 bits per 16.
+    Q6K,
 }
 
 impl Dtype {
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
+    /// Values of a block, and its bytes. Floats are blocks of one.
+    pub const fn block(self) -> (usize, usize) {
         match self {
-            Dtype::F32 => 4,
-            Dtype::Bf16 | Dtype::F16 => 2,
+            Dtype::F32 => (1, 4),
+            Dtype::Bf16 | Dtype::F16 => (1, 2),
+            Dtype::Q8_0 => (32, 34),
+            Dtype::Q4_0 => (32, 18),
+            Dtype::Q4K => (256, 144),
+            Dtype::Q5K => (256, 176),
+            Dtype::Q6K => (256, 210),
         }
+    }
+
+    /// Whether its values are plain floats, not blocks.
+    pub const fn is_float(self) -> bool {
+        self.block().0 == 1
+    }
+
+    /// Bytes of a row of `values`; None if they are no whole blocks, or too many to count.
+    pub const fn row_bytes(self, values: usize) -> Option<usize> {
+        let (block, bytes) = self.block();
+        if values.is_multiple_of(block) { (values / block).checked_mul(bytes) } else { None }
+    }
+
+    /// Bytes of a tensor of this shape, its last dimension being cut into blocks; None as for [`Dtype::row_bytes`].
+    pub fn bytes(self, shape: &[usize]) -> Option<usize> {
+        let (&last, rest) = shape.split_last()?;
+        rest.iter().try_fold(self.row_bytes(last)?, |bytes, &n| bytes.checked_mul(n))
     }
 }
 
@@ -53,7 +85,7 @@ pub struct TensorView<'a> {
     pub shape: &'a [usize],
     /// Element type.
     pub dtype: Dtype,
-    /// `product(shape) × dtype.size()` bytes.
+    /// `dtype.bytes(shape)` bytes.
     pub data: &'a [u8],
 }
 
@@ -148,6 +180,14 @@ pub enum WeightForm {
     Q8_0,
     /// A matrix of 4-bit integers, one f16 scale per 32 inputs; exact int8.
     Q4_0,
+    /// A matrix of 4-bit integers in blocks of 256, a scale and a minimum per 32 inputs; exact int8.
+    Q4K,
+    /// As [`WeightForm::Q4K`], of 5-bit integers.
+    Q5K,
+    /// A matrix of 6-bit integers in blocks of 256, a scale per 16 inputs; exact int8.
+    Q6K,
+    /// As each of the tensors is: floats as [`WeightForm::Float`], blocks in exact int8 as they are. The parts may differ.
+    Stored,
 }
 
 /// One tensor's share in a weight. Parts are stacked along the outputs (q over k over v; gate over up).

@@ -25,6 +25,7 @@ pub use step::{
 
 #[doc(hidden)]
 pub mod bench;
+mod blocks;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -10,6 +10,8 @@
 
 use polylink_protocol::exact_math::{f16_to_f32, f32_to_f16_saturating};
 
+pub(crate) mod superblocks;
+
 /// Values per scale, on both sides of a product.
 pub const BLOCK: usize = 32;
 

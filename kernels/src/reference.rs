@@ -7,6 +7,7 @@
 use polylink_protocol::exact_math::{bf16_to_f32, exp, f32_to_f16_saturating, silu};
 
 use crate::backend::{KvDtype, KvSpec};
+use crate::blocks::{KBlock, KKind};
 use crate::operations::{Batch, Operations, Poisoned, Reserve, RopeTable, SketchRow, finish, flush, to_bf16_flushed};
 use crate::program::AttentionSpec;
 use crate::quantise::{self, BLOCK};
@@ -32,6 +33,33 @@ impl PlainMatrix {
             PlainValues::F32(values) => values[index],
             PlainValues::Bf16(values) | PlainValues::Bf16Pairs(values) => bf16_to_f32(values[index]),
             PlainValues::Int8 { quants, scales, .. } => quants[index] as f32 * scales[index / BLOCK],
+            PlainValues::K { kind, blocks, .. } => blocks[index / BLOCK].value(*kind, index % BLOCK),
+            PlainValues::Stack(_) => {
+                let (section, n) = self.section(n);
+                section.value(n, k)
+            }
+        }
+    }
+
+    /// The matrix of a stack that has output n, and its number there.
+    fn section(&self, mut n: usize) -> (&PlainMatrix, usize) {
+        if let PlainValues::Stack(sections) = &self.values {
+            for section in sections {
+                if n < section.shape.outputs {
+                    return (section, n);
+                }
+                n -= section.shape.outputs;
+            }
+        }
+        (self, n)
+    }
+
+    /// Whether it takes the activations as integers.
+    fn takes_integers(&self) -> bool {
+        match &self.values {
+            PlainValues::Int8 { .. } | PlainValues::K { .. } => true,
+            PlainValues::Stack(sections) => sections.iter().any(PlainMatrix::takes_integers),
+            _ => false,
         }
     }
 
@@ -58,6 +86,29 @@ fn range_sum_int8(
     (range.0 / BLOCK..range.1 / BLOCK).fold(0.0, |sum, block| {
         let dot: i32 = (block * BLOCK..(block + 1) * BLOCK).map(|k| activations[k] as i32 * quants[k] as i32).sum();
         (dot as f32).mul_add(activation_scales[block] * scales[block], sum)
+    })
+}
+
+/// Rule 3, superblocks: a fused multiply-add for the scales' part, then, where there are minima, one for theirs.
+fn range_sum_k(
+    kind: KKind,
+    blocks: &[KBlock],
+    activations: &[i8],
+    activation_scales: &[f32],
+    range: (usize, usize),
+) -> f32 {
+    (range.0 / BLOCK..range.1 / BLOCK).fold(0.0, |sum, number| {
+        let (block, s) = (&blocks[number], activation_scales[number]);
+        let a = activations[number * BLOCK..][..BLOCK].iter().map(|&a| i32::from(a));
+        let q = block.quants.iter().map(|&q| i32::from(q) - kind.offset());
+        if kind == KKind::Q6 {
+            let scaled = a.zip(q).enumerate().map(|(i, (a, q))| i32::from(block.scales[i / (BLOCK / 2)]) * (a * q));
+            return (scaled.sum::<i32>() as f32).mul_add(s * block.d, sum);
+        }
+        let integers: i32 = a.clone().sum();
+        let dot: i32 = a.zip(q).map(|(a, q)| a * q).sum();
+        let sum = (dot as f32).mul_add(s * (block.d * f32::from(block.scales[0])), sum);
+        (s * integers as f32).mul_add(-(block.dmin * f32::from(block.min)), sum)
     })
 }
 
@@ -100,7 +151,7 @@ impl Operations for ReferenceOperations {
     }
 
     fn converts(&self, matrix: &PlainMatrix) -> bool {
-        matches!(matrix.values, PlainValues::Int8 { .. } | PlainValues::Bf16Pairs(_))
+        matrix.takes_integers() || matches!(matrix.values, PlainValues::Bf16Pairs(_))
     }
 
     fn block_tokens(&self) -> usize {
@@ -151,7 +202,7 @@ impl Operations for ReferenceOperations {
         let MatrixShape { outputs, inputs, planes, .. } = matrix.shape;
         let (mut quants, mut scales) = (vec![0i8; inputs], vec![0f32; inputs / BLOCK]);
         for (x, out) in input.chunks_exact(inputs).zip(output.chunks_exact_mut(planes * outputs)) {
-            if matches!(matrix.values, PlainValues::Int8 { .. }) {
+            if matrix.takes_integers() {
                 let blocks = x.as_chunks::<BLOCK>().0.iter().zip(quants.as_chunks_mut::<BLOCK>().0);
                 for ((values, quants), scale) in blocks.zip(&mut scales) {
                     *scale = quantise::activations(values, quants);
@@ -159,17 +210,22 @@ impl Operations for ReferenceOperations {
             }
             for n in 0..outputs {
                 let mut total = 0.0;
+                let (section, within) = matrix.section(n);
                 for (index, range) in matrix.shape.ranges().enumerate() {
-                    let sum = match &matrix.values {
+                    let sum = match &section.values {
                         PlainValues::Int8 { quants: w, scales: s, .. } => range_sum_int8(
-                            &w[n * inputs..][..inputs],
-                            &s[n * (inputs / BLOCK)..][..inputs / BLOCK],
+                            &w[within * inputs..][..inputs],
+                            &s[within * (inputs / BLOCK)..][..inputs / BLOCK],
                             &quants,
                             &scales,
                             range,
                         ),
-                        PlainValues::Bf16Pairs(w) => range_sum_bf16(&w[n * inputs..][..inputs], x, range),
-                        _ => matrix.range_sum_f32(n, x, range),
+                        PlainValues::K { kind, blocks, .. } => {
+                            let own = &blocks[within * (inputs / BLOCK)..][..inputs / BLOCK];
+                            range_sum_k(*kind, own, &quants, &scales, range)
+                        }
+                        PlainValues::Bf16Pairs(w) => range_sum_bf16(&w[within * inputs..][..inputs], x, range),
+                        _ => section.range_sum_f32(within, x, range),
                     };
                     if planes > 1 {
                         out[index * outputs + n] = sum;

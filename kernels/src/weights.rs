@@ -2,10 +2,12 @@
 //!
 //! Every backend packs from the same [`PlainMatrix`], so that they agree on the quantised integers by construction.
 
-use crate::backend::{BackendError, Dtype, KRanges, Part, TensorView, WeightForm};
+use crate::backend::{BackendError, Dtype, KRanges, Part, Shard, TensorView, WeightForm};
+use crate::blocks::{self, KBlock, KKind, SUPER, SUPER_BLOCKS};
 use crate::operations::to_bf16_flushed;
-use crate::quantise::{self, BLOCK};
+use crate::quantise::{self, BLOCK, superblocks::superblock};
 use polylink_protocol::exact_math::{bf16_to_f32, f16_to_f32, f32_to_bf16};
+use std::ops::Range;
 
 /// Size of a matrix shard and the K ranges it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,10 @@ pub(crate) enum PlainValues {
     /// Integers with a scale (an f16 value) per block of 32 inputs: `scales` is `[outputs][inputs / 32]`. With `nibbles`
     /// all of them lie in −8..=7.
     Int8 { quants: Vec<i8>, scales: Vec<f32>, nibbles: bool },
+    /// Blocks of 32 inputs, `[outputs][inputs / 32]`; the first one is block `first` of its superblock.
+    K { kind: KKind, blocks: Vec<KBlock>, first: usize },
+    /// Matrices of the same inputs and ranges and unlike forms, stacked along the outputs.
+    Stack(Vec<PlainMatrix>),
 }
 
 /// A matrix shard before packing.
@@ -57,13 +63,11 @@ fn check(part: &Part<'_>, dimensions: usize) -> Result<(usize, usize), BackendEr
         return Err(wrong(tensor, format!("has shape {:?}, expected {dimensions} dimension(s)", tensor.shape)));
     }
     let (n, k) = (tensor.shape[0], if dimensions == 2 { tensor.shape[1] } else { 1 });
-    let bytes = n.checked_mul(k).and_then(|count| count.checked_mul(tensor.dtype.size()));
-    if bytes != Some(tensor.data.len()) {
-        let found = tensor.data.len();
-        return Err(wrong(
-            tensor,
-            format!("holds {found} bytes, but its shape {:?} needs another number", tensor.shape),
-        ));
+    let (found, expected) = (tensor.data.len(), tensor.dtype.bytes(tensor.shape));
+    if expected != Some(found) {
+        let needed = expected.map_or_else(|| "whole blocks".into(), |bytes| format!("{bytes} bytes"));
+        let reason = format!("holds {found} bytes, its shape {:?} of {:?} needs {needed}", tensor.shape, tensor.dtype);
+        return Err(wrong(tensor, reason));
     }
     let (rows, columns) = (&part.shard.rows, &part.shard.columns);
     if rows.start >= rows.end || rows.end > n || columns.start >= columns.end || columns.end > k {
@@ -72,17 +76,36 @@ fn check(part: &Part<'_>, dimensions: usize) -> Result<(usize, usize), BackendEr
     Ok((n, k))
 }
 
-/// One row's columns as f32.
-fn read_row(tensor: &TensorView<'_>, k: usize, row: usize, columns: std::ops::Range<usize>, out: &mut Vec<f32>) {
-    let size = tensor.dtype.size();
-    let bytes = &tensor.data[(row * k + columns.start) * size..(row * k + columns.end) * size];
+/// One row's columns as f32; blocks are expanded.
+fn read_row(tensor: &TensorView<'_>, k: usize, row: usize, columns: Range<usize>, out: &mut Vec<f32>) {
     out.clear();
-    match tensor.dtype {
-        Dtype::F32 => {
-            out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+    // A vector is checked to be of floats, or one row of whole blocks.
+    let (block, size) = tensor.dtype.block();
+    if block == 1 {
+        let bytes = &tensor.data[(row * k + columns.start) * size..(row * k + columns.end) * size];
+        match tensor.dtype {
+            Dtype::Bf16 => out.extend(bytes.chunks_exact(2).map(|b| bf16_to_f32(u16::from_le_bytes([b[0], b[1]])))),
+            Dtype::F16 => out.extend(bytes.chunks_exact(2).map(|b| f16_to_f32(u16::from_le_bytes([b[0], b[1]])))),
+            _ => out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
         }
-        Dtype::Bf16 => out.extend(bytes.chunks_exact(2).map(|b| bf16_to_f32(u16::from_le_bytes([b[0], b[1]])))),
-        Dtype::F16 => out.extend(bytes.chunks_exact(2).map(|b| f16_to_f32(u16::from_le_bytes([b[0], b[1]])))),
+        return;
+    }
+    let row = &tensor.data[row * (k / block * size)..][..k / block * size];
+    let (first, last) = (columns.start / BLOCK, columns.end.div_ceil(BLOCK));
+    for number in first..last {
+        let mut values = [0f32; BLOCK];
+        if let Some(kind) = KKind::of(tensor.dtype) {
+            let block = blocks::k_block(kind, &row[number / SUPER_BLOCKS * size..][..size], number % SUPER_BLOCKS);
+            values = std::array::from_fn(|i| block.value(kind, i));
+        } else {
+            let mut quants = [0; BLOCK];
+            let bytes = &row[number * size..][..size];
+            let scale = blocks::plain_block(tensor.dtype == Dtype::Q4_0, bytes, &mut quants);
+            values.iter_mut().zip(quants).for_each(|(value, quant)| *value = f32::from(quant) * scale);
+        }
+        let held =
+            columns.start.max(number * BLOCK) - number * BLOCK..columns.end.min((number + 1) * BLOCK) - number * BLOCK;
+        out.extend_from_slice(&values[held]);
     }
 }
 
@@ -107,6 +130,9 @@ fn for_each_row(parts: &[Part<'_>], dimensions: usize, mut each: impl FnMut(&[f3
 /// A vector from its parts.
 pub(crate) fn vector(parts: &[Part<'_>]) -> Result<Vec<f32>, BackendError> {
     let mut values = Vec::new();
+    if let Some(part) = parts.iter().find(|part| !part.tensor.dtype.is_float()) {
+        return Err(wrong(&part.tensor, format!("is a vector of {:?}, floats are expected", part.tensor.dtype)));
+    }
     for_each_row(parts, 1, |row| values.extend_from_slice(row))?;
     Ok(values)
 }
@@ -134,37 +160,88 @@ pub(crate) fn matrix(parts: &[Part<'_>], ranges: KRanges, form: WeightForm) -> R
         let reason = format!("columns {columns:?} do not lie on borders of K ranges of {} inputs", ranges.length);
         return Err(wrong(&first.tensor, reason));
     }
+    if form != WeightForm::Stored {
+        return one_form(parts, outputs, &columns, ranges, form);
+    }
+    // Runs of parts of one type; a single one is the whole.
+    let same = |a: &Part<'_>, b: &Part<'_>| {
+        a.tensor.dtype == b.tensor.dtype || a.tensor.dtype.is_float() && b.tensor.dtype.is_float()
+    };
+    let mut sections = Vec::new();
+    for run in parts.chunk_by(same) {
+        let outputs = run.iter().map(|part| part.shard.rows.len()).sum();
+        sections.push(one_form(run, outputs, &columns, ranges, stored_form(run[0].tensor.dtype))?);
+    }
+    if sections.len() > 1 {
+        return Ok(PlainMatrix {
+            shape: MatrixShape { outputs, ..sections[0].shape },
+            values: PlainValues::Stack(sections),
+        });
+    }
+    sections.pop().ok_or_else(|| wrong(&first.tensor, "no part is held".into()))
+}
+
+/// The form that a tensor of this type is computed in as it is.
+fn stored_form(dtype: Dtype) -> WeightForm {
+    match dtype {
+        Dtype::F32 | Dtype::Bf16 | Dtype::F16 => WeightForm::Float,
+        Dtype::Q8_0 => WeightForm::Q8_0,
+        Dtype::Q4_0 => WeightForm::Q4_0,
+        Dtype::Q4K => WeightForm::Q4K,
+        Dtype::Q5K => WeightForm::Q5K,
+        Dtype::Q6K => WeightForm::Q6K,
+    }
+}
+
+/// A matrix whose parts are all kept in one form.
+fn one_form(
+    parts: &[Part<'_>],
+    outputs: usize,
+    columns: &Range<usize>,
+    ranges: KRanges,
+    form: WeightForm,
+) -> Result<PlainMatrix, BackendError> {
+    let first = &parts[0].tensor;
     let inputs = columns.len();
     let shape =
-        MatrixShape { outputs, inputs, range_length: ranges.length.min(inputs), planes: ranges.planes(&columns) };
-    let integers = matches!(form, WeightForm::Q8_0 | WeightForm::Q4_0);
+        MatrixShape { outputs, inputs, range_length: ranges.length.min(inputs), planes: ranges.planes(columns) };
+    let kind = match form {
+        WeightForm::Q4K => Some(KKind::Q4),
+        WeightForm::Q5K => Some(KKind::Q5),
+        WeightForm::Q6K => Some(KKind::Q6),
+        _ => None,
+    };
+    let integers = kind.is_some() || matches!(form, WeightForm::Q8_0 | WeightForm::Q4_0);
     if integers && (!inputs.is_multiple_of(BLOCK) || !shape.range_length.is_multiple_of(BLOCK)) {
         let reason = format!(
             "{inputs} inputs in ranges of {} cannot be quantised: both must be multiples of {BLOCK}; serve this model in f32",
             shape.range_length
         );
-        return Err(wrong(&first.tensor, reason));
+        return Err(wrong(first, reason));
+    }
+    if kind.is_some() && !ranges.inputs.is_multiple_of(SUPER) {
+        let reason = format!(
+            "{} inputs are no whole superblocks of {SUPER}: quantise this model to q8_0 or q4_0",
+            ranges.inputs
+        );
+        return Err(wrong(first, reason));
     }
     if form == WeightForm::Bf16 && (!inputs.is_multiple_of(2) || !shape.range_length.is_multiple_of(2)) {
         let reason =
             format!("{inputs} inputs in ranges of {} are no pairs: serve this model in f32", shape.range_length);
-        return Err(wrong(&first.tensor, reason));
+        return Err(wrong(first, reason));
+    }
+    // Blocks are taken as they are, or expanded to floats: to quantise them once more would change the model twice.
+    let stored = |part: &&Part<'_>| part.tensor.dtype.is_float() || stored_form(part.tensor.dtype) == form;
+    if let Some(part) = parts.iter().find(|part| integers && !stored(part)) {
+        let reason = format!("is quantised already ({:?}) and is not quantised again to {form:?}", part.tensor.dtype);
+        return Err(wrong(&part.tensor, reason));
     }
     let count = outputs * inputs;
-    let values = if integers {
-        let (mut quants, mut scales) = (vec![0i8; count], Vec::with_capacity(count / BLOCK));
-        let mut blocks = quants.chunks_exact_mut(BLOCK);
-        for_each_row(parts, 2, |row| {
-            for values in row.as_chunks::<BLOCK>().0 {
-                let quants = blocks.next().expect("as many blocks were allocated as there are in all rows");
-                scales.push(if form == WeightForm::Q8_0 {
-                    quantise::q8_0(values, quants)
-                } else {
-                    quantise::q4_0(values, quants)
-                });
-            }
-        })?;
-        PlainValues::Int8 { quants, scales, nibbles: form == WeightForm::Q4_0 }
+    let values = if let Some(kind) = kind {
+        k_values(parts, columns, kind)?
+    } else if integers {
+        int8_values(parts, count, form == WeightForm::Q4_0)?
     } else if form == WeightForm::Bf16 {
         let mut values = Vec::with_capacity(count);
         for_each_row(parts, 2, |row| values.extend(row.iter().map(|&value| to_bf16_flushed(value))))?;
@@ -179,4 +256,86 @@ pub(crate) fn matrix(parts: &[Part<'_>], ranges: KRanges, form: WeightForm) -> R
         PlainValues::F32(values)
     };
     Ok(PlainMatrix { shape, values })
+}
+
+/// A file's block with a scale that is no number.
+fn bad_scale(tensor: &TensorView<'_>, row: usize, column: usize) -> BackendError {
+    wrong(tensor, format!("the scale of block ({row}, {column}) is not finite: the file is damaged"))
+}
+
+/// Integers in blocks of 32: a file's, or quantised here.
+fn int8_values(parts: &[Part<'_>], count: usize, nibbles: bool) -> Result<PlainValues, BackendError> {
+    let (mut quants, mut scales) = (vec![0i8; count], Vec::with_capacity(count / BLOCK));
+    let mut blocks = quants.chunks_exact_mut(BLOCK);
+    let mut next = || blocks.next().expect("as many blocks were allocated as there are in all rows");
+    for part in parts {
+        let tensor = &part.tensor;
+        if tensor.dtype.is_float() {
+            for_each_row(std::slice::from_ref(part), 2, |row| {
+                for values in row.as_chunks::<BLOCK>().0 {
+                    let quantise = if nibbles { quantise::q4_0 } else { quantise::q8_0 };
+                    scales.push(quantise(values, next()));
+                }
+            })?;
+            continue;
+        }
+        let (size, row_blocks) = (tensor.dtype.block().1, tensor.shape[1] / BLOCK);
+        for row in part.shard.rows.clone() {
+            for number in part.shard.columns.start / BLOCK..part.shard.columns.end / BLOCK {
+                let bytes = &tensor.data[(row * row_blocks + number) * size..][..size];
+                let scale = blocks::plain_block(nibbles, bytes, next());
+                if !scale.is_finite() {
+                    return Err(bad_scale(tensor, row, number * BLOCK));
+                }
+                scales.push(scale);
+            }
+        }
+    }
+    Ok(PlainValues::Int8 { quants, scales, nibbles })
+}
+
+/// Superblocks: a file's, or quantised here. A shard may begin within one: it is made of the whole tensor's.
+fn k_values(parts: &[Part<'_>], columns: &Range<usize>, kind: KKind) -> Result<PlainValues, BackendError> {
+    let size = kind.dtype().block().1;
+    let (first, last) = (columns.start / BLOCK, columns.end / BLOCK);
+    let supers = first / SUPER_BLOCKS..last.div_ceil(SUPER_BLOCKS);
+    let mut taken = Vec::with_capacity(parts.iter().map(|part| part.shard.rows.len()).sum::<usize>() * (last - first));
+    let mut take = |bytes: &[u8]| {
+        for number in first..last {
+            let start = (number / SUPER_BLOCKS - supers.start) * size;
+            taken.push(blocks::k_block(kind, &bytes[start..start + size], number % SUPER_BLOCKS));
+        }
+    };
+    for part in parts {
+        let tensor = &part.tensor;
+        if tensor.dtype.is_float() {
+            let shard = Shard { rows: part.shard.rows.clone(), columns: supers.start * SUPER..supers.end * SUPER };
+            let mut bytes = Vec::with_capacity(supers.len() * size);
+            for_each_row(&[Part { tensor: *tensor, shard }], 2, |row| {
+                bytes.clear();
+                row.as_chunks::<SUPER>().0.iter().for_each(|values| superblock(kind, values, &mut bytes));
+                take(&bytes);
+            })?;
+            continue;
+        }
+        let row_bytes = tensor.shape[1] / SUPER * size;
+        for row in part.shard.rows.clone() {
+            take(&tensor.data[row * row_bytes..][supers.start * size..supers.end * size]);
+        }
+    }
+    let finite = |block: &KBlock| block.d.is_finite() && block.dmin.is_finite();
+    if let Some(bad) = taken.iter().position(|block| !finite(block)) {
+        let mut row = bad / (last - first);
+        for part in parts {
+            if row < part.shard.rows.len() {
+                return Err(bad_scale(
+                    &part.tensor,
+                    part.shard.rows.start + row,
+                    columns.start + bad % (last - first) * BLOCK,
+                ));
+            }
+            row -= part.shard.rows.len();
+        }
+    }
+    Ok(PlainValues::K { kind, blocks: taken, first: first % SUPER_BLOCKS })
 }

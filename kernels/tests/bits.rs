@@ -60,6 +60,31 @@ fn every_instruction_set_and_thread_count_gives_the_reference_bits() {
     }
 }
 
+/// Blocks of a file, types mixed within a weight; and superblocks made of floats.
+#[test]
+fn blocks_and_superblocks_give_the_reference_bits_whatever_the_batch() {
+    let kv = SUPER.kv();
+    let stored =
+        [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K].map(|dtype| (dtype, WeightForm::Stored));
+    let made = [WeightForm::Q4K, WeightForm::Q5K, WeightForm::Q6K].map(|form| (Dtype::Bf16, form));
+    for (dtype, form) in stored.into_iter().chain(made) {
+        let mut expected: Option<Forward> = None;
+        for backend in backends() {
+            let mut backend = built(backend, &SUPER, dtype, form);
+            let name = format!("{} {form:?} {dtype:?}", backend.name());
+            let chunk =
+                |slot, length| Chunk { slot, first: 0, tokens: tokens(slot, length, SUPER.vocabulary), wanted: 3 };
+            let found = forward(&mut *backend, &kv, &[chunk(0, 51), chunk(1, 7), chunk(2, 3)]).unwrap();
+            let alone = forward(&mut *backend, &kv, &[chunk(2, 3)]).unwrap();
+            assert_eq!(alone.logits[..], found.logits[6 * SUPER.vocabulary..], "alone, {name}");
+            let expected = expected.get_or_insert(found.clone());
+            let different = expected.logits.iter().zip(&found.logits).filter(|(a, b)| a != b).count();
+            assert_eq!((different, found.logits.len()), (0, expected.logits.len()), "logits, {name}");
+            assert_eq!(expected.sketches, found.sketches, "sketches, {name}");
+        }
+    }
+}
+
 #[test]
 fn rows_do_not_depend_on_batch_chunks_or_cache() {
     let both = || [&TINY, &TINY_KV8].into_iter().flat_map(|sizes| backends().into_iter().map(move |b| (sizes, b)));

@@ -101,25 +101,51 @@ fn logits_agree_with_a_second_implementation_in_f64() {
     assert!(worst < 2e-4 && spread > 5.0);
 }
 
-#[test]
-fn quantised_logits_are_near_the_unquantised_ones() {
+/// Relative error of the logits of a form, and of the sizes' cache, against unquantised ones in an f32 cache.
+fn error(sizes: &Sizes, form: WeightForm) -> f64 {
     let run = |sizes: &Sizes, form| {
         let kv = sizes.kv();
         let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
         build(&mut backend, sizes, Dtype::Bf16, form, &Split::whole(sizes), limits(), Box::new(Solo)).unwrap();
-        let chunk = Chunk { slot: 0, first: 0, tokens: tokens(3, 64, TINY.vocabulary), wanted: 64 };
+        let chunk = Chunk { slot: 0, first: 0, tokens: tokens(3, 64, sizes.vocabulary), wanted: 64 };
         let found = forward(&mut backend, &kv, &[chunk]).unwrap();
         found.logits.iter().map(|bits| f32::from_bits(*bits) as f64).collect::<Vec<f64>>()
     };
-    let exact = run(&TINY, WeightForm::Float);
-    let error = |sizes, form| {
-        let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
-        let found = run(sizes, form);
-        (square(&mut exact.iter().zip(found).map(|(a, b)| a - b)) / square(&mut exact.iter().copied())).sqrt()
-    };
+    let (exact, found) = (run(&Sizes { kv_dtype: KvDtype::F32, ..*sizes }, WeightForm::Float), run(sizes, form));
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+    (square(&mut exact.iter().zip(found).map(|(a, b)| a - b)) / square(&mut exact.iter().copied())).sqrt()
+}
+
+#[test]
+fn quantised_logits_are_near_the_unquantised_ones() {
     let (eight, four) = (error(&TINY, WeightForm::Q8_0), error(&TINY, WeightForm::Q4_0));
     let cache = error(&TINY_KV8, WeightForm::Float);
     println!("relative error of logits: Q8_0 {eight:.4}, Q4_0 {four:.4}, 8-bit cache {cache:.4}");
     assert!(eight > 1e-4 && eight < 0.03 && four > eight && four < 0.4);
     assert!(cache > 1e-4 && cache < 0.03);
+    let [four, five, six] = [WeightForm::Q4K, WeightForm::Q5K, WeightForm::Q6K].map(|form| error(&SUPER, form));
+    println!("superblocks: Q4_K {four:.4}, Q5_K {five:.4}, Q6_K {six:.4}");
+    assert!(six > 1e-3 && six < five && five < 0.7 * four && four < 0.3);
+}
+
+/// What integers and scales mean: products of a file's blocks, against the same blocks expanded to floats. They differ
+/// by the rounding of the activations alone.
+#[test]
+fn blocks_of_a_file_mean_what_their_expanded_values_say() {
+    let kv = SUPER.kv();
+    for dtype in [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K] {
+        let [expanded, stored] = [WeightForm::Float, WeightForm::Stored].map(|form| {
+            let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
+            build(&mut backend, &SUPER, dtype, form, &Split::whole(&SUPER), limits(), Box::new(Solo)).unwrap();
+            let chunk = Chunk { slot: 0, first: 0, tokens: tokens(3, 40, SUPER.vocabulary), wanted: 40 };
+            let found = forward(&mut backend, &kv, &[chunk]).unwrap();
+            found.logits.iter().map(|bits| f32::from_bits(*bits) as f64).collect::<Vec<f64>>()
+        });
+        let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+        let error = (square(&mut expanded.iter().zip(&stored).map(|(a, b)| a - b))
+            / square(&mut expanded.iter().copied()))
+        .sqrt();
+        println!("{dtype:?}: relative error of integer products {error:.5}");
+        assert!(error > 1e-5 && error < 0.02, "{dtype:?}: {error}");
+    }
 }

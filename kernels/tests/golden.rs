@@ -61,16 +61,29 @@ fn lines(make: &dyn Fn() -> Box<dyn Backend>) -> String {
         (Dtype::Bf16, WeightForm::Q4_0),
         (Dtype::Bf16, WeightForm::Bf16),
     ];
-    for (model, sizes, forms) in
-        [("tiny", &TINY, &forms[..]), ("wide", &WIDE, &forms), ("tiny-kv8", &TINY_KV8, &forms[2..3])]
-    {
+    let superblocks = [
+        (Dtype::Bf16, WeightForm::Q4K),
+        (Dtype::Bf16, WeightForm::Q5K),
+        (Dtype::Bf16, WeightForm::Q6K),
+        (Dtype::Q8_0, WeightForm::Stored),
+        (Dtype::Q4_0, WeightForm::Stored),
+        (Dtype::Q4K, WeightForm::Stored),
+        (Dtype::Q5K, WeightForm::Stored),
+        (Dtype::Q6K, WeightForm::Stored),
+    ];
+    for (model, sizes, forms, rows) in [
+        ("tiny", &TINY, &forms[..], 530),
+        ("wide", &WIDE, &forms, 530),
+        ("tiny-kv8", &TINY_KV8, &forms[2..3], 530),
+        ("super", &SUPER, &superblocks, 45),
+    ] {
         for &(dtype, form) in forms {
             let mut backend = make();
             build(&mut *backend, sizes, dtype, form, &Split::whole(sizes), limits(), Box::new(Solo)).unwrap();
             let kv = sizes.kv();
             let chunk =
                 |slot, length, wanted| Chunk { slot, first: 0, tokens: tokens(slot, length, sizes.vocabulary), wanted };
-            let found = forward(&mut *backend, &kv, &[chunk(0, 530, 9), chunk(1, 5, 5)]).unwrap();
+            let found = forward(&mut *backend, &kv, &[chunk(0, rows, 9), chunk(1, 5, 5)]).unwrap();
             let sketch = found.sketches.iter().flatten().map(|&bits| bits as u32);
             let first: Vec<String> = found.logits[..4].iter().map(|bits| format!("{bits:08x}")).collect();
             let (logits, sketch) = (digest(found.logits.iter().copied()), digest(sketch));

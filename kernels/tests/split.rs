@@ -46,9 +46,13 @@ fn run(backend: &mut dyn Backend, kv: &KvSpec) -> Vec<Forward> {
 }
 
 fn check(plan: &Plan, dtype: Dtype, form: WeightForm, mixed: bool) {
-    let whole_kv = KvSpec::f32(TINY.layers, TINY.kv_heads, TINY.head_dim);
+    check_of(&TINY, plan, dtype, form, mixed);
+}
+
+fn check_of(sizes: &Sizes, plan: &Plan, dtype: Dtype, form: WeightForm, mixed: bool) {
+    let whole_kv = sizes.kv();
     let mut whole = cpu(1);
-    build(&mut *whole, &TINY, dtype, form, &Split::whole(&TINY), limits(), Box::new(Solo)).unwrap();
+    build(&mut *whole, sizes, dtype, form, &Split::whole(sizes), limits(), Box::new(Solo)).unwrap();
     let expected = run(&mut *whole, &whole_kv);
     let world = plan.mlp.len();
     let members = LocalCollective::group(world, Duration::from_secs(60));
@@ -62,7 +66,7 @@ fn check(plan: &Plan, dtype: Dtype, form: WeightForm, mixed: bool) {
                     let mut backend =
                         if mixed && member.rank() == 1 { Box::new(ReferenceBackend::new()) } else { cpu(2) };
                     let kv = KvSpec { heads: split.kv_heads[split.rank].len(), ..whole_kv };
-                    build(&mut *backend, &TINY, dtype, form, &split, limits(), Box::new(member)).unwrap();
+                    build(&mut *backend, sizes, dtype, form, &split, limits(), Box::new(member)).unwrap();
                     run(&mut *backend, &kv)
                 })
             })
@@ -86,6 +90,21 @@ fn two_to_one_gives_the_unsharded_bits_in_every_form() {
     check(&plan, Dtype::Bf16, WeightForm::Q8_0, false);
     check(&plan, Dtype::Bf16, WeightForm::Q4_0, false);
     check(&plan, Dtype::Bf16, WeightForm::Bf16, false);
+}
+
+/// The cuts lie within superblocks: each device has a part of some.
+#[test]
+fn superblocks_are_split_at_their_blocks() {
+    let plan =
+        Plan { kv_heads: consecutive(&[3, 1]), mlp: consecutive(&[448, 320]), vocabulary: consecutive(&[133, 66]) };
+    for (dtype, form) in [
+        (Dtype::Q4K, WeightForm::Stored),
+        (Dtype::Q5K, WeightForm::Stored),
+        (Dtype::Bf16, WeightForm::Q4K),
+        (Dtype::Bf16, WeightForm::Q6K),
+    ] {
+        check_of(&SUPER, &plan, dtype, form, form == WeightForm::Stored);
+    }
 }
 
 #[test]

@@ -56,13 +56,21 @@ multiversioned! {
 }
 
 #[inline(always)]
-unsafe fn quantise_body<L: Lanes>(input: &[f32], quads: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
+unsafe fn quantise_body<L: Lanes>(
+    input: &[f32],
+    quads: &mut [i8],
+    scales: &mut [f32],
+    sums: &mut [i32],
+    halves: &mut [i32],
+) {
     let quads = quads.chunks_exact_mut(BLOCK / 4 * L::QUAD_BYTES);
     let blocks = input.as_chunks::<BLOCK>().0.iter().zip(quads);
-    for ((values, to), (scale, sum)) in blocks.zip(scales.iter_mut().zip(sums)) {
+    for ((values, to), (scale, (sum, half))) in blocks.zip(scales.iter_mut().zip(sums.iter_mut().zip(halves))) {
         let mut quants = [0i8; BLOCK];
         *scale = quantise::activations(values, &mut quants);
-        *sum = quants.iter().map(|quant| *quant as i32).sum();
+        let (first, second) = quants.split_at(BLOCK / 2);
+        *half = first.iter().map(|quant| *quant as i32).sum();
+        *sum = *half + second.iter().map(|quant| *quant as i32).sum::<i32>();
         for (quad, to) in quants.as_chunks::<4>().0.iter().zip(to.chunks_exact_mut(L::QUAD_BYTES)) {
             // SAFETY: `to` has QUAD_BYTES bytes.
             unsafe { L::store_quad(to.as_mut_ptr(), *quad) };
@@ -71,8 +79,8 @@ unsafe fn quantise_body<L: Lanes>(input: &[f32], quads: &mut [i8], scales: &mut 
 }
 
 multiversioned! {
-    /// Quantises one row of activations in blocks of 32 (numerics rule 3): quads as the products read them, a scale and
-    /// the integers' sum per block.
+    /// Quantises one row of activations in blocks of 32 (numerics rule 3): quads as the products read them, and per block
+    /// a scale, the sum of the integers and that of the first half of them.
     ///
     /// # Safety
     /// The machine has `set`.
@@ -81,6 +89,7 @@ multiversioned! {
         quads: &mut [i8],
         scales: &mut [f32],
         sums: &mut [i32],
+        halves: &mut [i32],
     ) = quantise_body
 }
 

@@ -27,6 +27,8 @@ pub(crate) struct Activations {
     pub scales: Aligned<f32>,
     /// `[rows][inputs / 32]`: sums of the block's integers, which take the weights' offset off again.
     pub sums: Aligned<i32>,
+    /// `[rows][inputs / 32]`: sums of the first 16 integers of each block.
+    pub halves: Aligned<i32>,
 }
 
 impl Activations {
@@ -34,7 +36,8 @@ impl Activations {
         let blocks = values.div_ceil(BLOCK);
         // Quads take at most twice their values' bytes.
         let (pairs, quads) = (Aligned::zeroed(values), Aligned::zeroed(2 * values));
-        Self { pairs, quads, scales: Aligned::zeroed(blocks), sums: Aligned::zeroed(blocks) }
+        let (sums, halves) = (Aligned::zeroed(blocks), Aligned::zeroed(blocks));
+        Self { pairs, quads, scales: Aligned::zeroed(blocks), sums, halves }
     }
 }
 
@@ -48,8 +51,10 @@ pub(crate) struct Product<'a> {
     pub input: &'a [f32],
     /// For a matrix that converts it: the input converted.
     pub activations: &'a Activations,
-    /// `[rows][planes × outputs]`.
-    pub output: SharedSlice<'a, f32>,
+    /// `[rows][planes][width]`; this matrix has the columns from `first` on (others are another's of a stack).
+    pub output: &'a SharedSlice<'a, f32>,
+    pub width: usize,
+    pub first: usize,
     pub bias: Option<&'a [f32]>,
     pub residual: bool,
 }
@@ -68,7 +73,7 @@ impl Product<'_> {
         let (out, sums) = unsafe {
             let mut sums = [0f32; WIDTH];
             L::store(sums.as_mut_ptr(), sum);
-            (self.output.part((row * planes + plane) * outputs + first, count), sums)
+            (self.output.part((row * planes + plane) * self.width + self.first + first, count), sums)
         };
         if self.bias.is_none() && !self.residual {
             out.copy_from_slice(&sums[..count]);
@@ -84,7 +89,7 @@ impl Product<'_> {
     /// # Safety
     /// As [`Product::store`].
     #[inline(always)]
-    unsafe fn end_range<L: Lanes, const R: usize, const S: usize>(
+    pub(super) unsafe fn end_range<L: Lanes, const R: usize, const S: usize>(
         &self,
         row: usize,
         strip: usize,
@@ -283,6 +288,7 @@ unsafe fn block<L: Lanes, const R: usize, const S: usize>(product: &Product<'_>,
                 integer_block::<L, true, R, S>(product, quants, row, strip)
             }
             PackedValues::Quants(quants) => integer_block::<L, false, R, S>(product, quants, row, strip),
+            PackedValues::K(_) | PackedValues::Stack(_) => unreachable!("superblocks have tiles of their own"),
         }
     }
 }

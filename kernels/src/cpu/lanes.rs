@@ -10,6 +10,7 @@ use polylink_protocol::exact_math::{bf16_to_f32, f16_to_f32};
 
 use crate::operations::flush;
 
+pub(crate) mod bits;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]

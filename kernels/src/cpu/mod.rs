@@ -10,6 +10,7 @@ pub(crate) mod cache;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod isa;
+pub(crate) mod kquants;
 pub(crate) mod lanes;
 pub(crate) mod packed;
 pub(crate) mod pool;
@@ -20,7 +21,7 @@ use self::attention::Queries;
 use self::cache::{BLOCK_TOKENS, part_number, part_words};
 use self::gemm::{Activations, Product, TILE_STRIPS};
 use self::isa::InstructionSet;
-use self::packed::{Packed, PackedValues};
+use self::packed::{Packed, PackedValues, Takes};
 use self::pool::{Pool, SharedSlice};
 use crate::backend::{BackendError, KvSpec};
 use crate::executor::Executor;
@@ -88,19 +89,20 @@ impl CpuOperations {
         let (set, inputs) = (self.set, matrix.shape.inputs);
         let (rows, blocks, bytes) = (input.len() / inputs, inputs / BLOCK, inputs / 4 * set.quad_bytes());
         let mut activations = std::mem::take(&mut self.activations);
-        let Activations { pairs, quads, scales, sums } = &mut activations;
+        let Activations { pairs, quads, scales, sums, halves } = &mut activations;
         let (pairs, quads) = (SharedSlice::new(pairs), SharedSlice::new(quads));
-        let (scales, sums) = (SharedSlice::new(scales), SharedSlice::new(sums));
+        let (scales, sums, halves) = (SharedSlice::new(scales), SharedSlice::new(sums), SharedSlice::new(halves));
         let row = |row: usize| &input[row * inputs..][..inputs];
         // SAFETY (both): each item has its own row; the machine has `set`.
-        let done = match matrix.values {
-            PackedValues::F32(_) | PackedValues::Bf16(_) => Ok(()),
-            PackedValues::Bf16Pairs(_) => self.each(rows, input.len(), &|r| unsafe {
+        let done = match matrix.takes() {
+            Takes::Floats => Ok(()),
+            Takes::Pairs => self.each(rows, input.len(), &|r| unsafe {
                 elementwise::round(set, row(r), pairs.part(r * inputs, inputs));
             }),
-            PackedValues::Quants(_) => self.each(rows, input.len(), &|r| unsafe {
+            Takes::Integers => self.each(rows, input.len(), &|r| unsafe {
                 let (scales, sums) = (scales.part(r * blocks, blocks), sums.part(r * blocks, blocks));
-                elementwise::quantise(set, row(r), quads.part(r * bytes, bytes), scales, sums);
+                let halves = halves.part(r * blocks, blocks);
+                elementwise::quantise(set, row(r), quads.part(r * bytes, bytes), scales, sums, halves);
             }),
         };
         self.activations = activations;
@@ -114,6 +116,38 @@ impl CpuOperations {
         }
         self.pool.run(items, &|item, _| job(item))
     }
+}
+
+/// One matrix's product, its activations converted already.
+fn run(pool: &mut Pool, set: InstructionSet, product: &Product<'_>) -> Result<(), Poisoned> {
+    let (matrix, inputs) = (product.matrix, product.matrix.shape.inputs);
+    let rows = product.input.len() / inputs;
+    let (columns, runs) = (matrix.strips().div_ceil(TILE_STRIPS), rows.div_ceil(TILE_ROWS));
+    let small = rows * inputs * matrix.shape.outputs < 4 * SMALL;
+    // Runs of rows that stay in the second-level cache together while the weights pass by.
+    let row_bytes = match matrix.takes() {
+        Takes::Floats => inputs * size_of::<f32>(),
+        Takes::Pairs => inputs * size_of::<u16>(),
+        Takes::Integers => inputs / 4 * set.quad_bytes(),
+    };
+    let together = (CACHED_BYTES / (TILE_ROWS * row_bytes)).max(1);
+    let tile = |index: usize, _: usize| {
+        let first = index / (together * columns) * together;
+        let (within, width) = (index % (together * columns), together.min(runs - first));
+        let (column, run) = (within / width, first + within % width);
+        let (rows, strip) = ((run * TILE_ROWS, rows.min((run + 1) * TILE_ROWS)), column * TILE_STRIPS);
+        // SAFETY: each tile has its own rows and strips; the machine has `set`.
+        unsafe {
+            match &matrix.values {
+                PackedValues::K(quants) => kquants::tile(set, product, quants, rows, strip),
+                _ => gemm::tile(set, product, rows, strip),
+            }
+        }
+    };
+    if small {
+        return pool.run(1, &|_, worker| (0..columns * runs).for_each(|index| tile(index, worker)));
+    }
+    pool.run(columns * runs, &tile)
 }
 
 impl Operations for CpuOperations {
@@ -132,7 +166,7 @@ impl Operations for CpuOperations {
     }
 
     fn converts(&self, matrix: &Packed) -> bool {
-        matches!(matrix.values, PackedValues::Quants(_) | PackedValues::Bf16Pairs(_))
+        matrix.takes() != Takes::Floats
     }
 
     fn block_tokens(&self) -> usize {
@@ -185,32 +219,17 @@ impl Operations for CpuOperations {
         bias: Option<&[f32]>,
         residual: bool,
     ) -> Result<(), Poisoned> {
-        let (set, inputs) = (self.set, matrix.shape.inputs);
-        let rows = input.len() / inputs;
         self.convert(matrix, input)?;
-        let output = SharedSlice::new(output);
-        let product = Product { matrix, input, activations: &self.activations, output, bias, residual };
-        let (columns, runs) = (matrix.strips().div_ceil(TILE_STRIPS), rows.div_ceil(TILE_ROWS));
-        let small = rows * inputs * matrix.shape.outputs < 4 * SMALL;
-        // Runs of rows that stay in the second-level cache together while the weights pass by.
-        let row_bytes = match matrix.values {
-            PackedValues::F32(_) | PackedValues::Bf16(_) => inputs * size_of::<f32>(),
-            PackedValues::Bf16Pairs(_) => inputs * size_of::<u16>(),
-            PackedValues::Quants(_) => inputs / 4 * set.quad_bytes(),
-        };
-        let together = (CACHED_BYTES / (TILE_ROWS * row_bytes)).max(1);
-        let tile = |index: usize, _: usize| {
-            let first = index / (together * columns) * together;
-            let (within, width) = (index % (together * columns), together.min(runs - first));
-            let (column, run) = (within / width, first + within % width);
-            let rows = (run * TILE_ROWS, rows.min((run + 1) * TILE_ROWS));
-            // SAFETY: each tile has its own rows and strips; the machine has `set`.
-            unsafe { gemm::tile(set, &product, rows, column * TILE_STRIPS) };
-        };
-        if small {
-            return self.pool.run(1, &|_, worker| (0..columns * runs).for_each(|index| tile(index, worker)));
+        let (output, width) = (SharedSlice::new(output), matrix.shape.outputs);
+        let mut first = 0;
+        for matrix in matrix.sections() {
+            let bias = bias.map(|bias| &bias[first..]);
+            let (activations, output) = (&self.activations, &output);
+            let product = Product { matrix, input, activations, output, width, first, bias, residual };
+            run(&mut self.pool, self.set, &product)?;
+            first += matrix.shape.outputs;
         }
-        self.pool.run(columns * runs, &tile)
+        Ok(())
     }
 
     fn rope_append(

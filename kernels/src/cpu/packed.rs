@@ -4,13 +4,15 @@
 //! * bf16 in pairs: `[strip][k / 2][16][2]`;
 //! * 8-bit: `[strip][block of 32][quad of inputs][16][4]` bytes, each 128 + the integer;
 //! * 4-bit: as 8-bit, each 8 + the integer, quads q and q + 4 of a block in the low and high halves of the same bytes;
-//! * scales: `[strip][block][16]`, f16.
+//! * scales: `[strip][block][16]`, f16;
+//! * superblocks: [`super::kquants`].
 //!
 //! So an 8-bit weight takes 1.0625 bytes and a 4-bit one 0.5625, as in their files. The offset makes the bytes unsigned,
 //! as byte dot products want one side; products take it off by the sums of the activations.
 
 use polylink_protocol::exact_math::{bf16_to_f32, f16_to_f32, f32_to_f16_saturating};
 
+use super::kquants::KQuants;
 use super::lanes::WIDTH;
 use crate::memory::{Aligned, Plain};
 use crate::quantise::BLOCK;
@@ -89,6 +91,17 @@ pub(crate) enum PackedValues {
     Bf16(Aligned<u16>),
     Bf16Pairs(Aligned<u16>),
     Quants(Quants),
+    K(KQuants),
+    /// Of the same inputs and ranges, stacked along the outputs.
+    Stack(Vec<Packed>),
+}
+
+/// What a product makes of its activations first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Takes {
+    Floats,
+    Pairs,
+    Integers,
 }
 
 /// A packed matrix.
@@ -130,8 +143,30 @@ impl Packed {
             PlainValues::Int8 { quants, scales, nibbles } => {
                 PackedValues::Quants(Quants::pack(shape, &quants, &scales, nibbles))
             }
+            PlainValues::K { kind, blocks, first } => PackedValues::K(KQuants::pack(shape, kind, &blocks, first)),
+            PlainValues::Stack(sections) => PackedValues::Stack(sections.into_iter().map(Packed::new).collect()),
         };
         Self { shape, values }
+    }
+
+    /// The matrices of a stack, or the one that it is.
+    pub fn sections(&self) -> &[Packed] {
+        match &self.values {
+            PackedValues::Stack(sections) => sections,
+            _ => std::slice::from_ref(self),
+        }
+    }
+
+    /// Of a stack: what its first matrix takes that is not floats.
+    pub fn takes(&self) -> Takes {
+        match &self.values {
+            PackedValues::F32(_) | PackedValues::Bf16(_) => Takes::Floats,
+            PackedValues::Bf16Pairs(_) => Takes::Pairs,
+            PackedValues::Quants(_) | PackedValues::K(_) => Takes::Integers,
+            PackedValues::Stack(sections) => {
+                sections.iter().map(Packed::takes).find(|takes| *takes != Takes::Floats).unwrap_or(Takes::Floats)
+            }
+        }
     }
 
     pub fn strips(&self) -> usize {
@@ -155,6 +190,16 @@ impl Packed {
                 output.iter_mut().enumerate().for_each(|(k, out)| *out = bf16_to_f32(values[start + pair_at(lane, k)]));
             }
             PackedValues::Quants(quants) => quants.row(n, inputs / BLOCK, output),
+            PackedValues::K(quants) => quants.row(n, output),
+            PackedValues::Stack(sections) => {
+                let mut n = n;
+                for section in sections {
+                    if n < section.shape.outputs {
+                        return section.row(n, output);
+                    }
+                    n -= section.shape.outputs;
+                }
+            }
         }
     }
 }

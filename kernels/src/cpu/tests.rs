@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::backend::{KvDtype, Limits};
+use crate::blocks::{KKind, SUPER, SUPER_BLOCKS, k_block};
+use crate::quantise::superblocks::superblock;
 use crate::reference::ReferenceOperations;
 use crate::step::{SequenceRows, Span};
 use crate::weights::PlainValues;
@@ -41,6 +43,30 @@ fn plain(shape: MatrixShape, kind: usize) -> PlainMatrix {
         0 => PlainValues::F32(values),
         1 => PlainValues::Bf16(values.into_iter().map(f32_to_bf16).collect()),
         4 => PlainValues::Bf16Pairs(values.into_iter().map(crate::operations::to_bf16_flushed).collect()),
+        5..8 => {
+            let kind = [KKind::Q4, KKind::Q5, KKind::Q6][kind - 5];
+            let (first, row_blocks) = (shape.outputs % SUPER_BLOCKS, shape.inputs / BLOCK);
+            let mut blocks = Vec::new();
+            for row in values.chunks_exact(shape.inputs) {
+                // Superblocks of the row's values, moved to begin at block `first`.
+                let mut padded = vec![0.5; first * BLOCK];
+                padded.extend_from_slice(row);
+                padded.resize(padded.len().next_multiple_of(SUPER), -0.25);
+                let mut bytes = Vec::new();
+                padded.as_chunks::<SUPER>().0.iter().for_each(|values| superblock(kind, values, &mut bytes));
+                let size = kind.dtype().block().1;
+                let block = |j: usize| k_block(kind, &bytes[j / SUPER_BLOCKS * size..][..size], j % SUPER_BLOCKS);
+                blocks.extend((first..first + row_blocks).map(block));
+            }
+            PlainValues::K { kind, blocks, first }
+        }
+        8 => {
+            let part = |outputs: usize, kind| plain(MatrixShape { outputs, ..shape }, kind);
+            let (first, second) = (shape.outputs / 3, shape.outputs / 2);
+            let parts = [(first, 5), (second, 0), (shape.outputs - first - second, 7)];
+            let parts = parts.into_iter().filter(|(outputs, _)| *outputs > 0);
+            PlainValues::Stack(parts.map(|(outputs, kind)| part(outputs, kind)).collect())
+        }
         _ => {
             let mut quants = vec![0; values.len()];
             let blocks = values.as_chunks::<BLOCK>().0.iter().zip(quants.chunks_exact_mut(BLOCK));
@@ -68,11 +94,11 @@ fn products_of_awkward_sizes() {
             (33, 45, 45),
             (5, 7, 3),
         ] {
-            for (rows, kind) in (0..5).flat_map(|kind| [1, 2, 3, 5, 6, 7, 13, 49].map(|rows| (rows, kind))) {
+            for (rows, kind) in (0..9).flat_map(|kind| [1, 2, 3, 5, 6, 7, 13, 49].map(|rows| (rows, kind))) {
                 if kind == 4 && (inputs % 2 != 0 || range_length % 2 != 0) {
                     continue;
                 }
-                if (kind == 2 || kind == 3) && (inputs % BLOCK != 0 || range_length % BLOCK != 0) {
+                if (kind == 2 || kind == 3 || kind > 4) && (inputs % BLOCK != 0 || range_length % BLOCK != 0) {
                     continue;
                 }
                 case += 1;

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use polylink_kernels::*;
-use polylink_protocol::exact_math::{f32_to_bf16, rope_frequencies};
+use polylink_protocol::exact_math::{f32_to_bf16, f32_to_f16_saturating, rope_frequencies};
 use polylink_protocol::noise::{NoiseKey, noise_key, philox_4x32_10};
 
 /// Sizes of the model.
@@ -43,6 +43,19 @@ pub const TINY: Sizes = Sizes {
 /// The same with a cache of 8-bit integers.
 pub const TINY_KV8: Sizes = Sizes { kv_dtype: KvDtype::Int8, ..TINY };
 
+/// Inputs in whole superblocks, but ranges that end within them.
+pub const SUPER: Sizes = Sizes {
+    layers: 1,
+    hidden: 256,
+    query_heads: 8,
+    kv_heads: 4,
+    head_dim: 32,
+    mlp: 768,
+    vocabulary: 199,
+    window: None,
+    kv_dtype: KvDtype::F32,
+};
+
 /// What one device of several holds.
 #[derive(Clone)]
 pub struct Split {
@@ -78,10 +91,32 @@ impl Tensor {
         let count: usize = shape.iter().product();
         let values = (0..count as u32).map(|i| uniform(stream, i) * scale + offset);
         let data = match dtype {
+            _ if !dtype.is_float() => return Self::blocks(name, stream, shape, dtype, scale),
             Dtype::Bf16 => values.flat_map(|value| f32_to_bf16(value).to_le_bytes()).collect(),
             _ => values.flat_map(f32::to_le_bytes).collect(),
         };
         let dtype = if dtype == Dtype::Bf16 { Dtype::Bf16 } else { Dtype::F32 };
+        Self { name: name.into(), shape: shape.to_vec(), dtype, data }
+    }
+
+    /// Blocks of random integers and scales, as a file might hold them, with values about as large as `scale`.
+    fn blocks(name: &str, stream: u32, shape: &[usize], dtype: Dtype, scale: f32) -> Self {
+        let count = dtype.bytes(shape).expect("whole blocks");
+        let mut data: Vec<u8> = (0..count as u32).map(|i| ((uniform(stream, i) + 1.0) * 128.0) as u8).collect();
+        // Where a block's f16 scales lie, and how many of them make a value of 1.
+        let (places, steps): (&[usize], &[f32]) = match dtype {
+            Dtype::Q8_0 => (&[0], &[127.0]),
+            Dtype::Q4_0 => (&[0], &[8.0]),
+            Dtype::Q4K => (&[0, 2], &[500.0, 60.0]),
+            Dtype::Q5K => (&[0, 2], &[1000.0, 60.0]),
+            _ => (&[208], &[2000.0]),
+        };
+        for block in data.chunks_exact_mut(dtype.block().1) {
+            for (&place, &steps) in places.iter().zip(steps) {
+                let d = f32_to_f16_saturating(scale / steps * (1.0 + block[place] as f32 / 256.0));
+                block[place..place + 2].copy_from_slice(&d.to_le_bytes());
+            }
+        }
         Self { name: name.into(), shape: shape.to_vec(), dtype, data }
     }
 
@@ -106,6 +141,12 @@ pub fn build(
     let queries = kv.start * group..kv.end * group;
     let by_dim = |heads: &Range<usize>| heads.start * head_dim..heads.end * head_dim;
     let matrix = |name: &str, stream: u32, n: usize, k: usize| {
+        // Files mix types: values and down projections are often finer.
+        let dtype = match (name, dtype) {
+            ("v" | "down", Dtype::Q4K) => Dtype::Q6K,
+            ("v", Dtype::Q5K) => Dtype::Bf16,
+            _ => dtype,
+        };
         Tensor::random(name, stream, &[n, k], dtype, 1.5 / (k as f32).sqrt(), 0.0)
     };
     let norm = |stream: u32| Tensor::random("norm", stream, &[hidden], Dtype::F32, 0.2, 1.0);
@@ -232,6 +273,7 @@ pub fn blocks(backend: &dyn Backend, slot: u32, kv: &KvSpec) -> Vec<u32> {
 }
 
 /// Bits of a forward step over whole chunks: (logits, sketches) of the wanted rows.
+#[derive(Clone)]
 pub struct Forward {
     pub logits: Vec<u32>,
     pub sketches: Vec<[u16; SKETCH_VALUES]>,
