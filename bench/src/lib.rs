@@ -1,8 +1,9 @@
 //! Load generators and reports. They talk to public interfaces only, so that any peer can be measured beside us.
 //!
-//! *Invariant*: nothing here knows the inside of a server; every run is bounded in requests and in time, and every
+//! *Invariant*: nothing here knows the inside of a server (`kernels` is asked for the machine's limits alone); every run is bounded in requests and in time, and every
 //! figure that is printed also stands in the rows of the JSON file.
 
+pub mod engine;
 pub mod random_model;
 pub mod row;
 pub mod serve;
@@ -39,6 +40,14 @@ pub enum BenchError {
         sent: usize,
         /// The first error's text.
         first: String,
+    },
+    /// A server or program that is measured.
+    #[error("{name}: {reason}")]
+    Contestant {
+        /// Which.
+        name: String,
+        /// What it did, and the end of what it said.
+        reason: String,
     },
     /// The JSON file.
     #[error("{path} could not be written: {source}")]

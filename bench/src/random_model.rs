@@ -31,6 +31,8 @@ pub struct Shape {
     pub vocabulary: usize,
     /// `tie_word_embeddings`.
     pub tied: bool,
+    /// `max_position_embeddings`.
+    pub positions: usize,
 }
 
 /// Shapes by name: sizes of Qwen2.5-0.5B, Llama 3.2 1B and 8B, and a small one whose steps are short.
@@ -52,7 +54,7 @@ const fn shape(
     vocabulary: usize,
     tied: bool,
 ) -> Shape {
-    Shape { layers, hidden, heads, kv_heads, head_dim, mlp, vocabulary, tied }
+    Shape { layers, hidden, heads, kv_heads, head_dim, mlp, vocabulary, tied, positions: 32_768 }
 }
 
 impl Shape {
@@ -65,6 +67,55 @@ impl Shape {
             option: "--shape",
             reason: format!("`{name}` is unknown: {} are there", SHAPES.map(|(known, _)| known).join(", ")),
         })
+    }
+
+    /// The sizes in a folder's `config.json`.
+    ///
+    /// # Errors
+    /// [`BenchError::Option`] for a folder without it, or a config without one of the sizes.
+    pub fn read(folder: &Path) -> Result<Self, BenchError> {
+        let path = folder.join("config.json");
+        let wrong = |reason: String| {
+            let reason = format!("{}: {reason}", path.display());
+            BenchError::Option { option: "--model", reason }
+        };
+        let text = fs::read(&path).map_err(|e| wrong(e.to_string()))?;
+        let config: Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
+        let size = |name: &str| {
+            let found = config[name].as_u64().map(|n| n as usize).filter(|n| *n > 0);
+            found.ok_or_else(|| wrong(format!("`{name}` is not a positive number")))
+        };
+        let (hidden, heads) = (size("hidden_size")?, size("num_attention_heads")?);
+        Ok(Self {
+            layers: size("num_hidden_layers")?,
+            hidden,
+            heads,
+            kv_heads: size("num_key_value_heads").unwrap_or(heads),
+            head_dim: size("head_dim").unwrap_or(hidden / heads),
+            mlp: size("intermediate_size")?,
+            vocabulary: size("vocab_size")?,
+            tied: config["tie_word_embeddings"] == true,
+            positions: size("max_position_embeddings")?,
+        })
+    }
+
+    /// Whether a Llama model can have these sizes.
+    ///
+    /// # Errors
+    /// [`BenchError::Option`] that names the size and what is expected.
+    pub fn check(&self) -> Result<(), BenchError> {
+        let wrong = |option, reason: &str| Err(BenchError::Option { option, reason: reason.into() });
+        let sizes = [self.layers, self.hidden, self.heads, self.kv_heads, self.mlp, self.positions];
+        if sizes.iter().any(|size| !(1..=1 << 20).contains(size)) || !(1..=1 << 24).contains(&self.vocabulary) {
+            return wrong("--shape", "sizes of at least 1 and at most 2^20 are expected, 2^24 for the vocabulary");
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return wrong("--kv-heads", "a divisor of --heads is expected");
+        }
+        if !self.head_dim.is_multiple_of(2) || !(2..=512).contains(&self.head_dim) {
+            return wrong("--head-dim", "an even number up to 512 is expected");
+        }
+        Ok(())
     }
 
     /// Names and shapes of all tensors, in the file's order.
@@ -106,7 +157,7 @@ impl Shape {
         matrices.map(|(_, shape)| shape.iter().product::<usize>()).sum()
     }
 
-    fn config(&self, positions: usize) -> Value {
+    fn config(&self) -> Value {
         json!({
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -117,7 +168,7 @@ impl Shape {
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
             "head_dim": self.head_dim,
-            "max_position_embeddings": positions,
+            "max_position_embeddings": self.positions,
             "rms_norm_eps": 1e-6,
             "rope_theta": 10_000.0,
             "tie_word_embeddings": self.tied,
@@ -151,8 +202,10 @@ impl Weights {
 /// Writes the folder: config, weights (bf16), and the tokenizer's files of `tokenizer`.
 ///
 /// # Errors
-/// [`BenchError::Write`] for a file that cannot be written, [`BenchError::Option`] for a folder without tokenizer.
-pub fn write(shape: &Shape, positions: usize, seed: u64, tokenizer: &Path, folder: &Path) -> Result<(), BenchError> {
+/// [`BenchError::Write`] for a file that cannot be written, [`BenchError::Option`] for a folder without tokenizer and
+/// for sizes that no model has.
+pub fn write(shape: &Shape, seed: u64, tokenizer: &Path, folder: &Path) -> Result<(), BenchError> {
+    shape.check()?;
     let failed = |path: &Path| {
         let path = path.display().to_string();
         move |source| BenchError::Write { path, source }
@@ -166,14 +219,14 @@ pub fn write(shape: &Shape, positions: usize, seed: u64, tokenizer: &Path, folde
         let to = folder.join(name);
         fs::copy(tokenizer.join(name), &to).map_err(failed(&to))?;
     }
-    let config = folder.join("config.json");
-    let text = serde_json::to_string_pretty(&shape.config(positions)).expect("a config is plain JSON");
-    fs::write(&config, text + "\n").map_err(failed(&config))?;
-
     let path = folder.join("model.safetensors");
     let mut file = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(failed(&path))?);
     let mut weights = Weights(seed);
-    write_safetensors(&shape.tensors(), &mut weights, &mut file).map_err(failed(&path))
+    write_safetensors(&shape.tensors(), &mut weights, &mut file).map_err(failed(&path))?;
+    // Last, so that a folder with a config is whole.
+    let config = folder.join("config.json");
+    let text = serde_json::to_string_pretty(&shape.config()).expect("a config is plain JSON");
+    fs::write(&config, text + "\n").map_err(failed(&config))
 }
 
 /// The safetensors format: length of the header (u64, little-endian), header (JSON), data.
@@ -216,6 +269,21 @@ mod tests {
         assert!((parameters("8b") - 8030.0).abs() < 5.0, "{}", parameters("8b"));
         assert!((parameters("17m") - 17.0).abs() < 1.0, "{}", parameters("17m"));
         assert!(Shape::named("7b").unwrap_err().to_string().contains("17m, 0.5b"));
+    }
+
+    #[test]
+    fn a_folder_says_its_sizes_and_wrong_ones_are_named() {
+        let folder = std::env::temp_dir().join(format!("polylink-bench-shape-{}", std::process::id()));
+        let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("models").join("nano");
+        let shape = Shape { positions: 77, ..shape(1, 32, 2, 1, 16, 64, 100, false) };
+        write(&shape, 1, &tokenizer, &folder).unwrap();
+        assert_eq!(Shape::read(&folder).unwrap(), shape);
+        fs::remove_dir_all(&folder).unwrap();
+        assert!(Shape::read(&folder).unwrap_err().to_string().contains("config.json"));
+        let error = |shape: Shape| shape.check().unwrap_err().to_string();
+        assert!(error(Shape { kv_heads: 3, ..shape }).contains("--kv-heads"));
+        assert!(error(Shape { head_dim: 15, ..shape }).contains("--head-dim"));
+        assert!(error(Shape { layers: 0, ..shape }).contains("--shape"));
     }
 
     #[test]

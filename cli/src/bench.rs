@@ -1,5 +1,7 @@
 //! `polylink bench`: measurements over public interfaces.
 
+mod engine;
+
 use clap::{Args, Subcommand};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -24,6 +26,8 @@ pub struct BenchArgs {
 enum What {
     /// Load any OpenAI endpoint: TTFT, inter-token latency, throughput (p50, p95, p99), errors
     Serve(ServeArgs),
+    /// Compare the engine with llama.cpp and transformers on the same weights: rates, memory, load time, growth
+    Engine(engine::EngineArgs),
     /// Make a model of any size with random weights, to measure with
     Model(ModelArgs),
 }
@@ -31,11 +35,36 @@ enum What {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  polylink bench model --shape 0.5b --out /tmp/half && polylink serve --local --model /tmp/half")]
+  polylink bench model --shape 0.5b --out /tmp/half && polylink serve --local --model /tmp/half
+  polylink bench model --shape 17m --layers 12 --hidden 768 --heads 12 --kv-heads 4 --mlp 2048 --out /tmp/own")]
 struct ModelArgs {
-    /// Sizes: 17m, 0.5b, 1b or 8b
+    /// Sizes: 17m, 0.5b, 1b or 8b, but for those given one by one
     #[arg(long, default_value = "0.5b")]
     shape: String,
+    /// Layers
+    #[arg(long)]
+    layers: Option<usize>,
+    /// Values of a row between the layers
+    #[arg(long)]
+    hidden: Option<usize>,
+    /// Attention heads
+    #[arg(long)]
+    heads: Option<usize>,
+    /// Heads of keys and values
+    #[arg(long)]
+    kv_heads: Option<usize>,
+    /// Values of a head
+    #[arg(long)]
+    head_dim: Option<usize>,
+    /// Values between the MLP's matrices
+    #[arg(long)]
+    mlp: Option<usize>,
+    /// Tokens of the vocabulary
+    #[arg(long)]
+    vocabulary: Option<usize>,
+    /// Whether the output head is the embedding
+    #[arg(long)]
+    tied: Option<bool>,
     /// Prompt and completion together, in tokens
     #[arg(long, default_value_t = 32_768)]
     context: usize,
@@ -51,9 +80,20 @@ struct ModelArgs {
 }
 
 fn make_model(args: &ModelArgs, output: &Output) -> Result<(), CliError> {
-    let shape = random_model::Shape::named(&args.shape)?;
+    let named = random_model::Shape::named(&args.shape)?;
+    let shape = random_model::Shape {
+        layers: args.layers.unwrap_or(named.layers),
+        hidden: args.hidden.unwrap_or(named.hidden),
+        heads: args.heads.unwrap_or(named.heads),
+        kv_heads: args.kv_heads.unwrap_or(named.kv_heads),
+        head_dim: args.head_dim.unwrap_or(named.head_dim),
+        mlp: args.mlp.unwrap_or(named.mlp),
+        vocabulary: args.vocabulary.unwrap_or(named.vocabulary),
+        tied: args.tied.unwrap_or(named.tied),
+        positions: args.context,
+    };
     let tokenizer = models::resolve(&args.tokenizer);
-    random_model::write(&shape, args.context, args.seed, &tokenizer, &args.out)?;
+    random_model::write(&shape, args.seed, &tokenizer, &args.out)?;
     output.say(format!("{}: {} parameters, bf16, random (seed {})", args.out.display(), shape.parameters(), args.seed));
     Ok(())
 }
@@ -112,6 +152,7 @@ struct ServeArgs {
 /// Runs `polylink bench`.
 pub async fn run(args: &BenchArgs, home: &Path, output: &Output) -> Result<(), CliError> {
     let args = match &args.what {
+        What::Engine(args) => return engine::run(args, output).await,
         What::Model(args) => return make_model(args, output),
         What::Serve(args) => args,
     };

@@ -30,6 +30,8 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod executor;
+#[doc(hidden)]
+pub mod limits;
 mod margin;
 mod memory;
 mod operations;
