@@ -148,7 +148,7 @@ fn read_header(file: &Path, shard: usize, tensors: &mut BTreeMap<String, TensorP
             safetensors::Dtype::F16 => Dtype::F16,
             other => return Err(wrong(format!("dtype {other:?} is not built: bf16, f16 or f32 is expected"))),
         };
-        let expected = info.shape.iter().try_fold(dtype.size(), |bytes, &n| bytes.checked_mul(n));
+        let expected = dtype.bytes(&info.shape);
         if end < start || expected != Some(end - start) {
             return Err(wrong(format!("shape {:?} of {dtype:?} does not fit its bytes {start}..{end}", info.shape)));
         }
