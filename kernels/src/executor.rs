@@ -5,14 +5,14 @@
 
 use crate::backend::{Backend, BackendError, KRanges, KvLayout, KvSpec, Limits, Part, Ticket, WeightForm, WeightId};
 use crate::collective::Collective;
+use crate::experts::ExpertState;
 use crate::memory::Aligned;
 use crate::operations::{Batch, Operations, Poisoned, Reserve, RopeTable, SketchRow, finish};
 use crate::plan::{self, Layout, Place, WeightKind};
-use crate::program::{BufferId, Epilogue, Op, Program, RowKind};
+use crate::program::{BufferId, Op, Program, RowKind};
 use crate::sampler::{NO_TOKEN, SampleContext, SampleJob, SampleScratch, SlotHistory};
 use crate::step::{ForwardStep, SKETCH_VALUES, SampleStep, Sampled, Step, StepOutput};
 use crate::{step_check, weights};
-use polylink_protocol::exact_math::rope_turn;
 use polylink_protocol::noise::NoiseKey;
 
 enum Weight<M> {
@@ -51,6 +51,7 @@ struct Built {
     exchange: Aligned<f32>,
     cache: Aligned<f32>,
     ropes: Vec<RopeTable>,
+    experts: ExpertState,
     lengths: Vec<usize>,
     rows: RowState,
     slots: SlotState,
@@ -207,20 +208,26 @@ fn run_op<O: Operations>(
     index: usize,
     step: &ForwardStep<'_>,
 ) -> Result<(), BackendError> {
-    let Built { program, layout, arena, exchange, cache, ropes, lengths, rows, collective, sketches, .. } = built;
+    let Built { program, layout, arena, exchange, cache, ropes, lengths, rows, collective, sketches, experts, .. } =
+        built;
     let at = |buffer: BufferId| place(layout, buffer, rows);
     let (positions, sequence_of) = (&rows.positions[..], &rows.sequence_of[..]);
     let batch = Batch { sequences: step.sequences, block_tables: step.block_tables, sequence_of, positions };
     match &program.ops[index] {
-        Op::Embed { table, output } => {
-            operations.embed(matrix(weights, *table), &rows.tokens, &mut arena[at(*output)])?;
+        Op::Embed { table, scale, output } => {
+            operations.embed(matrix(weights, *table), &rows.tokens, *scale, &mut arena[at(*output)])?;
         }
-        Op::RmsNorm { input, weight, eps, output } => {
+        Op::RmsNorm { input, weight, eps, residual, output } => {
+            bring_residual(arena, *residual, *output, &at);
             let (input, output) = pair(arena, at(*input), at(*output));
-            operations.rms_norm(input, vector(weights, *weight), *eps, output)?;
+            operations.rms_norm(input, vector(weights, *weight), *eps, residual.is_some(), output)?;
+        }
+        Op::HeadNorm { qkv, attention, query, key, eps } => {
+            let norms = [vector(weights, *query), vector(weights, *key)];
+            operations.head_norm(attention, norms, *eps, &mut arena[at(*qkv)])?;
         }
         Op::Gemm { weight, input, output, epilogue } => {
-            bring_residual(arena, epilogue, *output, &at);
+            bring_residual(arena, epilogue.residual, *output, &at);
             let bias = epilogue.bias.map(|bias| vector(weights, bias));
             let (input, output) = pair(arena, at(*input), at(*output));
             operations.gemm(matrix(weights, *weight), input, output, bias, epilogue.residual.is_some())?;
@@ -233,11 +240,18 @@ fn run_op<O: Operations>(
             let (qkv, output) = pair(arena, at(*qkv), at(*output));
             operations.attention(attention, &batch, &program.kv, *layer, cache, qkv, output)?;
         }
-        Op::SiluMul { input, output } => {
+        Op::GatedMul { activation, input, output } => {
             let width = layout.places[output.0 as usize].width;
             let (input, output) = pair(arena, at(*input), at(*output));
-            operations.silu_mul(input, output, width)?;
+            operations.gated_mul(*activation, input, output, width)?;
         }
+        Op::Experts { input, router, spec, weights: held, output } => {
+            experts.route(spec, &arena[at(*router)]);
+            let hidden = layout.places[input.0 as usize].width;
+            let held = held.iter().map(|held| [matrix(weights, held.gate_up), matrix(weights, held.down)]);
+            experts.run(operations, spec, held, hidden, pair(arena, at(*input), at(*output)))?;
+        }
+        Op::SoftCap { buffer, cap } => operations.soft_cap(&mut arena[at(*buffer)], *cap)?,
         Op::GatherRows { input, output } => {
             let width = layout.places[output.0 as usize].width;
             let (input, output) = pair(arena, at(*input), at(*output));
@@ -255,7 +269,7 @@ fn run_op<O: Operations>(
             let (own, out) = (at(*input), at(*output));
             let (sum, scratch) = exchange.split_at_mut(out.len());
             collective.all_reduce_ranges(&arena[own], planes, out.len() / width, width, lengths, scratch, sum)?;
-            bring_residual(arena, epilogue, *output, &at);
+            bring_residual(arena, epilogue.residual, *output, &at);
             let bias = epilogue.bias.map(|bias| vector(weights, bias));
             for (i, (output, sum)) in arena[out].iter_mut().zip(sum).enumerate() {
                 *output = finish(*sum, bias.map(|bias| bias[i % width]), epilogue.residual.map(|_| *output));
@@ -283,11 +297,11 @@ fn run_op<O: Operations>(
 /// Operations add onto what their output holds: copies a residual that lies elsewhere there first.
 fn bring_residual(
     arena: &mut [f32],
-    epilogue: &Epilogue,
+    residual: Option<BufferId>,
     output: BufferId,
     at: &dyn Fn(BufferId) -> std::ops::Range<usize>,
 ) {
-    if let Some(residual) = epilogue.residual.filter(|&residual| residual != output) {
+    if let Some(residual) = residual.filter(|&residual| residual != output) {
         let from = at(residual);
         arena.copy_within(from, at(output).start);
     }
@@ -329,14 +343,8 @@ impl<O: Operations> Backend for Executor<O> {
         let arena = zeroed(layout.arena_floats)?;
         let exchange = zeroed(layout.exchange_floats)?;
         let cache = zeroed(limits.kv_blocks.saturating_mul(self.operations.block_floats(&program.kv)))?;
-        let ropes = program.ropes.iter().map(|spec| {
-            let positions =
-                (0..limits.positions as u32).flat_map(|p| spec.frequencies.iter().map(move |&f| rope_turn(p, f)));
-            let scaled = positions.map(|(sine, cosine)| (sine * spec.scale, cosine * spec.scale));
-            let (sine, cosine) = scaled.unzip();
-            RopeTable { sine, cosine }
-        });
-        let ropes = ropes.collect();
+        let ropes = program.ropes.iter().map(|spec| RopeTable::new(spec, limits.positions)).collect();
+        let experts = ExpertState::new(layout.expert_choices, zeroed(layout.expert_floats)?);
         let vocabulary = program.vocabulary;
         self.operations.reserve(Reserve { limits, converted_inputs: layout.converted_inputs });
         let blank = SketchRow { noise_key: NoiseKey(0), position: 0 };
@@ -365,6 +373,7 @@ impl<O: Operations> Backend for Executor<O> {
             exchange,
             cache,
             ropes,
+            experts,
             lengths: vec![0; world],
             rows,
             slots,

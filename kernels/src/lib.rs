@@ -16,7 +16,8 @@ pub use backend::{
 };
 pub use collective::{Collective, CollectiveError, LocalCollective, Solo};
 pub use program::{
-    AttentionSpec, BufferId, BufferSpec, Epilogue, Op, Program, ProgramBuilder, RopeId, RopeSpec, RowKind,
+    Activation, AttentionSpec, BufferId, BufferSpec, Epilogue, ExpertWeights, ExpertsSpec, Op, Program, ProgramBuilder,
+    RopeGrowth, RopeId, RopeSpec, RowKind,
 };
 pub use step::{
     ForwardStep, SKETCH_VALUES, SampleParams, SampleRow, SampleStep, Sampled, SequenceRows, SlotStart, Span, Step,
@@ -30,6 +31,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod executor;
+mod experts;
 #[doc(hidden)]
 pub mod limits;
 mod margin;

@@ -3,11 +3,11 @@
 //! Two implementations: [`crate::reference`] (plain loops, the definition) and [`crate::cpu`] (packed, vectorised,
 //! threaded). Shapes are checked by the caller; slices have exactly the stated lengths.
 
-use polylink_protocol::exact_math::f32_to_bf16;
+use polylink_protocol::exact_math::{f32_to_bf16, rope_turn};
 use polylink_protocol::noise::NoiseKey;
 
 use crate::backend::{KvSpec, Limits};
-use crate::program::AttentionSpec;
+use crate::program::{Activation, AttentionSpec, RopeSpec};
 use crate::sampler::{SampleJob, SampleScratch};
 use crate::step::{SKETCH_VALUES, Sampled, SequenceRows};
 use crate::weights::{MatrixShape, PlainMatrix};
@@ -44,10 +44,36 @@ pub(crate) struct Reserve {
     pub converted_inputs: usize,
 }
 
-/// Sines and cosines, `[positions][head_dim / 2]` each.
+/// Sines and cosines, `[positions][pairs]` each; a head's pair i is its values `i` and `i + pairs`.
 pub(crate) struct RopeTable {
+    pub pairs: usize,
     pub sine: Vec<f32>,
     pub cosine: Vec<f32>,
+}
+
+impl RopeTable {
+    /// The table of positions `0..positions`.
+    pub fn new(spec: &RopeSpec, positions: usize) -> Self {
+        let pairs = spec.frequencies.len();
+        let (mut sine, mut cosine) = (Vec::with_capacity(positions * pairs), Vec::with_capacity(positions * pairs));
+        for position in 0..positions {
+            let grown = spec.growth.filter(|growth| position >= growth.trained);
+            let grown = grown.map(|growth| growth.frequencies(position, pairs));
+            for &frequency in grown.as_ref().unwrap_or(&spec.frequencies) {
+                let turn = rope_turn(position as u32, frequency);
+                sine.push(turn.0 * spec.scale);
+                cosine.push(turn.1 * spec.scale);
+            }
+        }
+        Self { pairs, sine, cosine }
+    }
+
+    /// Sines and cosines of a position.
+    #[inline(always)]
+    pub fn at(&self, position: usize) -> (&[f32], &[f32]) {
+        let start = position * self.pairs;
+        (&self.sine[start..][..self.pairs], &self.cosine[start..][..self.pairs])
+    }
 }
 
 /// One wanted row's sketch: its sequence's key and the position of the token to be sampled.
@@ -74,10 +100,26 @@ pub(crate) trait Operations: Send {
     fn block_floats(&self, kv: &KvSpec) -> usize;
 
     /// `output: [tokens][inputs]`.
-    fn embed(&mut self, table: &Self::Matrix, tokens: &[u32], output: &mut [f32]) -> Result<(), Poisoned>;
+    fn embed(&mut self, table: &Self::Matrix, tokens: &[u32], scale: f32, output: &mut [f32]) -> Result<(), Poisoned>;
 
-    /// `input, output: [rows][weight.len()]`.
-    fn rms_norm(&mut self, input: &[f32], weight: &[f32], eps: f32, output: &mut [f32]) -> Result<(), Poisoned>;
+    /// `input, output: [rows][weight.len()]`; `residual` means what the output holds before.
+    fn rms_norm(
+        &mut self,
+        input: &[f32],
+        weight: &[f32],
+        eps: f32,
+        residual: bool,
+        output: &mut [f32],
+    ) -> Result<(), Poisoned>;
+
+    /// `qkv: [rows][(query_heads + 2 kv_heads) × head_dim]`, `weights`: of queries and of keys, `[head_dim]` each.
+    fn head_norm(
+        &mut self,
+        spec: &AttentionSpec,
+        weights: [&[f32]; 2],
+        eps: f32,
+        qkv: &mut [f32],
+    ) -> Result<(), Poisoned>;
 
     /// `input: [rows][inputs]`, `output: [rows][planes × outputs]`; then `output = residual + (sum + bias)` where
     /// `residual` means what the output holds before.
@@ -117,7 +159,16 @@ pub(crate) trait Operations: Send {
     ) -> Result<(), Poisoned>;
 
     /// `input: [rows][2 width]`, `output: [rows][width]`.
-    fn silu_mul(&mut self, input: &[f32], output: &mut [f32], width: usize) -> Result<(), Poisoned>;
+    fn gated_mul(
+        &mut self,
+        activation: Activation,
+        input: &[f32],
+        output: &mut [f32],
+        width: usize,
+    ) -> Result<(), Poisoned>;
+
+    /// `cap × tanh(value ÷ cap)` of every value, in place.
+    fn soft_cap(&mut self, values: &mut [f32], cap: f32) -> Result<(), Poisoned>;
 
     /// `input: [rows.len()][width]`.
     fn sketch(

@@ -3,7 +3,8 @@
 //! After [`check`] has passed, every operation's shapes fit for any step within the limits; the executor relies on it.
 
 use crate::backend::{BackendError, Limits, WeightId};
-use crate::program::{AttentionSpec, BufferId, Epilogue, Op, Program, RowKind};
+use crate::experts::ExpertState;
+use crate::program::{AttentionSpec, BufferId, Epilogue, ExpertWeights, ExpertsSpec, Op, Program, RowKind};
 use crate::weights::MatrixShape;
 
 /// Largest head dimension: an attention head's sums live on the stack.
@@ -32,6 +33,9 @@ pub(crate) struct Layout {
     /// Gathered partial planes and logits of all ranks.
     pub exchange_floats: usize,
     pub converted_inputs: usize,
+    /// Scratch of mixtures of experts, and their rows × top_k.
+    pub expert_floats: usize,
+    pub expert_choices: usize,
 }
 
 struct Checker<'a> {
@@ -91,7 +95,11 @@ impl Checker<'_> {
         if let Some(bias) = epilogue.bias {
             self.vector(bias, width)?;
         }
-        match epilogue.residual {
+        self.residual(epilogue.residual, output)
+    }
+
+    fn residual(&self, residual: Option<BufferId>, output: BufferId) -> Checked<()> {
+        match residual {
             Some(residual) => self.ensure(self.buffer(residual)? == self.buffer(output)?, || {
                 "the residual's shape is not the output's".into()
             }),
@@ -110,27 +118,74 @@ impl Checker<'_> {
             format!("head dimension {head_dim} is not a multiple of 16 up to {HEAD_DIM_MAX}")
         })?;
         self.ensure(spec.window != Some(0), || "a sliding window of 0 positions sees nothing".into())?;
+        self.ensure(spec.soft_cap.is_none_or(positive), || "a soft cap must be positive".into())?;
         let (_, rows) = self.buffer(qkv)?;
         self.ensure(rows == RowKind::Step, || "attention needs the rows of the step".into())?;
         self.width(qkv, (query_heads + 2 * kv_heads) * head_dim)
     }
 
+    fn experts(
+        &self,
+        (input, router, output): (BufferId, BufferId, BufferId),
+        spec: &ExpertsSpec,
+        weights: &[ExpertWeights],
+        limits: &Limits,
+        layout: &mut Layout,
+    ) -> Checked<()> {
+        let (hidden, rows) = self.buffer(input)?;
+        let held = spec.first..spec.first + weights.len();
+        self.ensure(!held.is_empty() && held.end <= spec.experts && spec.experts < 1 << 16, || {
+            format!("experts {held:?} of {}", spec.experts)
+        })?;
+        self.ensure((1..=spec.experts).contains(&spec.top_k), || format!("{} experts per row", spec.top_k))?;
+        self.ensure(rows == RowKind::Step && self.buffer(router)? == (spec.experts, rows), || {
+            "the router's logits: [rows of the step][experts]".into()
+        })?;
+        self.ensure(router != output, || "reads and writes the same buffer".into())?;
+        self.output(input, output, spec.planes() * hidden)?;
+        let mut mlp_max = 0;
+        for weights in weights {
+            let ((gate_up, first), (down, second)) = (self.matrix(weights.gate_up)?, self.matrix(weights.down)?);
+            let fits = (gate_up.inputs, down.outputs, gate_up.outputs) == (hidden, hidden, 2 * down.inputs);
+            self.ensure(fits && gate_up.planes == 1 && down.planes == 1, || {
+                "an expert's weights are [2 mlp, hidden] and [hidden, mlp], whole".into()
+            })?;
+            let converted = [(first, hidden), (second, down.inputs)];
+            for (_, inputs) in converted.into_iter().filter(|(converts, _)| *converts) {
+                layout.converted_inputs = layout.converted_inputs.max(inputs);
+            }
+            mlp_max = mlp_max.max(down.inputs);
+        }
+        layout.expert_floats = layout.expert_floats.max(ExpertState::floats(limits.rows, hidden, mlp_max));
+        layout.expert_choices = layout.expert_choices.max(limits.rows * spec.top_k);
+        Ok(())
+    }
+
     fn op(&self, op: &Op, rank: usize, world: usize, layout: &mut Layout, limits: &Limits) -> Checked<()> {
         let rows_of = |kind| if kind == RowKind::Step { limits.rows } else { limits.wanted_rows };
         match op {
-            Op::Embed { table, output } => {
+            Op::Embed { table, scale, output } => {
                 let (shape, _) = self.matrix(*table)?;
                 let (width, rows) = self.buffer(*output)?;
                 self.ensure(shape.outputs == self.program.vocabulary && shape.planes == 1, || {
                     "the embedding table must be whole on every device".into()
                 })?;
+                self.ensure(scale.is_finite(), || format!("scale {scale} is not a number"))?;
                 self.ensure(width == shape.inputs && rows == RowKind::Step, || "the output's shape is wrong".into())
             }
-            Op::RmsNorm { input, weight, output, eps } => {
+            Op::RmsNorm { input, weight, eps, residual, output } => {
                 let (width, _) = self.buffer(*input)?;
-                self.ensure(*eps > 0.0 && eps.is_finite(), || format!("eps {eps} is not positive"))?;
+                self.ensure(positive(*eps), || format!("eps {eps} is not positive"))?;
                 self.vector(*weight, width)?;
-                self.output(*input, *output, width)
+                self.output(*input, *output, width)?;
+                self.ensure(*residual != Some(*input), || "the residual is the input".into())?;
+                self.residual(*residual, *output)
+            }
+            Op::HeadNorm { qkv, attention, query, key, eps } => {
+                self.ensure(positive(*eps), || format!("eps {eps} is not positive"))?;
+                self.vector(*query, attention.head_dim)?;
+                self.vector(*key, attention.head_dim)?;
+                self.attention(attention, 0, *qkv)
             }
             Op::Gemm { weight, input, output, epilogue } => {
                 let (shape, converts) = self.matrix(*weight)?;
@@ -147,18 +202,34 @@ impl Checker<'_> {
             }
             Op::RopeAppend { layer, qkv, attention, rope } => {
                 let table = self.program.ropes.get(rope.0 as usize);
-                let fits = table.is_some_and(|table| table.frequencies.len() == attention.head_dim / 2);
-                self.ensure(fits, || "the RoPE table's length is not half the head dimension".into())?;
+                let pairs = 1..=attention.head_dim / 2;
+                let fits = table.is_some_and(|table| pairs.contains(&table.frequencies.len()));
+                self.ensure(fits, || "the RoPE table is empty or longer than half the head dimension".into())?;
+                let grows =
+                    table.and_then(|table| table.growth.as_ref().map(|growth| (table.frequencies.len(), growth)));
+                self.ensure(
+                    grows.is_none_or(|(pairs, growth)| {
+                        pairs > 1 && growth.trained > 0 && growth.factor >= 1.0 && growth.base > 1.0
+                    }),
+                    || "a RoPE table that grows needs two pairs, a trained length, a factor and a base".into(),
+                )?;
                 self.attention(attention, *layer, *qkv)
             }
             Op::Attention { layer, qkv, output, attention } => {
                 self.attention(attention, *layer, *qkv)?;
                 self.output(*qkv, *output, attention.query_heads * attention.head_dim)
             }
-            Op::SiluMul { input, output } => {
+            Op::GatedMul { input, output, .. } => {
                 let (width, _) = self.buffer(*input)?;
                 self.ensure(width % 2 == 0, || "gate and up differ in width".into())?;
                 self.output(*input, *output, width / 2)
+            }
+            Op::Experts { input, router, spec, weights, output } => {
+                self.experts((*input, *router, *output), spec, weights, limits, layout)
+            }
+            Op::SoftCap { buffer, cap } => {
+                self.ensure(positive(*cap), || "a soft cap must be positive".into())?;
+                self.buffer(*buffer).map(|_| ())
             }
             Op::GatherRows { input, output } => {
                 let ((from, from_rows), (to, to_rows)) = (self.buffer(*input)?, self.buffer(*output)?);
@@ -193,6 +264,10 @@ impl Checker<'_> {
             }
         }
     }
+}
+
+fn positive(value: f32) -> bool {
+    value > 0.0 && value.is_finite()
 }
 
 /// Checks everything and lays the buffers out.

@@ -10,9 +10,13 @@
 //! A Llama layer, on one device or as one of several (`builder.row_parallel` emits the exchange only when it must):
 //! ```text
 //! RmsNorm(x → h)  Gemm(qkv: h → qkv)  RopeAppend(qkv)  Attention(qkv → a)  row_parallel(o: a, + x → x)
-//! RmsNorm(x → h)  Gemm(gate|up: h → g)  SiluMul(g → m)  row_parallel(down: m, + x → x)
+//! RmsNorm(x → h)  Gemm(gate|up: h → g)  GatedMul(g → m)  row_parallel(down: m, + x → x)
 //! ```
+//! What other architectures add: `HeadNorm(qkv)` before `RopeAppend`; a norm after a block, `RmsNorm(h, + x → x)`; a
+//! mixture of experts in place of the MLP, `Gemm(router: h → r) Experts(h, r → e) AllReduce(e, + x → x)`; `SoftCap(logits)`.
 //! and the end: `GatherRows(x → y) RmsNorm(y → z) Sketch(z) Gemm(head: z → logits)`, `AllGather` if split by vocabulary.
+
+use polylink_protocol::exact_math::{exp_f64, ln_f64, rope_frequencies};
 
 use crate::backend::{KvSpec, WeightId};
 
@@ -64,23 +68,68 @@ pub struct AttentionSpec {
     pub scale: f32,
     /// Only the last so many positions are seen (sliding window); `None`: all.
     pub window: Option<usize>,
+    /// Scores are kept within ± this by `cap × tanh(score ÷ cap)`, after the scale; `None`: as they are.
+    pub soft_cap: Option<f32>,
+}
+
+/// What an MLP's gate goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + exp(−x))`.
+    Silu,
+    /// GELU by its hyperbolic tangent (`exact_math::gelu_tanh`).
+    GeluTanh,
+}
+
+/// A mixture of experts: how rows find their experts, and which of them this device holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertsSpec {
+    /// Experts of the unsharded layer.
+    pub experts: usize,
+    /// The first expert held here; the ones after it follow, as many as the operation has weights.
+    pub first: usize,
+    /// Experts per row: those with the largest router logits, ties to the lowest number.
+    pub top_k: usize,
+    /// Their probabilities are divided by their sum.
+    pub normalise: bool,
+    /// The gate of every expert.
+    pub activation: Activation,
+}
+
+impl ExpertsSpec {
+    /// Planes of partial sums that the holder of these experts leaves: one (its running sum) if it holds the first
+    /// expert, else one for each of a row's experts, in ascending order, 0 where it does not hold that expert.
+    pub const fn planes(&self) -> usize {
+        if self.first == 0 { 1 } else { self.top_k }
+    }
+}
+
+/// One expert's weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertWeights {
+    /// `[2 × mlp, hidden]`: gate over up.
+    pub gate_up: WeightId,
+    /// `[hidden, mlp]`.
+    pub down: WeightId,
 }
 
 /// One operation. Shapes: `R` rows of the step, `W` wanted rows.
 ///
-/// More will follow (`Moe`, `QkNorm`, `SoftCap`, `Send`/`Receive` of a pipeline split): hence non-exhaustive.
+/// More will follow (`Send`/`Receive` of a pipeline split): hence non-exhaustive.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Op {
-    /// `output[r] = table[token(r)]`; table `[vocabulary, width]`, whole on every device; quantised tables are expanded
-    /// (`q × scale`). A tied table is the output head's weight: it is not kept twice.
+    /// `output[r] = table[token(r)] × scale`; table `[vocabulary, width]`, whole on every device; quantised tables are
+    /// expanded (`q × scale of the block`). A tied table is the output head's weight: it is not kept twice.
     Embed {
         /// The table.
         table: WeightId,
+        /// Multiplies every value; 1 changes none.
+        scale: f32,
         /// `[R][hidden]`.
         output: BufferId,
     },
-    /// `output[r][i] = (input[r][i] × (1 / √(mean(input[r]²) + eps))) × weight[i]`.
+    /// `output[r][i] = residual[r][i] + (input[r][i] × (1 / √(mean(input[r]²) + eps))) × weight[i]`.
     RmsNorm {
         /// `[rows][n]`.
         input: BufferId,
@@ -88,8 +137,23 @@ pub enum Op {
         weight: WeightId,
         /// Added to the mean square.
         eps: f32,
+        /// A buffer of the output's shape added last; may be the output itself (in place).
+        residual: Option<BufferId>,
         /// `[rows][n]`.
         output: BufferId,
+    },
+    /// The same norm, without residual, over every query head and every key head by itself, in place.
+    HeadNorm {
+        /// `[R][(query_heads + 2 × kv_heads) × head_dim]`: q, k, v of each row; v stays as it is.
+        qkv: BufferId,
+        /// Heads.
+        attention: AttentionSpec,
+        /// Vector of `head_dim` for all query heads.
+        query: WeightId,
+        /// Vector of `head_dim` for all key heads.
+        key: WeightId,
+        /// Added to the mean square.
+        eps: f32,
     },
     /// `output[r][n] = epilogue(Σ_k input[r][k] × weight[n][k])`.
     ///
@@ -105,8 +169,8 @@ pub enum Op {
         /// Bias and residual.
         epilogue: Epilogue,
     },
-    /// Turns q and k by their positions (rotate-half convention: pairs `(i, i + head_dim/2)`), in place, and appends k
-    /// and v to the KV cache of `layer`.
+    /// Turns q and k by their positions (rotate-half convention: pairs `(i, i + n)` of a table of n frequencies; values
+    /// from `2 n` on stay), in place, and appends k and v to the KV cache of `layer`.
     RopeAppend {
         /// Layer of the KV cache.
         layer: usize,
@@ -128,12 +192,35 @@ pub enum Op {
         /// Heads and scale.
         attention: AttentionSpec,
     },
-    /// `output[r][i] = silu(input[r][i]) × input[r][n + i]`, `silu(x) = x / (1 + exp(−x))`.
-    SiluMul {
+    /// `output[r][i] = activation(input[r][i]) × input[r][n + i]`.
+    GatedMul {
+        /// What the gate goes through.
+        activation: Activation,
         /// `[rows][2 n]`: gate, then up.
         input: BufferId,
         /// `[rows][n]`.
         output: BufferId,
+    },
+    /// A mixture of experts over every row; the output must go through an `AllReduce`, which adds the residual, on one
+    /// device as on several. Only the rows that chose an expert are multiplied with it.
+    Experts {
+        /// `[R][hidden]`.
+        input: BufferId,
+        /// `[R][experts]`: the router's logits.
+        router: BufferId,
+        /// How rows find their experts.
+        spec: ExpertsSpec,
+        /// The experts held here, ascending.
+        weights: Vec<ExpertWeights>,
+        /// `[R][planes × hidden]`, planes as [`ExpertsSpec::planes`] says.
+        output: BufferId,
+    },
+    /// `cap × tanh(value ÷ cap)`, in place.
+    SoftCap {
+        /// Any.
+        buffer: BufferId,
+        /// The bound.
+        cap: f32,
     },
     /// Keeps the rows whose logits are wanted, in the step's order.
     GatherRows {
@@ -171,14 +258,40 @@ pub enum Op {
 }
 
 /// Inverse frequencies of a RoPE table; the table itself is computed at build for `Limits::positions`:
-/// angle = position × frequency in f32, sine and cosine of that angle in f64 ([`polylink_protocol::exact_math`]),
-/// times `scale`, rounded to f32.
+/// angle = position × frequency in f32, sine and cosine of that angle in f64 ([`polylink_protocol::exact_math`]), each
+/// rounded to f32 and multiplied by `scale`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeSpec {
-    /// `head_dim / 2` values; see `exact_math::rope_frequencies`.
+    /// At most `head_dim / 2` values, as many as pairs are turned; see `exact_math::rope_frequencies`.
     pub frequencies: Vec<f32>,
     /// Multiplies sine and cosine (YaRN's attention factor); usually 1.
     pub scale: f32,
+    /// How frequencies fall beyond the length that the model was trained with; `None`: they do not.
+    pub growth: Option<RopeGrowth>,
+}
+
+/// Dynamic NTK scaling: position `p ≥ trained` is turned as the last one of a sequence of `p + 1` is, with the
+/// frequencies of base `base × (factor × (p + 1) ÷ trained − (factor − 1))^(n ÷ (n − 2))`, n values being turned.
+///
+/// A function of the position alone, so that neither chunks nor batch nor replay change a key.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeGrowth {
+    /// Base of the frequencies up to `trained`.
+    pub base: f64,
+    /// Scaling factor.
+    pub factor: f64,
+    /// Positions below it use [`RopeSpec::frequencies`].
+    pub trained: usize,
+}
+
+impl RopeGrowth {
+    /// Frequencies of one position beyond `trained`, `pairs` of them.
+    pub fn frequencies(&self, position: usize, pairs: usize) -> Vec<f32> {
+        let (turned, length) = (2 * pairs, (position + 1) as f64);
+        let stretch = self.factor * length / self.trained as f64 - (self.factor - 1.0);
+        let exponent = turned as f64 / (turned as f64 - 2.0);
+        rope_frequencies(self.base * exp_f64(ln_f64(stretch) * exponent), turned)
+    }
 }
 
 /// A whole forward pass.

@@ -4,12 +4,12 @@
 //! implementation must give the same bits. Fused multiply-adds are `f32::mul_add` (on machines without the instruction
 //! the C library computes it, correctly rounded).
 
-use polylink_protocol::exact_math::{bf16_to_f32, exp, f32_to_f16_saturating, silu};
+use polylink_protocol::exact_math::{bf16_to_f32, exp, f32_to_f16_saturating, gelu_tanh, silu, soft_cap};
 
 use crate::backend::{KvDtype, KvSpec};
 use crate::blocks::{KBlock, KKind};
 use crate::operations::{Batch, Operations, Poisoned, Reserve, RopeTable, SketchRow, finish, flush, to_bf16_flushed};
-use crate::program::AttentionSpec;
+use crate::program::{Activation, AttentionSpec};
 use crate::quantise::{self, BLOCK};
 use crate::sampler::{self, SampleContext, SampleJob, SampleScratch, fold_lanes};
 use crate::step::{SKETCH_VALUES, Sampled};
@@ -112,6 +112,16 @@ fn range_sum_k(
     })
 }
 
+/// Rule 4: `1 ÷ √(mean square + eps)` of a row.
+fn norm_scale(row: &[f32], eps: f32) -> f32 {
+    let mut lanes = [0f32; 64];
+    for (i, &x) in row.iter().enumerate() {
+        lanes[i % 64] = x.mul_add(x, lanes[i % 64]);
+    }
+    let mean = fold_lanes(&mut lanes) / row.len() as f32;
+    1.0 / (mean + eps).sqrt()
+}
+
 /// Where a key or value lies: `[block][layer][key, value][head][token][scale, then dim]`. The scale of f32 is 1; integers
 /// are kept as f32.
 fn cache_index(kv: &KvSpec, blocks: &[u32], layer: usize, part: usize, head: usize, position: usize) -> usize {
@@ -168,24 +178,43 @@ impl Operations for ReferenceOperations {
         1
     }
 
-    fn embed(&mut self, table: &PlainMatrix, tokens: &[u32], output: &mut [f32]) -> Result<(), Poisoned> {
+    fn embed(&mut self, table: &PlainMatrix, tokens: &[u32], scale: f32, output: &mut [f32]) -> Result<(), Poisoned> {
         for (row, &token) in output.chunks_exact_mut(table.shape.inputs).zip(tokens) {
-            row.iter_mut().enumerate().for_each(|(k, value)| *value = table.value(token as usize, k));
+            row.iter_mut().enumerate().for_each(|(k, value)| *value = table.value(token as usize, k) * scale);
         }
         Ok(())
     }
 
-    fn rms_norm(&mut self, input: &[f32], weight: &[f32], eps: f32, output: &mut [f32]) -> Result<(), Poisoned> {
+    fn rms_norm(
+        &mut self,
+        input: &[f32],
+        weight: &[f32],
+        eps: f32,
+        residual: bool,
+        output: &mut [f32],
+    ) -> Result<(), Poisoned> {
         let width = weight.len();
         for (input, output) in input.chunks_exact(width).zip(output.chunks_exact_mut(width)) {
-            let mut lanes = [0f32; 64];
-            for (i, &x) in input.iter().enumerate() {
-                lanes[i % 64] = x.mul_add(x, lanes[i % 64]);
-            }
-            let mean = fold_lanes(&mut lanes) / width as f32;
-            let scale = 1.0 / (mean + eps).sqrt();
+            let scale = norm_scale(input, eps);
             for i in 0..width {
-                output[i] = (input[i] * scale) * weight[i];
+                output[i] = finish((input[i] * scale) * weight[i], None, residual.then_some(output[i]));
+            }
+        }
+        Ok(())
+    }
+
+    fn head_norm(
+        &mut self,
+        spec: &AttentionSpec,
+        [query, key]: [&[f32]; 2],
+        eps: f32,
+        qkv: &mut [f32],
+    ) -> Result<(), Poisoned> {
+        for row in qkv.chunks_exact_mut((spec.query_heads + 2 * spec.kv_heads) * spec.head_dim) {
+            for (index, head) in row.chunks_exact_mut(spec.head_dim).take(spec.query_heads + spec.kv_heads).enumerate()
+            {
+                let (weight, scale) = (if index < spec.query_heads { query } else { key }, norm_scale(head, eps));
+                head.iter_mut().zip(weight).for_each(|(x, weight)| *x = (*x * scale) * weight);
             }
         }
         Ok(())
@@ -250,16 +279,16 @@ impl Operations for ReferenceOperations {
         cache: &mut [f32],
         qkv: &mut [f32],
     ) -> Result<(), Poisoned> {
-        let (dim, half) = (spec.head_dim, spec.head_dim / 2);
+        let (dim, pairs) = (spec.head_dim, rope.pairs);
         let width = (spec.query_heads + 2 * spec.kv_heads) * dim;
         for (row, qkv) in qkv.chunks_exact_mut(width).enumerate() {
             let position = batch.positions[row] as usize;
             for head in qkv.chunks_exact_mut(dim).take(spec.query_heads + spec.kv_heads) {
-                for i in 0..half {
-                    let (sine, cosine) = (rope.sine[position * half + i], rope.cosine[position * half + i]);
-                    let (low, high) = (head[i], head[i + half]);
-                    head[i] = low * cosine - high * sine;
-                    head[i + half] = high * cosine + low * sine;
+                let (sine, cosine) = rope.at(position);
+                for i in 0..pairs {
+                    let (low, high) = (head[i], head[i + pairs]);
+                    head[i] = low * cosine[i] - high * sine[i];
+                    head[i + pairs] = high * cosine[i] + low * sine[i];
                 }
             }
             for part in 0..2 {
@@ -304,7 +333,9 @@ impl Operations for ReferenceOperations {
                     }
                     let score = |position| {
                         let (scale, key): (f32, &[f32]) = at(0, position);
-                        (0..dim).fold(0f32, |sum, d| query[d].mul_add(key[d], sum)) * scale * spec.scale
+                        let sum = (0..dim).fold(0f32, |sum, d| query[d].mul_add(key[d], sum));
+                        let score = sum * scale * spec.scale;
+                        spec.soft_cap.map_or(score, |cap| soft_cap(score, cap))
                     };
                     let scores: Vec<f32> = (from..to).map(score).collect();
                     let tile_max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -335,12 +366,27 @@ impl Operations for ReferenceOperations {
         Ok(())
     }
 
-    fn silu_mul(&mut self, input: &[f32], output: &mut [f32], width: usize) -> Result<(), Poisoned> {
+    fn gated_mul(
+        &mut self,
+        activation: Activation,
+        input: &[f32],
+        output: &mut [f32],
+        width: usize,
+    ) -> Result<(), Poisoned> {
+        let gated = match activation {
+            Activation::Silu => silu,
+            Activation::GeluTanh => gelu_tanh,
+        };
         for (input, output) in input.chunks_exact(2 * width).zip(output.chunks_exact_mut(width)) {
             for i in 0..width {
-                output[i] = silu(input[i]) * input[width + i];
+                output[i] = gated(input[i]) * input[width + i];
             }
         }
+        Ok(())
+    }
+
+    fn soft_cap(&mut self, values: &mut [f32], cap: f32) -> Result<(), Poisoned> {
+        values.iter_mut().for_each(|value| *value = soft_cap(*value, cap));
         Ok(())
     }
 

@@ -68,7 +68,8 @@ fn programs() {
         if heads > 0 {
             let qkv = builder.step_buffer((heads + 4) * 32);
             let mixed = builder.step_buffer(heads * 32);
-            let attention = AttentionSpec { query_heads: heads, kv_heads: 2, head_dim: 32, scale: 1.0, window: None };
+            let (scale, window, soft_cap) = (1.0, None, None);
+            let attention = AttentionSpec { query_heads: heads, kv_heads: 2, head_dim: 32, scale, window, soft_cap };
             builder.push(Op::Attention { layer: 0, qkv, output: mixed, attention });
         }
         backend.build(builder.finish(output), limits(), Box::new(Solo))
@@ -169,7 +170,7 @@ fn weights_that_overflow_are_reported_not_sampled() {
     let weight = backend.prepare(&[part], KRanges::whole(32), WeightForm::Float).unwrap();
     let mut builder = ProgramBuilder::new(KvSpec::f32(1, 2, 32), 64);
     let (x, y, logits) = (builder.step_buffer(32), builder.wanted_buffer(32), builder.wanted_buffer(64));
-    builder.push(Op::Embed { table: weight, output: x }).push(Op::GatherRows { input: x, output: y });
+    builder.push(Op::Embed { table: weight, scale: 1.0, output: x }).push(Op::GatherRows { input: x, output: y });
     builder.push(Op::Gemm { weight, input: y, output: logits, epilogue: Epilogue::default() });
     backend.build(builder.finish(logits), limits(), Box::new(Solo)).unwrap();
     forward(&mut backend, &KV, &[Chunk { slot: 0, first: 0, tokens: vec![1], wanted: 1 }]).unwrap();

@@ -89,8 +89,8 @@ pub(crate) fn empty_backend(kind: BackendKind, threads: usize) -> Result<Box<dyn
 
 /// KV cache shape of one rank.
 pub(crate) fn kv_spec(model: &LoadedModel, split: &SplitPlan, rank: usize) -> KvSpec {
-    let config = model.config();
-    KvSpec::f32(config.num_hidden_layers, split.shards[rank].kv_heads.len(), config.head_dim)
+    let shard = &split.shards[rank];
+    KvSpec::f32(shard.layers.len(), shard.kv_heads.len(), model.config().head_dim)
 }
 
 /// A backend that is ready to compute.

@@ -32,10 +32,12 @@ pub enum ModelError {
         reason: String,
     },
     /// The architecture is not built.
-    #[error("architecture {architecture} is not supported: this engine runs LlamaForCausalLM")]
+    #[error("architecture {architecture} is not supported: this engine runs {supported}")]
     Architecture {
         /// As config.json names it.
         architecture: String,
+        /// Names of those that are.
+        supported: String,
     },
     /// A field of config.json asks for something that is not built, or contradicts another one.
     #[error("config.json, {field}: {reason}")]

@@ -3,10 +3,13 @@
 //! What always holds: everything that changes an answer is in the profile ([`LoadedModel::profile`]); a folder that is
 //! not complete and sound is refused when it is opened, by name of the file, field or tensor.
 
+mod architecture;
 mod chat_template;
 mod config;
+mod decoder;
 mod error;
-mod llama;
+mod loader;
+mod rope;
 mod split_plan;
 mod tokenizer;
 mod weights;
@@ -19,8 +22,9 @@ use polylink_protocol::Digest;
 use polylink_protocol::digest::Hasher;
 use polylink_protocol::market_v1::ModelProfile;
 
+pub use architecture::{DecoderConfig, LayerConfig, MixtureConfig};
 pub use chat_template::{ChatMessage, ChatTemplate};
-pub use config::{GenerationDefaults, LlamaConfig};
+pub use config::GenerationDefaults;
 pub use error::ModelError;
 pub use split_plan::{ModelShard, SplitPlan};
 pub use tokenizer::{Detokenizer, Tokenizer};
@@ -92,7 +96,7 @@ pub struct LoadedModel {
 #[derive(Debug)]
 struct Inner {
     folder: PathBuf,
-    config: LlamaConfig,
+    config: DecoderConfig,
     generation: GenerationDefaults,
     tokenizer: Arc<Tokenizer>,
     chat_template: Option<Arc<ChatTemplate>>,
@@ -118,7 +122,7 @@ impl LoadedModel {
             return Err(ModelError::NoFolder { folder: folder.to_owned() });
         }
         let (config, config_bytes) = read_json(&folder.join("config.json"))?;
-        let config = LlamaConfig::parse(&config)?;
+        let config = DecoderConfig::parse(&config)?;
         let (generation, generation_bytes) = match folder.join("generation_config.json") {
             file if file.exists() => read_json(&file)?,
             _ => (serde_json::Value::Null, Vec::new()),
@@ -142,7 +146,7 @@ impl LoadedModel {
             return Err(ModelError::Config { field: "vocab_size".into(), reason });
         }
         let weights = Weights::open(folder)?;
-        for (name, shape) in llama::tensors(&config, &weights) {
+        for (name, shape) in decoder::tensors(&config, &weights) {
             weights.expect(&name, &shape)?;
         }
         let named_there = !generation.eos_token_ids.is_empty();
@@ -172,7 +176,7 @@ impl LoadedModel {
     }
 
     /// Its shape.
-    pub fn config(&self) -> &LlamaConfig {
+    pub fn config(&self) -> &DecoderConfig {
         &self.inner.config
     }
 
@@ -198,7 +202,7 @@ impl LoadedModel {
 
     /// Prompt and completion together, in tokens.
     pub fn context_length(&self) -> usize {
-        self.inner.config.max_position_embeddings
+        self.inner.config.context_length
     }
 
     /// How its weights are computed with.
@@ -266,7 +270,7 @@ impl LoadedModel {
     /// Unreadable or unsuitable tensors, by name.
     pub fn load(&self, split: &SplitPlan, rank: usize, backend: &mut dyn Backend) -> Result<Program, ModelError> {
         let inner = &self.inner;
-        llama::load(&inner.config, &inner.weights, inner.precision.form(), split, rank, backend)
+        decoder::load(&inner.config, &inner.weights, inner.precision.form(), split, rank, backend)
     }
 }
 

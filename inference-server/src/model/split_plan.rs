@@ -1,25 +1,29 @@
-//! How a model is shared out over the devices of a tensor split: heads, MLP columns and vocabulary.
+//! How a model is shared out over the devices of a tensor split: heads, MLP columns, experts and vocabulary.
 //!
-//! Pure. Every cut lies where the numerics' K ranges do (whole KV groups, whole MLP ranges), so a split changes no bit;
+//! Pure. Every cut lies where the numerics' K ranges do (whole KV groups, MLP ranges, experts), so a split changes no bit;
 //! proportions are met as nearly as whole pieces allow (largest remainder), and nobody gets nothing.
 
 use std::ops::Range;
 
 use polylink_kernels::KRanges;
 
-use super::config::LlamaConfig;
+use super::architecture::DecoderConfig;
 use super::error::ModelError;
 
 /// Tokens are shared out in pieces of so many, so that packed weights have no ragged edges.
 const VOCABULARY_PIECE: usize = 16;
 
-/// What one device holds of every layer.
+/// What one device holds, of every one of its layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelShard {
     /// KV heads, with their query heads.
     pub kv_heads: Range<usize>,
     /// MLP columns.
     pub mlp: Range<usize>,
+    /// Experts of a mixture; empty if the model has none.
+    pub experts: Range<usize>,
+    /// Layers: all of them, as long as models are not split by layers.
+    pub layers: Range<usize>,
     /// Tokens of the output head.
     pub vocabulary: Range<usize>,
 }
@@ -33,11 +37,13 @@ pub struct SplitPlan {
 
 impl SplitPlan {
     /// Everything on one device.
-    pub fn whole(config: &LlamaConfig) -> Self {
+    pub fn whole(config: &DecoderConfig) -> Self {
         Self {
             shards: vec![ModelShard {
                 kv_heads: 0..config.num_key_value_heads,
                 mlp: 0..config.intermediate_size,
+                experts: 0..experts(config),
+                layers: 0..config.num_hidden_layers,
                 vocabulary: 0..config.vocab_size,
             }],
         }
@@ -47,7 +53,7 @@ impl SplitPlan {
     ///
     /// # Errors
     /// [`ModelError::Split`] if a device would get nothing of something.
-    pub fn new(config: &LlamaConfig, shares: &[u32]) -> Result<Self, ModelError> {
+    pub fn new(config: &DecoderConfig, shares: &[u32]) -> Result<Self, ModelError> {
         if shares.len() == 1 {
             return Ok(Self::whole(config));
         }
@@ -68,16 +74,31 @@ impl SplitPlan {
         let kv_heads = cut("KV heads", config.num_key_value_heads, 1)?;
         let mlp = cut("MLP columns", config.intermediate_size, KRanges::mlp(config.intermediate_size).length)?;
         let vocabulary = cut("vocabulary", config.vocab_size, VOCABULARY_PIECE)?;
-        let shards = kv_heads.zip(mlp).zip(vocabulary);
-        Ok(Self {
-            shards: shards.map(|((kv_heads, mlp), vocabulary)| ModelShard { kv_heads, mlp, vocabulary }).collect(),
-        })
+        let experts: Vec<Range<usize>> = match experts(config) {
+            0 => vec![0..0; shares.len()],
+            experts => cut("experts", experts, 1)?.collect(),
+        };
+        let layers = 0..config.num_hidden_layers;
+        let shards = kv_heads.zip(mlp).zip(vocabulary).zip(experts);
+        let shards = shards.map(|(((kv_heads, mlp), vocabulary), experts)| ModelShard {
+            kv_heads,
+            mlp,
+            experts,
+            layers: layers.clone(),
+            vocabulary,
+        });
+        Ok(Self { shards: shards.collect() })
     }
 
     /// Devices.
     pub fn world(&self) -> usize {
         self.shards.len()
     }
+}
+
+/// Experts of a layer; 0 if the model has none.
+fn experts(config: &DecoderConfig) -> usize {
+    config.mixture.as_ref().map_or(0, |mixture| mixture.experts)
 }
 
 /// Shares `pieces ≥ shares.len()` out by largest remainder, at least one each; contiguous, in order.

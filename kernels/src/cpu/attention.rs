@@ -4,7 +4,7 @@
 // Iterators over arrays of registers, and closures, are compiled apart from the function that has the instructions.
 #![allow(clippy::needless_range_loop)]
 
-use polylink_protocol::exact_math::exp;
+use polylink_protocol::exact_math::{exp, soft_cap};
 
 use super::cache::{BLOCK_TOKENS, Element, part_number, part_words};
 use super::isa::multiversioned;
@@ -24,6 +24,7 @@ pub(crate) struct Queries<'a> {
     pub blocks: &'a [u32],
     pub window: Option<usize>,
     pub scale: f32,
+    pub soft_cap: Option<f32>,
     /// Position of the first row.
     pub position: usize,
     pub rows: usize,
@@ -224,6 +225,11 @@ impl Queries<'_> {
         }
         let mut ends = [(0f32, 0f32); Q];
         for q in 0..Q {
+            if let Some(cap) = self.soft_cap {
+                for score in &mut weights[q][seen[q].from - tile..seen[q].to - tile] {
+                    *score = soft_cap(*score, cap);
+                }
+            }
             ends[q] = softmax_tile(&mut weights[q], seen[q].from - tile, seen[q].to - tile);
             if E::SCALED {
                 for position in seen[q].from..seen[q].to {

@@ -4,7 +4,7 @@
 //! lanes (numerics rule 4), so the order does not depend on the vector width.
 #![allow(unsafe_code)] // functions compiled for an instruction set
 
-use polylink_protocol::exact_math::{f32_to_f16_saturating, silu};
+use polylink_protocol::exact_math::{f32_to_f16_saturating, gelu_tanh, silu, soft_cap};
 
 use super::isa::multiversioned;
 use super::lanes::Lanes;
@@ -13,8 +13,9 @@ use crate::quantise::{self, BLOCK};
 use crate::sampler::fold_lanes;
 use crate::step::SKETCH_VALUES;
 
+/// `1 ÷ √(mean square + eps)` of a row (numerics rule 4).
 #[inline(always)]
-unsafe fn rms_norm_body<L: Lanes>(input: &[f32], weight: &[f32], eps: f32, output: &mut [f32]) {
+fn norm_scale(input: &[f32], eps: f32) -> f32 {
     let mut lanes = [0f32; 64];
     let (chunks, rest) = input.as_chunks::<64>();
     for chunk in chunks {
@@ -26,18 +27,48 @@ unsafe fn rms_norm_body<L: Lanes>(input: &[f32], weight: &[f32], eps: f32, outpu
         *lane = x.mul_add(x, *lane);
     }
     let mean = fold_lanes(&mut lanes) / input.len() as f32;
-    let scale = 1.0 / (mean + eps).sqrt();
-    for ((output, x), weight) in output.iter_mut().zip(input).zip(weight) {
-        *output = (x * scale) * weight;
+    1.0 / (mean + eps).sqrt()
+}
+
+#[inline(always)]
+unsafe fn rms_norm_body<L: Lanes>(input: &[f32], weight: &[f32], eps: f32, residual: bool, output: &mut [f32]) {
+    let scale = norm_scale(input, eps);
+    let values = output.iter_mut().zip(input).zip(weight);
+    if residual {
+        values.for_each(|((output, x), weight)| *output += (x * scale) * weight);
+    } else {
+        values.for_each(|((output, x), weight)| *output = (x * scale) * weight);
     }
 }
 
 multiversioned! {
-    /// One row of `RmsNorm`.
+    /// One row of `RmsNorm`, onto what the output holds if `residual`.
     ///
     /// # Safety
     /// The machine has `set`.
-    pub(crate) unsafe fn rms_norm(input: &[f32], weight: &[f32], eps: f32, output: &mut [f32]) = rms_norm_body
+    pub(crate) unsafe fn rms_norm(
+        input: &[f32],
+        weight: &[f32],
+        eps: f32,
+        residual: bool,
+        output: &mut [f32],
+    ) = rms_norm_body
+}
+
+#[inline(always)]
+unsafe fn head_norm_body<L: Lanes>(heads: &mut [f32], weight: &[f32], eps: f32) {
+    for head in heads.chunks_exact_mut(weight.len()) {
+        let scale = norm_scale(head, eps);
+        head.iter_mut().zip(weight).for_each(|(x, weight)| *x = (*x * scale) * weight);
+    }
+}
+
+multiversioned! {
+    /// `HeadNorm` of adjacent heads with the same weight.
+    ///
+    /// # Safety
+    /// The machine has `set`.
+    pub(crate) unsafe fn head_norm(heads: &mut [f32], weight: &[f32], eps: f32) = head_norm_body
 }
 
 #[inline(always)]
@@ -48,11 +79,39 @@ unsafe fn silu_mul_body<L: Lanes>(gate: &[f32], up: &[f32], output: &mut [f32]) 
 }
 
 multiversioned! {
-    /// A stretch of `SiluMul`.
+    /// A stretch of `GatedMul` with SiLU.
     ///
     /// # Safety
     /// The machine has `set`.
     pub(crate) unsafe fn silu_mul(gate: &[f32], up: &[f32], output: &mut [f32]) = silu_mul_body
+}
+
+#[inline(always)]
+unsafe fn gelu_mul_body<L: Lanes>(gate: &[f32], up: &[f32], output: &mut [f32]) {
+    for ((output, &gate), &up) in output.iter_mut().zip(gate).zip(up) {
+        *output = gelu_tanh(gate) * up;
+    }
+}
+
+multiversioned! {
+    /// A stretch of `GatedMul` with GELU.
+    ///
+    /// # Safety
+    /// The machine has `set`.
+    pub(crate) unsafe fn gelu_mul(gate: &[f32], up: &[f32], output: &mut [f32]) = gelu_mul_body
+}
+
+#[inline(always)]
+unsafe fn soft_cap_body<L: Lanes>(values: &mut [f32], cap: f32) {
+    values.iter_mut().for_each(|value| *value = soft_cap(*value, cap));
+}
+
+multiversioned! {
+    /// A stretch of `SoftCap`.
+    ///
+    /// # Safety
+    /// The machine has `set`.
+    pub(crate) unsafe fn soft_caps(values: &mut [f32], cap: f32) = soft_cap_body
 }
 
 #[inline(always)]

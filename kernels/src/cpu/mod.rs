@@ -26,7 +26,7 @@ use self::pool::{Pool, SharedSlice};
 use crate::backend::{BackendError, KvSpec};
 use crate::executor::Executor;
 use crate::operations::{Batch, Operations, Poisoned, Reserve, RopeTable, SketchRow};
-use crate::program::AttentionSpec;
+use crate::program::{Activation, AttentionSpec};
 use crate::quantise::BLOCK;
 use crate::sampler::{self, SampleContext, SampleJob, SampleScratch};
 use crate::step::{SKETCH_VALUES, Sampled};
@@ -185,28 +185,56 @@ impl Operations for CpuOperations {
         self.pool.workers()
     }
 
-    fn embed(&mut self, table: &Packed, tokens: &[u32], output: &mut [f32]) -> Result<(), Poisoned> {
+    fn embed(&mut self, table: &Packed, tokens: &[u32], scale: f32, output: &mut [f32]) -> Result<(), Poisoned> {
         let (width, values) = (table.shape.inputs, output.len());
         let output = SharedSlice::new(output);
         self.each(tokens.len(), values, &|row| {
             // SAFETY: each item has its own row.
-            table.row(tokens[row] as usize, unsafe { output.part(row * width, width) });
+            let output = unsafe { output.part(row * width, width) };
+            table.row(tokens[row] as usize, output);
+            if scale != 1.0 {
+                output.iter_mut().for_each(|value| *value *= scale);
+            }
         })
     }
 
-    fn rms_norm(&mut self, input: &[f32], weight: &[f32], eps: f32, output: &mut [f32]) -> Result<(), Poisoned> {
+    fn rms_norm(
+        &mut self,
+        input: &[f32],
+        weight: &[f32],
+        eps: f32,
+        residual: bool,
+        output: &mut [f32],
+    ) -> Result<(), Poisoned> {
         let (set, width) = (self.set, weight.len());
         let output = SharedSlice::new(output);
         self.each(input.len() / width, input.len(), &|row| {
             // SAFETY: each item has its own row; the machine has `set`.
             unsafe {
-                elementwise::rms_norm(
-                    set,
-                    &input[row * width..][..width],
-                    weight,
-                    eps,
-                    output.part(row * width, width),
-                );
+                let output = output.part(row * width, width);
+                elementwise::rms_norm(set, &input[row * width..][..width], weight, eps, residual, output);
+            }
+        })
+    }
+
+    fn head_norm(
+        &mut self,
+        spec: &AttentionSpec,
+        [query, key]: [&[f32]; 2],
+        eps: f32,
+        qkv: &mut [f32],
+    ) -> Result<(), Poisoned> {
+        let (set, dim, values) = (self.set, spec.head_dim, qkv.len());
+        let width = (spec.query_heads + 2 * spec.kv_heads) * dim;
+        let qkv = SharedSlice::new(qkv);
+        self.each(values / width, values, &|row| {
+            // SAFETY: each item has its own row; the machine has `set`.
+            unsafe {
+                let (queries, keys) = qkv
+                    .part(row * width, (spec.query_heads + spec.kv_heads) * dim)
+                    .split_at_mut(spec.query_heads * dim);
+                elementwise::head_norm(set, queries, query, eps);
+                elementwise::head_norm(set, keys, key, eps);
             }
         })
     }
@@ -243,14 +271,14 @@ impl Operations for CpuOperations {
         qkv: &mut [f32],
     ) -> Result<(), Poisoned> {
         // On one thread: two rows of a wrong step may name the same cache line, and the work is small.
-        let (dim, half) = (spec.head_dim, spec.head_dim / 2);
+        let (dim, pairs) = (spec.head_dim, rope.pairs);
         let width = (spec.query_heads + 2 * spec.kv_heads) * dim;
         for (row, qkv) in qkv.chunks_exact_mut(width).enumerate() {
             let position = batch.positions[row] as usize;
-            let (sine, cosine) = (&rope.sine[position * half..][..half], &rope.cosine[position * half..][..half]);
+            let (sine, cosine) = rope.at(position);
             for head in qkv.chunks_exact_mut(dim).take(spec.query_heads + spec.kv_heads) {
-                let (low, high) = head.split_at_mut(half);
-                for i in 0..half {
+                let (low, high) = head[..2 * pairs].split_at_mut(pairs);
+                for i in 0..pairs {
                     let (x, y) = (low[i], high[i]);
                     low[i] = x * cosine[i] - y * sine[i];
                     high[i] = y * cosine[i] + x * sine[i];
@@ -302,6 +330,7 @@ impl Operations for CpuOperations {
                     blocks: batch.blocks(row),
                     window: spec.window,
                     scale: spec.scale,
+                    soft_cap: spec.soft_cap,
                     position: batch.positions[row] as usize,
                     rows: count,
                     group,
@@ -317,13 +346,35 @@ impl Operations for CpuOperations {
         })
     }
 
-    fn silu_mul(&mut self, input: &[f32], output: &mut [f32], width: usize) -> Result<(), Poisoned> {
+    fn gated_mul(
+        &mut self,
+        activation: Activation,
+        input: &[f32],
+        output: &mut [f32],
+        width: usize,
+    ) -> Result<(), Poisoned> {
         let (set, values) = (self.set, 8 * output.len());
         let output = SharedSlice::new(output);
         self.each(input.len() / (2 * width), values, &|row| {
             let (gate, up) = input[row * 2 * width..][..2 * width].split_at(width);
             // SAFETY: each item has its own row; the machine has `set`.
-            unsafe { elementwise::silu_mul(set, gate, up, output.part(row * width, width)) };
+            unsafe {
+                let output = output.part(row * width, width);
+                match activation {
+                    Activation::Silu => elementwise::silu_mul(set, gate, up, output),
+                    Activation::GeluTanh => elementwise::gelu_mul(set, gate, up, output),
+                }
+            }
+        })
+    }
+
+    fn soft_cap(&mut self, values: &mut [f32], cap: f32) -> Result<(), Poisoned> {
+        let (set, count) = (self.set, values.len());
+        let values = SharedSlice::new(values);
+        self.each(count.div_ceil(SMALL), 8 * count, &|item| {
+            let start = item * SMALL;
+            // SAFETY: each item has its own stretch; the machine has `set`.
+            unsafe { elementwise::soft_caps(set, values.part(start, SMALL.min(count - start)), cap) };
         })
     }
 

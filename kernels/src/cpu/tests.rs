@@ -129,17 +129,45 @@ fn rows_of_awkward_widths() {
             let (rows, stream) = (3, case as u32 + 50);
             let (input, weight) = (values(stream, 2 * rows * width), values(9, width));
             let (mut expected, mut found) = (vec![0.0; rows * width], vec![1.0; rows * width]);
-            reference.rms_norm(&input[..rows * width], &weight, 1e-6, &mut expected).unwrap();
-            operations.rms_norm(&input[..rows * width], &weight, 1e-6, &mut found).unwrap();
-            assert_eq!(bits(&expected), bits(&found), "norm of {width}");
-            reference.silu_mul(&input, &mut expected, width).unwrap();
-            operations.silu_mul(&input, &mut found, width).unwrap();
-            assert_eq!(bits(&expected), bits(&found), "silu of {width}");
+            for residual in [false, true] {
+                reference.rms_norm(&input[..rows * width], &weight, 1e-6, residual, &mut expected).unwrap();
+                operations.rms_norm(&input[..rows * width], &weight, 1e-6, residual, &mut found).unwrap();
+                assert_eq!(bits(&expected), bits(&found), "norm of {width}");
+            }
+            for activation in [Activation::Silu, Activation::GeluTanh] {
+                reference.gated_mul(activation, &input, &mut expected, width).unwrap();
+                operations.gated_mul(activation, &input, &mut found, width).unwrap();
+                assert_eq!(bits(&expected), bits(&found), "{activation:?} of {width}");
+            }
+            let mut capped = [input.clone(), input.clone()];
+            reference.soft_cap(&mut capped[0], 1.5).unwrap();
+            operations.soft_cap(&mut capped[1], 1.5).unwrap();
+            assert_eq!(bits(&capped[0]), bits(&capped[1]), "soft cap of {width}");
             let row = SketchRow { noise_key: noise_key(b"sketch", stream), position: stream };
             let (mut expected, mut found) = ([[0; SKETCH_VALUES]; 3], [[1; SKETCH_VALUES]; 3]);
             reference.sketch(&input[..rows * width], width, &[row; 3], &mut expected).unwrap();
             operations.sketch(&input[..rows * width], width, &[row; 3], &mut found).unwrap();
             assert_eq!(expected, found, "sketch of {width}");
+        }
+    }
+}
+
+#[test]
+fn norms_of_heads_leave_values_alone() {
+    let mut reference = ReferenceOperations::default();
+    for mut operations in packed() {
+        for (head_dim, query_heads, kv_heads) in [(16, 3, 1), (48, 2, 2), (80, 4, 2), (128, 7, 1)] {
+            let spec = AttentionSpec { query_heads, kv_heads, head_dim, scale: 1.0, window: None, soft_cap: None };
+            let (query, key) = (values(3, head_dim), values(4, head_dim));
+            let width = (query_heads + 2 * kv_heads) * head_dim;
+            let input = values(5, 3 * width);
+            let mut qkv = [input.clone(), input.clone()];
+            reference.head_norm(&spec, [&query, &key], 1e-6, &mut qkv[0]).unwrap();
+            operations.head_norm(&spec, [&query, &key], 1e-6, &mut qkv[1]).unwrap();
+            assert_eq!(bits(&qkv[0]), bits(&qkv[1]), "{spec:?}");
+            let values = width - kv_heads * head_dim..width;
+            assert_eq!(qkv[1][values.clone()], input[values], "{spec:?}");
+            assert_ne!(qkv[1][..head_dim], input[..head_dim]);
         }
     }
 }
@@ -179,9 +207,10 @@ impl Sequence {
 fn attend<O: Operations>(operations: &mut O, spec: &AttentionSpec, dtype: KvDtype, length: usize) -> Vec<u32> {
     let kv = KvSpec { dtype, ..KvSpec::f32(2, spec.kv_heads, spec.head_dim) };
     let mut cache = vec![0f32; 256 * operations.block_floats(&kv)];
-    let half = spec.head_dim / 2;
-    let (sine, cosine) = (values(3, 1024 * half), values(4, 1024 * half));
-    let rope = RopeTable { sine, cosine };
+    // All pairs of a head, or three quarters of them.
+    let pairs = spec.head_dim / 2 - if length.is_multiple_of(2) { spec.head_dim / 8 } else { 0 };
+    let (sine, cosine) = (values(3, 1024 * pairs), values(4, 1024 * pairs));
+    let rope = RopeTable { pairs, sine, cosine };
     let width = (spec.query_heads + 2 * spec.kv_heads) * spec.head_dim;
     let mut all = Vec::new();
     for (first, length) in [(0, length), (length, 3)] {
@@ -211,7 +240,8 @@ fn attention_of_awkward_lengths_heads_and_windows() {
         (290, 64, 5, None),
     ] {
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let spec = AttentionSpec { query_heads: 2 * group, kv_heads: 2, head_dim, scale, window };
+        let soft_cap = (group != 1).then_some(0.7);
+        let spec = AttentionSpec { query_heads: 2 * group, kv_heads: 2, head_dim, scale, window, soft_cap };
         for dtype in [KvDtype::F32, KvDtype::Int8] {
             let expected = attend(&mut reference, &spec, dtype, length);
             for mut operations in packed() {

@@ -169,16 +169,17 @@ pub fn build(
     let qkv = builder.step_buffer((queries.len() + 2 * kv.len()) * head_dim);
     let mixed = builder.step_buffer(queries.len() * head_dim);
     let (gate_up, act) = (builder.step_buffer(2 * columns.len()), builder.step_buffer(columns.len()));
-    let rope = builder.rope(RopeSpec { frequencies: rope_frequencies(10_000.0, head_dim), scale: 1.0 });
+    let rope = builder.rope(RopeSpec { frequencies: rope_frequencies(10_000.0, head_dim), scale: 1.0, growth: None });
     let attention = AttentionSpec {
         query_heads: queries.len(),
         kv_heads: kv.len(),
         head_dim,
         scale: 1.0 / (head_dim as f32).sqrt(),
         window,
+        soft_cap: None,
     };
     let onto = |buffer| Epilogue { bias: None, residual: Some(buffer) };
-    builder.push(Op::Embed { table, output: x });
+    builder.push(Op::Embed { table, scale: 1.0, output: x });
     for layer in 0..layers {
         let norm_weight = vector(backend, &norm(next()))?;
         let (q, k) =
@@ -213,7 +214,7 @@ pub fn build(
             .map(|kv| o_ranges.planes(&(kv.start * group * head_dim..kv.end * group * head_dim)))
             .collect();
 
-        builder.push(Op::RmsNorm { input: x, weight: norm_weight, eps: 1e-5, output: h });
+        builder.push(Op::RmsNorm { input: x, weight: norm_weight, eps: 1e-5, residual: None, output: h });
         builder.push(Op::Gemm {
             weight: qkv_weight,
             input: h,
@@ -235,16 +236,16 @@ pub fn build(
         let part = Part { tensor: down.view(), shard: Shard::columns(hidden, columns.clone()) };
         let down_weight = backend.prepare(&[part], KRanges::mlp(mlp), form)?;
         let down_planes: Vec<usize> = split.mlp.iter().map(|columns| KRanges::mlp(mlp).planes(columns)).collect();
-        builder.push(Op::RmsNorm { input: x, weight: norm_weight, eps: 1e-5, output: h });
+        builder.push(Op::RmsNorm { input: x, weight: norm_weight, eps: 1e-5, residual: None, output: h });
         builder.push(Op::Gemm { weight: gate_up_weight, input: h, output: gate_up, epilogue: Epilogue::default() });
-        builder.push(Op::SiluMul { input: gate_up, output: act });
+        builder.push(Op::GatedMul { activation: Activation::Silu, input: gate_up, output: act });
         builder.row_parallel(down_weight, act, &down_planes, rank, onto(x), x);
     }
     let (last, normed) = (builder.wanted_buffer(hidden), builder.wanted_buffer(hidden));
     let logits = builder.wanted_buffer(vocabulary);
     let norm_weight = vector(backend, &norm(next()))?;
     builder.push(Op::GatherRows { input: x, output: last });
-    builder.push(Op::RmsNorm { input: last, weight: norm_weight, eps: 1e-5, output: normed });
+    builder.push(Op::RmsNorm { input: last, weight: norm_weight, eps: 1e-5, residual: None, output: normed });
     builder.push(Op::Sketch { input: normed });
     let head = if split.vocabulary.len() == 1 {
         table // tied: the embedding itself

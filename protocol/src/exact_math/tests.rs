@@ -63,6 +63,42 @@ fn silu_is_within_four_ulps() {
 }
 
 #[test]
+fn tanh_is_within_two_ulps() {
+    let mut worst = 0f64;
+    for magnitude in floats(1e-6, 20.0, 97) {
+        for x in [magnitude, -magnitude] {
+            worst = worst.max(ulps(tanh(x), (x as f64).tanh()));
+        }
+    }
+    println!("tanh: worst {worst:.3} ulp");
+    assert!(worst <= 2.0, "{worst}");
+    assert_eq!((tanh(0.0), tanh(1e30), tanh(-1e30)), (0.0, 1.0, -1.0));
+    assert_eq!((soft_cap(1e30, 30.0), soft_cap(-1e30, 30.0)), (30.0, -30.0));
+    assert!((soft_cap(3.0, 2.0) as f64 - 2.0 * 1.5f64.tanh()).abs() < 3e-7);
+}
+
+#[test]
+fn gelu_is_within_four_ulps_near_zero_and_of_its_argument_elsewhere() {
+    let (mut near, mut far) = (0f64, 0f64);
+    for magnitude in floats(1e-6, 20.0, 97) {
+        for x in [magnitude, -magnitude] {
+            let (found, wide) = (gelu_tanh(x), x as f64);
+            // ½(1 + tanh u) = 1 ÷ (1 + exp(−2u)): in f64 as well, 1 + tanh would lose the tail.
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044715 * wide * wide * wide);
+            let exact = wide / (1.0 + (-2.0 * u).exp());
+            if magnitude <= 1.0 {
+                near = near.max(ulps(found, exact));
+            }
+            far = far.max((found as f64 - exact).abs() / magnitude as f64);
+        }
+    }
+    println!("gelu: worst {near:.3} ulp up to 1, {far:.2e} of its argument up to 20");
+    assert!(near <= 4.0 && far <= 2.5e-7, "{near} {far}");
+    assert_eq!((gelu_tanh(0.0), gelu_tanh(100.0)), (0.0, 100.0));
+    assert_eq!(gelu_tanh(-100.0), 0.0);
+}
+
+#[test]
 fn doubles_are_accurate() {
     let (mut sine_worst, mut exp_worst, mut ln_worst) = (0f64, 0f64, 0f64);
     for i in 0..2_000_000u64 {
@@ -144,15 +180,19 @@ fn bits_are_pinned() {
         fingerprint(positive.map(|x| ln(x).to_bits() as u64)),
         fingerprint(turns),
         fingerprint(frequencies.map(|f| f.to_bits() as u64)),
+        fingerprint(signed().map(|x| tanh(x).to_bits() as u64)),
+        fingerprint(signed().map(|x| gelu_tanh(x).to_bits() as u64)),
     ];
     assert_eq!(found, GOLDEN);
 }
 
-/// exp, silu, ln, rope_turn, rope_frequencies.
-const GOLDEN: [&str; 5] = [
+/// exp, silu, ln, rope_turn, rope_frequencies, tanh, gelu_tanh.
+const GOLDEN: [&str; 7] = [
     "923fb9453241df924cbe065dc6a23542",
     "22fec6ef3e3487ea1fa0d17a05dcca94",
     "2c71007f0483c7c26047e1876a5338a2",
     "74f81d38fd25f60cdf21a40544a91904",
     "7b81ad98b4706be0cd65ef2a61fa61a9",
+    "b3bbe48d43059aafc9aec36f0b919396",
+    "05f43d5d5032d46ef9353ef16d4bf399",
 ];
