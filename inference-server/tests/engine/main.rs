@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // every function here is part of a test
 
 mod admission;
+mod architectures;
 mod determinism;
 mod folders;
 mod goldens;
@@ -11,3 +12,4 @@ mod logits;
 mod requests;
 mod split;
 mod support;
+mod tiny;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use polylink_inference_server::engine::{
     BackendKind, Engine, EngineConfig, EngineHandle, EngineStatus, Event, FailureCode, SplitConfig,
 };
-use polylink_inference_server::model::Precision;
+use polylink_inference_server::model::{LoadedModel, Precision};
 use polylink_inference_server::tensor_split::{Peer, PeerConfig};
 use polylink_protocol::market_v1::Sampling;
 
@@ -24,14 +24,14 @@ fn any_port() -> SocketAddr {
 }
 
 /// A peer on a thread of this process, which ends with it.
-fn peer_thread(name: &str, quantization: Precision) -> SocketAddr {
-    let peer = Peer::bind(peer_config(any_port()), quantized(name, quantization)).unwrap();
+pub fn peer_thread(model: LoadedModel) -> SocketAddr {
+    let peer = Peer::bind(peer_config(any_port()), model).unwrap();
     let address = peer.local_addr().unwrap();
     std::thread::spawn(move || peer.serve());
     address
 }
 
-fn split_over(shares: &[u32], peers: &[SocketAddr]) -> EngineConfig {
+pub fn split_over(shares: &[u32], peers: &[SocketAddr]) -> EngineConfig {
     let split = SplitConfig {
         shares: shares.to_vec(),
         peers: peers.to_vec(),
@@ -41,8 +41,9 @@ fn split_over(shares: &[u32], peers: &[SocketAddr]) -> EngineConfig {
     EngineConfig { split: Some(split), ..small() }
 }
 
-fn bits(engine: &EngineHandle, salt: u32) -> Vec<(u32, u32, [u8; 16])> {
-    let answer = run(engine, request(prompt(salt, 60), noisy(), 5));
+/// Tokens, logprobs and sketches of an answer.
+pub fn bits(engine: &EngineHandle, prompt: Vec<u32>) -> Vec<(u32, u32, [u8; 16])> {
+    let answer = run(engine, request(prompt, noisy(), 5));
     answer.choices[0].tokens.iter().map(|token| (token.id, token.logprob.to_bits(), token.sketch)).collect()
 }
 
@@ -50,13 +51,17 @@ fn bits(engine: &EngineHandle, salt: u32) -> Vec<(u32, u32, [u8; 16])> {
 fn two_and_three_devices_give_the_bits_of_one() {
     for quantization in [Precision::F32, Precision::Q8_0] {
         let alone = Engine::start(quantized("nano", quantization), small()).unwrap();
-        let peer = || peer_thread("nano", quantization);
+        let peer = || peer_thread(quantized("nano", quantization));
         for (shares, peers) in
             [(&[2, 1][..], vec![peer()]), (&[1, 2], vec![peer()]), (&[1, 1, 1], vec![peer(), peer()])]
         {
             let split = Engine::start(quantized("nano", quantization), split_over(shares, &peers)).unwrap();
             for salt in 1..4 {
-                assert_eq!(bits(&split, salt), bits(&alone, salt), "{quantization:?} {shares:?}");
+                assert_eq!(
+                    bits(&split, prompt(salt, 60)),
+                    bits(&alone, prompt(salt, 60)),
+                    "{quantization:?} {shares:?}"
+                );
             }
         }
     }
@@ -111,7 +116,7 @@ fn a_peer_process_that_is_killed_fails_its_requests_in_time_and_the_engine_recov
     let mut peer = PeerProcess::start(any_port());
     let engine = Engine::start(model("nano"), split_over(&[2, 1], &[peer.address])).unwrap();
     let alone = start("nano", small());
-    assert_eq!(bits(&engine, 1), bits(&alone, 1));
+    assert_eq!(bits(&engine, prompt(1, 60)), bits(&alone, prompt(1, 60)));
 
     let sampling = Sampling { max_tokens: 900, ..sampling() };
     let mut stream = engine.submit(request(prompt(2, 50), sampling, 0)).unwrap();
@@ -137,13 +142,13 @@ fn a_peer_process_that_is_killed_fails_its_requests_in_time_and_the_engine_recov
         assert!(Instant::now() < deadline, "{:?}", engine.status());
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert_eq!(bits(&engine, 3), bits(&alone, 3));
+    assert_eq!(bits(&engine, prompt(3, 60)), bits(&alone, prompt(3, 60)));
 }
 
 #[test]
 fn a_peer_that_falls_silent_fails_its_requests_within_the_timeout() {
     // A relay in between, which stops passing anything on.
-    let peer = peer_thread("pico", Precision::F32);
+    let peer = peer_thread(model("pico"));
     let relay = Relay::start(peer);
     let mut config = split_over(&[2, 1], &[relay.address]);
     config.split.as_mut().unwrap().timeout = Duration::from_millis(800);
@@ -204,7 +209,7 @@ impl Relay {
 
 #[test]
 fn groups_that_do_not_fit_are_refused_by_name() {
-    let peer = peer_thread("pico", Precision::F32);
+    let peer = peer_thread(model("pico"));
     let refusal = |name: &str, quantization, change: &dyn Fn(&mut SplitConfig)| {
         let mut config = split_over(&[2, 1], &[peer]);
         change(config.split.as_mut().unwrap());
@@ -223,7 +228,7 @@ fn groups_that_do_not_fit_are_refused_by_name() {
     assert!(too_many.contains("split"), "{too_many}");
     // After all of these the peer still serves.
     let engine = Engine::start(model("pico"), split_over(&[2, 1], &[peer])).unwrap();
-    assert_eq!(bits(&engine, 1), bits(&start("pico", small()), 1));
+    assert_eq!(bits(&engine, prompt(1, 60)), bits(&start("pico", small()), prompt(1, 60)));
 }
 
 fn closed_port() -> SocketAddr {
