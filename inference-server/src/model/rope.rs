@@ -40,7 +40,8 @@ pub(super) fn parameters(config: &Value) -> &Value {
 
 /// A positive number that must be there.
 fn number(parameters: &Value, field: &str) -> Result<f64, ModelError> {
-    positive(parameters, field)?.ok_or_else(|| wrong(field, "RoPE of this kind needs it"))
+    let missing = || wrong(&format!("rope_scaling.{field}"), "RoPE of this kind needs it");
+    positive(parameters, field)?.ok_or_else(missing)
 }
 
 /// One table.

@@ -45,8 +45,8 @@ fn what_is_not_built_is_refused_by_field() {
     for (from, to, expected) in [
         ("LlamaForCausalLM", "MambaForCausalLM", "architecture MambaForCausalLM is not supported"),
         ("\"silu\"", "\"gelu\"", "hidden_act"),
-        ("\"attention_bias\": false", "\"attention_bias\": true", "attention_bias"),
-        ("\"rope_scaling\": null", "\"rope_scaling\": {\"rope_type\": \"yarn\"}", "rope_scaling"),
+        ("\"attention_bias\": false", "\"attention_bias\": true", "self_attn.q_proj.bias"),
+        ("\"rope_scaling\": null", "\"rope_scaling\": {\"rope_type\": \"yarn\"}", "rope_scaling.factor"),
         ("\"num_key_value_heads\": 3", "\"num_key_value_heads\": 2", "num_key_value_heads"),
         ("\"vocab_size\": 2048", "\"vocab_size\": \"many\"", "vocab_size"),
         ("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 5", "model.layers.4"),
