@@ -73,6 +73,10 @@ impl Loader<'_> {
                 Dtype::F32 => plus_one(bytes, |b: [u8; 4]| f32::from_le_bytes(b)),
                 Dtype::Bf16 => plus_one(bytes, |b: [u8; 2]| bf16_to_f32(u16::from_le_bytes(b))),
                 Dtype::F16 => plus_one(bytes, |b: [u8; 2]| f16_to_f32(u16::from_le_bytes(b))),
+                other => {
+                    let reason = format!("a norm of {other:?} is not built: f32, bf16 or f16 is expected");
+                    return Err(ModelError::Tensor { tensor: name.into(), reason });
+                }
             };
             dtype = Dtype::F32;
         }

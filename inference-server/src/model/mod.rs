@@ -140,9 +140,12 @@ impl LoadedModel {
         };
         let tokens = TemplateTokens { bos: named("bos_token"), eos: named("eos_token") };
         let chat_template = text.map(|text| ChatTemplate::parse(text, tokens)).transpose()?.map(Arc::new);
-        if tokenizer.vocabulary() > config.vocab_size {
-            let reason =
-                format!("tokenizer.json has {} tokens, the model only {}", tokenizer.vocabulary(), config.vocab_size);
+        if tokenizer.base_vocabulary() > config.vocab_size {
+            let reason = format!(
+                "tokenizer.json has {} tokens, the model only {}",
+                tokenizer.base_vocabulary(),
+                config.vocab_size
+            );
             return Err(ModelError::Config { field: "vocab_size".into(), reason });
         }
         let weights = Weights::open(folder)?;

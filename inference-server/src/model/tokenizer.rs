@@ -102,6 +102,12 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
+    /// The same without added ones. Those may lie beyond the model's vocabulary (Gemma 3 has one for images, which its
+    /// text models do not know): the engine refuses a prompt with such a token.
+    pub(crate) fn base_vocabulary(&self) -> usize {
+        self.inner.get_vocab_size(false)
+    }
+
     /// Token ids of a text in which the texts of special tokens mean these tokens: rendered chat templates.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::fs;
 
 use polylink_inference_server::engine::{BackendKind, Engine, Replayer};
 use polylink_inference_server::model::{LoadedModel, Precision};
+use polylink_protocol::Digest;
 use polylink_protocol::market_v1::Sampling;
 use serde_json::{Value, json};
 
@@ -78,15 +79,28 @@ fn logits_and_greedy_tokens_of_every_architecture_agree_with_transformers() {
     }
 }
 
+/// Digests of all logits, a line per architecture and precision. To write them anew after a change of the numerics'
+/// version: `POLYLINK_WRITE_GOLDEN=1 cargo test -p polylink-inference-server --test engine architectures`.
+const BITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/engine/architecture_bits.txt");
+
 #[test]
-fn every_architecture_has_the_same_bits_on_the_reference_backend() {
+fn every_architecture_has_the_pinned_bits_on_both_backends() {
+    let mut lines = String::new();
     for golden in goldens() {
         for precision in [Precision::F32, Precision::Q8_0] {
             let model = golden.open(FileType::Bf16, precision);
             let [packed, plain] = [BackendKind::Cpu, BackendKind::Reference].map(|kind| logits(&model, &golden, kind));
             assert!(bits_of(&packed) == bits_of(&plain), "{} {precision:?}", golden.name);
+            let bytes: Vec<u8> = bits_of(&plain).into_iter().flat_map(u32::to_le_bytes).collect();
+            lines += &format!("{} {precision:?} {}\n", golden.name, &Digest::of(&bytes).to_string()[..32]);
         }
     }
+    if std::env::var_os("POLYLINK_WRITE_GOLDEN").is_some() {
+        fs::write(BITS, &lines).unwrap();
+    }
+    let pinned = fs::read_to_string(BITS).unwrap();
+    lines.lines().zip(pinned.lines()).for_each(|(found, pinned)| assert_eq!(found, pinned));
+    assert_eq!(lines.lines().count(), pinned.lines().count());
 }
 
 #[test]

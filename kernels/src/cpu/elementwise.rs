@@ -35,9 +35,13 @@ unsafe fn rms_norm_body<L: Lanes>(input: &[f32], weight: &[f32], eps: f32, resid
     let scale = norm_scale(input, eps);
     let values = output.iter_mut().zip(input).zip(weight);
     if residual {
-        values.for_each(|((output, x), weight)| *output += (x * scale) * weight);
+        for ((output, x), weight) in values {
+            *output += (x * scale) * weight;
+        }
     } else {
-        values.for_each(|((output, x), weight)| *output = (x * scale) * weight);
+        for ((output, x), weight) in values {
+            *output = (x * scale) * weight;
+        }
     }
 }
 
@@ -59,7 +63,9 @@ multiversioned! {
 unsafe fn head_norm_body<L: Lanes>(heads: &mut [f32], weight: &[f32], eps: f32) {
     for head in heads.chunks_exact_mut(weight.len()) {
         let scale = norm_scale(head, eps);
-        head.iter_mut().zip(weight).for_each(|(x, weight)| *x = (*x * scale) * weight);
+        for (x, weight) in head.iter_mut().zip(weight) {
+            *x = (*x * scale) * weight;
+        }
     }
 }
 
@@ -103,7 +109,9 @@ multiversioned! {
 
 #[inline(always)]
 unsafe fn soft_cap_body<L: Lanes>(values: &mut [f32], cap: f32) {
-    values.iter_mut().for_each(|value| *value = soft_cap(*value, cap));
+    for value in values {
+        *value = soft_cap(*value, cap);
+    }
 }
 
 multiversioned! {
