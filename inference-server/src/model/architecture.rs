@@ -442,3 +442,7 @@ impl DecoderConfig {
         self.num_attention_heads / self.num_key_value_heads
     }
 }
+
+#[cfg(test)]
+#[path = "architecture/tests.rs"]
+mod tests;
