@@ -7,11 +7,12 @@ POLYLINK := $(CARGO_TARGET_DIR)/debug/polylink
 export POLYLINK_HOME ?= $(CURDIR)/.polylink
 UP_FLAGS ?=
 
-.PHONY: help up build cometbft toolchain test lint clean-net
+.PHONY: help up build cometbft toolchain test soak lint clean-net
 
 help:
 	@echo "make up         build all, start a network here, ask it one question (UP_FLAGS=… for 'polylink up')"
 	@echo "make test       every test there is, from nothing; needs python3 and npm besides cargo and go"
+	@echo "make soak       an hour of more than the engine can take (SOAK_SECONDS=…)"
 	@echo "make lint       formatting and clippy"
 	@echo "make clean-net  stop the network of 'make up' and forget its state"
 
@@ -31,6 +32,9 @@ up: build cometbft
 test:
 	@./tests/toolchain.sh cargo go python3 npm
 	@./tests/run.sh
+
+soak: build
+	@./tests/soak.sh
 
 lint: toolchain
 	cargo fmt --all --check

@@ -7,6 +7,7 @@ pub mod engine;
 pub mod random_model;
 pub mod row;
 pub mod serve;
+pub mod soak;
 pub mod stats;
 
 /// Why a benchmark does not run or end.
@@ -48,6 +49,14 @@ pub enum BenchError {
         name: String,
         /// What it did, and the end of what it said.
         reason: String,
+    },
+    /// Something was not as it must be under load.
+    #[error("{failures} failures, the first ones: {}", told.join("; "))]
+    Soak {
+        /// How many.
+        failures: u64,
+        /// The first ones.
+        told: Vec<String>,
     },
     /// The JSON file.
     #[error("{path} could not be written: {source}")]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use polylink_bench::serve::{self, Options, Target};
+use polylink_bench::soak;
 use polylink_bench::{random_model, row};
 
 use crate::error::CliError;
@@ -28,8 +29,55 @@ enum What {
     Serve(ServeArgs),
     /// Compare the engine with llama.cpp and transformers on the same weights: rates, memory, load time, growth
     Engine(engine::EngineArgs),
+    /// More than a server can take, for hours: leaks, stalls, unequal shares, answers without a reason
+    Soak(SoakArgs),
     /// Make a model of any size with random weights, to measure with
     Model(ModelArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  polylink bench soak --endpoint http://127.0.0.1:8000/v1 --model nano --pid $(pidof polylink) --seconds 600")]
+struct SoakArgs {
+    /// Base URL up to /v1
+    #[arg(long)]
+    endpoint: String,
+    /// Model's name
+    #[arg(long)]
+    model: String,
+    /// For how long
+    #[arg(long, default_value_t = 3_600)]
+    seconds: u64,
+    /// Clients of each tenant
+    #[arg(long, value_delimiter = ',', default_value = "12,16,28,56")]
+    clients: Vec<usize>,
+    /// Process whose memory is watched
+    #[arg(long)]
+    pid: Option<u32>,
+    /// Of all that is random
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write the rows as JSON to a file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+async fn run_soak(args: &SoakArgs, output: &Output) -> Result<(), CliError> {
+    let options = soak::Options {
+        endpoint: args.endpoint.clone(),
+        model: args.model.clone(),
+        duration: Duration::from_secs(args.seconds),
+        clients: args.clients.clone(),
+        pid: args.pid,
+        seed: args.seed,
+    };
+    let rows = soak::run(&options, |line| eprintln!("{line}")).await?;
+    output.say(row::table(&rows));
+    match &args.json {
+        Some(path) => Ok(row::write_json(path, &rows)?),
+        None => Ok(()),
+    }
 }
 
 #[derive(Args, Debug)]
@@ -154,6 +202,7 @@ pub async fn run(args: &BenchArgs, home: &Path, output: &Output) -> Result<(), C
     let args = match &args.what {
         What::Engine(args) => return engine::run(args, output).await,
         What::Model(args) => return make_model(args, output),
+        What::Soak(args) => return run_soak(args, output).await,
         What::Serve(args) => args,
     };
     let (endpoint, api_key, model) = match (&args.endpoint, &args.model) {
