@@ -1,12 +1,12 @@
 //! `polylink serve`: a worker (engine, receipts, duties on chain), one half of a tensor split, or an engine alone.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polylink_inference_server::engine::{Engine, EngineConfig, EngineHandle, KvCacheSize, SplitConfig};
+use polylink_inference_server::engine::{Engine, EngineConfig, EngineHandle, KvCacheSize, Speculation, SplitConfig};
 use polylink_inference_server::http::local::{LocalAnswerer, TextModel};
 use polylink_inference_server::http::metrics::HttpMetrics;
 use polylink_inference_server::http::{FrontLimits, router, server};
@@ -100,6 +100,12 @@ pub struct ServeArgs {
     /// Memory of the KV cache in MiB
     #[arg(long, default_value_t = 256)]
     kv_cache_mib: usize,
+    /// Guess tokens ahead; answers are the same, in fewer steps where guesses are right
+    #[arg(long, value_enum, default_value = "off")]
+    speculation: Guessing,
+    /// Guess tokens with this model: folder, or name of one in ./models, with the same vocabulary
+    #[arg(long, value_name = "FOLDER", env = "POLYLINK_DRAFT_MODEL", conflicts_with = "speculation")]
+    draft_model: Option<String>,
     /// An OpenAI endpoint over the engine alone: no chain, no payment, no receipts
     #[arg(long)]
     local: bool,
@@ -125,6 +131,28 @@ pub struct ServeArgs {
     rpc: RpcArgs,
 }
 
+/// How tokens are guessed ahead without a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Guessing {
+    /// Not at all
+    #[default]
+    Off,
+    /// By what followed when the last tokens occurred before
+    Lookup,
+}
+
+fn speculation(args: &ServeArgs) -> Result<Speculation, CliError> {
+    if let Some(draft) = &args.draft_model {
+        let precision = args.precision.precision()?;
+        let model = LoadedModel::open(models::resolve(draft), precision);
+        return model.map(Speculation::Draft).map_err(|e| CliError::role("draft model", e));
+    }
+    Ok(match args.speculation {
+        Guessing::Off => Speculation::Off,
+        Guessing::Lookup => Speculation::Lookup,
+    })
+}
+
 fn parse_split(text: &str) -> Result<Vec<u32>, CliError> {
     let parts: Result<Vec<u32>, _> = text.split(':').map(str::parse).collect();
     match parts {
@@ -146,6 +174,7 @@ fn engine(args: &ServeArgs, model: LoadedModel) -> Result<EngineHandle, CliError
         max_waiting: args.max_waiting,
         kv_cache: KvCacheSize::Bytes(args.kv_cache_mib << 20),
         threads: args.threads,
+        speculation: speculation(args)?,
         split,
         ..EngineConfig::default()
     };

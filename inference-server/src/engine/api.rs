@@ -29,7 +29,7 @@ pub struct GenerateRequest {
     /// Who asks: salt of the prefix cache (nobody sees, not even by timing, what others have cached) and the unit of
     /// fair sharing. Any 32 bytes, such as a digest of the payer's address.
     pub tenant: [u8; 32],
-    /// Larger goes first among waiting requests, and is preempted last. Usually 0.
+    /// Larger goes first, and is preempted last; −100 to 100, usually 0.
     pub priority: i32,
     /// Logprobs of so many likeliest tokens per completion token, 0 to 20 (the token's own logprob is always given).
     pub logprobs: u32,
@@ -192,6 +192,18 @@ pub enum AdmissionError {
         /// The limit.
         limit: usize,
     },
+    /// HTTP 429: the engine is nearly full, and this tenant has its part of it.
+    #[error(
+        "{held} answers of yours run or wait, your part is {part} while {tenants} clients share an engine that is nearly full: try again later"
+    )]
+    ShareFull {
+        /// Choices of the tenant that run or wait.
+        held: usize,
+        /// How many it may have.
+        part: usize,
+        /// Tenants of which anything runs or waits, this one included.
+        tenants: usize,
+    },
     /// HTTP 503: the engine is shutting down.
     #[error("the engine is draining and takes no new requests: use another worker")]
     Draining,
@@ -211,7 +223,7 @@ impl AdmissionError {
             | AdmissionError::PromptTooLong { .. }
             | AdmissionError::NeverFits { .. }
             | AdmissionError::Parameter { .. } => 400,
-            AdmissionError::QueueFull { .. } => 429,
+            AdmissionError::QueueFull { .. } | AdmissionError::ShareFull { .. } => 429,
             AdmissionError::Draining | AdmissionError::Unavailable { .. } => 503,
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use polylink_kernels::BackendError;
 
 use super::logits_tap::LogitsTap;
-use crate::model::ModelError;
+use crate::model::{LoadedModel, ModelError};
 
 /// Size of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,18 @@ pub enum BackendKind {
     Cpu,
     /// Plain loops that say what is right: slow, for tests.
     Reference,
+}
+
+/// How tokens are guessed ahead, to draw several in one step. Changes no token and no bit of what is drawn.
+#[derive(Clone, Debug, Default)]
+pub enum Speculation {
+    /// Not at all.
+    #[default]
+    Off,
+    /// By what followed when a sequence's last tokens occurred before.
+    Lookup,
+    /// By a second, smaller model with the same vocabulary, on a backend of the same kind.
+    Draft(LoadedModel),
 }
 
 /// Settings of an engine; the defaults suit a small model on a laptop.
@@ -48,6 +60,8 @@ pub struct EngineConfig {
     pub backend: BackendKind,
     /// Run the model together with peer processes.
     pub split: Option<SplitConfig>,
+    /// Whether tokens are guessed ahead.
+    pub speculation: Speculation,
     /// Show every drawn token's row of logits; `None`: they stay in the backend.
     pub logits_tap: Option<LogitsTap>,
 }
@@ -64,6 +78,7 @@ impl Default for EngineConfig {
             context_length: None,
             backend: BackendKind::Cpu,
             split: None,
+            speculation: Speculation::Off,
             logits_tap: None,
         }
     }

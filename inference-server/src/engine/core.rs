@@ -12,14 +12,20 @@ use polylink_kernels::{
     TokenInput,
 };
 
+mod buffers;
+mod guess;
+
+use self::buffers::{Buffers, Reserved, append};
+
 use super::api::{CHOICES_MAX, FailureCode, FinishReason, Usage};
 use super::config::EngineConfig;
-use super::grammar::GrammarState;
+use super::guard::compute;
 use super::handle::{Job, Shared};
 use super::kv_pool::{BlockTable, ChainHash, KvPool};
 use super::logits_tap::{LogitsRow, LogitsTap};
-use super::metrics::{add, set};
+use super::metrics::{add, add_since, set};
 use super::scheduler::{NewSequence, Scheduler, SequenceId, StepPlan};
+use super::speculate::{Drafter, Reach, Wanted};
 
 /// A request under way.
 #[derive(Debug)]
@@ -46,44 +52,7 @@ struct Choice {
     /// The backend's slot has its history (needed for penalties).
     history_sent: bool,
     last_token: Option<Instant>,
-}
-
-/// Lists of a step, reused.
-#[derive(Debug, Default)]
-struct Buffers {
-    sequences: Vec<SequenceRows>,
-    tokens: Vec<TokenInput>,
-    block_tables: Vec<u32>,
-    starts: Vec<SlotStart>,
-    histories: Vec<u32>,
-    rows: Vec<SampleRow>,
-    logit_bias: Vec<(u32, f32)>,
-    suppressed: Vec<u32>,
-    masks: Vec<u32>,
-    /// Sequences whose next token is drawn, in the order of the rows.
-    drawn: Vec<SequenceId>,
-}
-
-/// What live requests can put into the lists of one step at most; grows at admission only.
-#[derive(Clone, Copy, Debug, Default)]
-struct Reserved {
-    histories: usize,
-    logit_bias: usize,
-    suppressed: usize,
-    masks: usize,
-}
-
-impl Reserved {
-    fn of(job: &Job) -> Self {
-        let choices = job.params.len();
-        let penalties = job.params.first().is_some_and(|params| params.has_penalties());
-        Self {
-            histories: if penalties { choices * job.tokens_max } else { 0 },
-            logit_bias: choices * job.logit_bias.len(),
-            suppressed: choices * job.end_tokens.len(),
-            masks: job.grammars.iter().map(GrammarState::words).sum(),
-        }
-    }
+    reach: Reach,
 }
 
 /// Scheduler, live requests and the lists between them and the backend.
@@ -96,10 +65,17 @@ pub(crate) struct Core {
     unused_requests: Vec<u32>,
     /// By sequence.
     choices: Vec<Choice>,
+    /// Requests that are to be looked at; only used within a step.
+    signalled: Vec<u32>,
     reserved: Reserved,
     buffers: Buffers,
     output: StepOutput,
     prefix_cache: bool,
+    drafter: Option<Drafter>,
+    /// Who is to be guessed; only used within a step.
+    wanted: Vec<Wanted>,
+    /// Guesses of one step at most.
+    guesses_max: usize,
     logits_tap: Option<LogitsTap>,
     vocabulary: usize,
     /// Requests so far: their own salts, when they do not share.
@@ -107,33 +83,44 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(shared: Arc<Shared>, limits: &Limits, vocabulary: usize, config: &EngineConfig) -> Self {
+    /// `drafter`: what guesses tokens ahead; `limits` then have wanted rows for guesses.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        limits: &Limits,
+        vocabulary: usize,
+        config: &EngineConfig,
+        drafter: Option<Drafter>,
+    ) -> Self {
         let info = &shared.info;
         let live_max = info.max_running + info.max_waiting;
         let pool = KvPool::new(info.kv_blocks, info.block_tokens);
-        let scheduler = Scheduler::new(pool, info.token_budget, info.max_running, live_max);
         let running = info.max_running;
+        let guesses_max = limits.wanted_rows - running;
+        let scheduler = Scheduler::new(pool, info.token_budget, running, live_max).with_guesses(guesses_max);
         let blocks_per_sequence = info.context_length.div_ceil(info.block_tokens);
         let buffers = Buffers {
             sequences: Vec::with_capacity(running),
             tokens: Vec::with_capacity(info.token_budget),
             block_tables: Vec::with_capacity(running * blocks_per_sequence),
             starts: Vec::with_capacity(running),
-            rows: Vec::with_capacity(running),
-            drawn: Vec::with_capacity(running),
+            rows: Vec::with_capacity(limits.wanted_rows),
             ..Buffers::default()
         };
         set(&shared.metrics.kv_blocks_total, info.kv_blocks);
-        let choice = Choice { request: 0, choice: 0, history_sent: false, last_token: None };
+        let choice = Choice { request: 0, choice: 0, history_sent: false, last_token: None, reach: Reach::START };
         Self {
             plan: StepPlan::with_capacity(running),
             requests: (0..live_max).map(|_| None).collect(),
             unused_requests: (0..live_max as u32).rev().collect(),
             choices: vec![choice; live_max],
+            signalled: Vec::new(),
             reserved: Reserved::default(),
             buffers,
             output: StepOutput::with_limits(limits, vocabulary, config.logits_tap.is_some()),
             prefix_cache: config.prefix_cache,
+            drafter,
+            wanted: Vec::with_capacity(running),
+            guesses_max,
             logits_tap: config.logits_tap.clone(),
             vocabulary,
             admitted: 0,
@@ -149,6 +136,7 @@ impl Core {
 
     /// Takes a job; its choices wait.
     pub(crate) fn admit(&mut self, mut job: Box<Job>) {
+        let begun = Instant::now();
         self.admitted += 1;
         let root = if self.prefix_cache {
             ChainHash::root(&job.tenant)
@@ -173,30 +161,23 @@ impl Core {
             };
             let id = self.scheduler.add(new).expect("places of live choices are counted by the handle");
             sequences[choice as usize] = Some(id);
-            self.choices[id.index()] = Choice { request: index, choice, history_sent: false, last_token: None };
+            let (history_sent, last_token, reach) = (false, None, Reach::START);
+            self.choices[id.index()] = Choice { request: index, choice, history_sent, last_token, reach };
         }
-        self.count(Reserved::of(&job), true);
-        // The lists are empty between steps, so `reserve` counts from their start.
+        // A step has at most `max_running` choices, whatever waits. The lists are empty between steps, so `reserve` counts
+        // from their start.
+        self.reserved = self.reserved.with(&job);
+        let running = self.shared.info.max_running;
         self.buffers.clear_sample();
-        self.buffers.histories.reserve(self.reserved.histories);
-        self.buffers.logit_bias.reserve(self.reserved.logit_bias);
-        self.buffers.suppressed.reserve(self.reserved.suppressed);
-        self.buffers.masks.reserve(self.reserved.masks);
+        self.buffers.histories.reserve(running * self.reserved.histories);
+        self.buffers.logit_bias.reserve(running * self.reserved.logit_bias);
+        self.buffers.suppressed.reserve(running * self.reserved.suppressed);
+        self.buffers.masks.reserve(running * self.reserved.masks);
         let usage = Usage { prompt_tokens: prompt.len() as u64, ..Usage::default() };
         let parked = job.params.len() > 1;
+        job.outbox.settle(index);
         self.requests[index as usize] = Some(Request { job, sequences, parked, usage });
-    }
-
-    fn count(&mut self, of: Reserved, more: bool) {
-        let total = &mut self.reserved;
-        for (total, part) in [
-            (&mut total.histories, of.histories),
-            (&mut total.logit_bias, of.logit_bias),
-            (&mut total.suppressed, of.suppressed),
-            (&mut total.masks, of.masks),
-        ] {
-            *total = if more { *total + part } else { *total - part };
-        }
+        add_since(&self.shared.metrics.step_ns, begun);
     }
 
     /// Computes one step, if there is anything to compute.
@@ -204,12 +185,12 @@ impl Core {
     /// # Errors
     /// What the backend said; the step gave nothing, and [`Core::fail_all`] must follow.
     pub(crate) fn step(&mut self, backend: &mut dyn Backend) -> Result<(), BackendError> {
-        self.sweep();
+        let begun = Instant::now();
+        self.hear();
+        self.guess();
         self.scheduler.plan(&mut self.plan);
         add(&self.shared.metrics.preemptions, self.plan.preempted.len());
-        for id in &self.plan.started {
-            self.choices[id.index()].history_sent = false;
-        }
+        self.forget_slots();
         if !self.plan.rows.is_empty() {
             self.forward(backend)?;
             self.scheduler.computed(&self.plan);
@@ -219,16 +200,21 @@ impl Core {
             add(&self.shared.metrics.rows, self.plan.total_rows());
         }
         self.tell_gauges();
+        add_since(&self.shared.metrics.step_ns, begun);
         Ok(())
     }
 
-    /// Ends what its reader no longer wants.
-    fn sweep(&mut self) {
-        for index in 0..self.requests.len() {
-            let Some(request) = &self.requests[index] else { continue };
+    /// Ends what its reader no longer wants; only looks where a reader has said so.
+    fn hear(&mut self) {
+        let mut signalled = std::mem::take(&mut self.signalled);
+        self.shared.signals.take(&mut signalled);
+        for &index in &signalled {
+            let Some(request) = &self.requests[index as usize] else { continue };
+            request.job.outbox.hear();
             let cancelled = request.job.outbox.is_cancelled();
             for choice in 0..request.choices() {
-                let Some(request) = &self.requests[index] else { break };
+                // The request goes with its last choice.
+                let Some(request) = &self.requests[index as usize] else { break };
                 let Some(id) = request.sequences[choice as usize] else { continue };
                 if cancelled {
                     self.finish(id, FinishReason::Cancelled);
@@ -237,6 +223,7 @@ impl Core {
                 }
             }
         }
+        self.signalled = signalled;
     }
 
     fn forward(&mut self, backend: &mut dyn Backend) -> Result<(), BackendError> {
@@ -254,21 +241,21 @@ impl Core {
                 slot: planned.slot,
                 first_position: planned.first_position as u32,
                 rows: planned.rows as u32,
-                wanted: u32::from(planned.samples),
+                wanted: if planned.samples { 1 + planned.guesses as u32 } else { 0 },
                 blocks: Span { start: block_tables.len() as u32, length: blocks.len() as u32 },
                 noise_key: job.params[choice as usize].noise_key,
             });
             block_tables.extend_from_slice(blocks);
-            tokens.extend(sequence.tokens[planned.first_position..end].iter().map(|&token| TokenInput::Id(token)));
+            let known = &sequence.tokens[planned.first_position..end - planned.guesses];
+            tokens.extend(known.iter().chain(sequence.guesses()).map(|&token| TokenInput::Id(token)));
         }
         let step = ForwardStep { sequences, tokens, block_tables, logits_out: self.logits_tap.is_some() };
-        let ticket = backend.submit(&Step::Forward(step))?;
-        backend.wait(ticket, &mut self.output)
+        run(backend, &Step::Forward(step), &mut self.output, &self.shared)
     }
 
     fn sample(&mut self, backend: &mut dyn Backend) -> Result<(), BackendError> {
         self.buffers.clear_sample();
-        let Buffers { starts, histories, rows, logit_bias, suppressed, masks, drawn, .. } = &mut self.buffers;
+        let Buffers { starts, histories, rows, logit_bias, suppressed, masks, .. } = &mut self.buffers;
         for planned in self.plan.rows.iter().filter(|planned| planned.samples) {
             let id = planned.sequence;
             let sequence = self.scheduler.sequence(id);
@@ -285,87 +272,102 @@ impl Core {
                 histories.extend_from_slice(&sequence.tokens);
                 starts.push(SlotStart { slot: planned.slot, prompt, completion });
             }
+            let logit_bias = append(logit_bias, &job.logit_bias);
             let held_back = if completion < job.min_tokens { &job.end_tokens[..] } else { &[] };
-            let (suppressed, mask) = match job.grammars.get_mut(known.choice as usize) {
-                // A grammar knows whether it can go on without the end tokens.
+            let (end_tokens, mask) = match job.grammars.get_mut(known.choice as usize) {
+                // A grammar knows whether it can go on without the end tokens; nothing of it is guessed.
                 Some(grammar) => (Span::default(), append(masks, grammar.mask(held_back))),
                 None => (append(suppressed, held_back), Span::default()),
             };
-            rows.push(SampleRow {
-                row: drawn.len() as u32,
-                slot: planned.slot,
-                params,
-                logit_bias: append(logit_bias, &job.logit_bias),
-                suppressed,
-                mask,
-                logprobs: job.logprobs,
-            });
-            drawn.push(id);
+            for ahead in 0..=planned.guesses {
+                rows.push(SampleRow {
+                    row: rows.len() as u32,
+                    slot: planned.slot,
+                    params,
+                    logit_bias,
+                    suppressed: if completion + ahead < job.min_tokens { end_tokens } else { Span::default() },
+                    mask,
+                    logprobs: job.logprobs,
+                });
+            }
         }
         if rows.is_empty() {
             return Ok(());
         }
         let step = SampleStep { starts, histories, rows, logit_bias, suppressed, masks };
-        let ticket = backend.submit(&Step::Sample(step))?;
-        backend.wait(ticket, &mut self.output)
+        run(backend, &Step::Sample(step), &mut self.output, &self.shared)
     }
 
-    /// Gives the drawn tokens out, and ends what is complete.
+    /// Gives the drawn tokens out, as far as guesses before them were right, and ends what is complete.
     fn give_out(&mut self) {
         let now = Instant::now();
-        let metrics = Arc::clone(&self.shared);
-        let metrics = &metrics.metrics;
-        for row in 0..self.buffers.drawn.len() {
-            let id = self.buffers.drawn[row];
-            let sampled = &self.output.samples[row];
-            let token = sampled.token.token;
-            let known = &mut self.choices[id.index()];
-            let choice = known.choice;
-            let request = self.requests[known.request as usize].as_mut().expect("a live sequence has its request");
-            if let Some(tap) = &self.logits_tap {
-                let sequence = self.scheduler.sequence(id);
-                tap.show(&LogitsRow {
-                    noise_key: request.job.params[choice as usize].noise_key,
-                    index: sequence.tokens.len() - sequence.prompt_tokens,
-                    logits: &self.output.logits[row * self.vocabulary..][..self.vocabulary],
-                });
+        let mut first = 0;
+        for index in 0..self.plan.rows.len() {
+            let planned = self.plan.rows[index];
+            if !planned.samples {
+                continue;
             }
-            request.job.outbox.token(choice, sampled, &self.output.sketches[row]);
-            request.usage.completion_tokens += 1;
-            add(&metrics.completion_tokens, 1);
-            match known.last_token.replace(now) {
-                Some(before) => metrics.inter_token_latency.observe(now - before),
-                None if choice == 0 => {
-                    let cached = self.scheduler.sequence(id).cached_tokens;
-                    request.usage.cached_tokens = cached as u64;
-                    let prompt = request.usage.prompt_tokens as usize;
-                    add(&metrics.prompt_tokens, prompt);
-                    add(&metrics.prefix_queries, prompt);
-                    add(&metrics.prefix_hits, cached);
-                    metrics.time_to_first_token.observe(now - request.job.submitted);
-                }
-                None => {}
-            }
-            let ends = request.job.end_tokens.binary_search(&token).is_ok();
-            let grammar = request.job.grammars.get_mut(choice as usize);
-            let stuck = grammar.is_some_and(|grammar| {
-                grammar.accept(token);
-                grammar.is_stuck()
-            });
-            let tokens_max = request.job.tokens_max;
-            if choice == 0 {
-                self.unpark(id);
-            }
-            self.scheduler.push_token(id, token);
-            if ends && !stuck {
-                self.finish(id, FinishReason::Stop);
-            } else if ends {
-                // The grammar could not go on: the answer is as incomplete as one that is cut at its limit.
-                self.finish(id, FinishReason::Length);
-            } else if self.scheduler.sequence(id).tokens.len() >= tokens_max {
-                self.finish(id, FinishReason::Length);
-            }
+            let guesses = planned.guesses;
+            let wrong = (0..=guesses).find(|ahead| !self.give(planned.sequence, first + ahead, now));
+            self.learn(planned.sequence.index(), guesses, wrong.unwrap_or(guesses));
+            first += 1 + guesses;
         }
+    }
+
+    /// Gives one drawn token out; whether it was guessed, so that what was drawn after it is the next one.
+    fn give(&mut self, id: SequenceId, row: usize, now: Instant) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let metrics = &shared.metrics;
+        let sampled = &self.output.samples[row];
+        let token = sampled.token.token;
+        let known = &mut self.choices[id.index()];
+        let choice = known.choice;
+        let request = self.requests[known.request as usize].as_mut().expect("a live sequence has its request");
+        if let Some(tap) = &self.logits_tap {
+            let sequence = self.scheduler.sequence(id);
+            tap.show(&LogitsRow {
+                noise_key: request.job.params[choice as usize].noise_key,
+                index: sequence.tokens.len() - sequence.prompt_tokens,
+                logits: &self.output.logits[row * self.vocabulary..][..self.vocabulary],
+            });
+        }
+        request.job.outbox.token(choice, sampled, &self.output.sketches[row]);
+        request.usage.completion_tokens += 1;
+        add(&metrics.completion_tokens, 1);
+        match known.last_token.replace(now) {
+            Some(before) => metrics.inter_token_latency.observe(now - before),
+            None if choice == 0 => {
+                let cached = self.scheduler.sequence(id).cached_tokens;
+                request.usage.cached_tokens = cached as u64;
+                let prompt = request.usage.prompt_tokens as usize;
+                add(&metrics.prompt_tokens, prompt);
+                add(&metrics.prefix_queries, prompt);
+                add(&metrics.prefix_hits, cached);
+                metrics.time_to_first_token.observe(now - request.job.submitted);
+            }
+            None => {}
+        }
+        let ends = request.job.end_tokens.binary_search(&token).is_ok();
+        let grammar = request.job.grammars.get_mut(choice as usize);
+        let stuck = grammar.is_some_and(|grammar| {
+            grammar.accept(token);
+            grammar.is_stuck()
+        });
+        let tokens_max = request.job.tokens_max;
+        if choice == 0 {
+            self.unpark(id);
+        }
+        let guessed = self.scheduler.push_token(id, token);
+        if ends {
+            // A grammar that could not go on: the answer is as incomplete as one that is cut at its limit.
+            self.finish(id, if stuck { FinishReason::Length } else { FinishReason::Stop });
+            return false;
+        }
+        if self.scheduler.sequence(id).tokens.len() >= tokens_max {
+            self.finish(id, FinishReason::Length);
+            return false;
+        }
+        guessed
     }
 
     /// Lets the further choices of a request start, whose first choice is `first`.
@@ -401,8 +403,7 @@ impl Core {
     }
 
     fn drop_request(&mut self, index: u32) {
-        if let Some(request) = self.requests[index as usize].take() {
-            self.count(Reserved::of(&request.job), false);
+        if self.requests[index as usize].take().is_some() {
             self.unused_requests.push(index);
         }
     }
@@ -423,11 +424,17 @@ impl Core {
         let info = &self.shared.info;
         let pool = KvPool::new(info.kv_blocks, info.block_tokens);
         let live_max = info.max_running + info.max_waiting;
-        self.scheduler = Scheduler::new(pool, info.token_budget, info.max_running, live_max);
+        let scheduler = Scheduler::new(pool, info.token_budget, info.max_running, live_max);
+        self.scheduler = scheduler.with_guesses(self.guesses_max);
         self.tell_gauges();
     }
 
-    /// Checks conservation; to be called when idle.
+    /// Checks that an idle engine holds nothing.
+    pub(crate) fn check_idle(&self) {
+        self.scheduler.check_idle();
+    }
+
+    /// Checks conservation, counting everything.
     pub(crate) fn check(&self) {
         self.scheduler.check();
     }
@@ -442,22 +449,17 @@ impl Core {
     }
 }
 
-impl Buffers {
-    fn clear_sample(&mut self) {
-        self.starts.clear();
-        self.histories.clear();
-        self.rows.clear();
-        self.logit_bias.clear();
-        self.suppressed.clear();
-        self.masks.clear();
-        self.drawn.clear();
-    }
-}
-
-fn append<T: Copy>(list: &mut Vec<T>, values: &[T]) -> Span {
-    let start = list.len() as u32;
-    list.extend_from_slice(values);
-    Span { start, length: values.len() as u32 }
+/// Has the backend do one thing, and counts the time.
+fn run(
+    backend: &mut dyn Backend,
+    step: &Step<'_>,
+    output: &mut StepOutput,
+    shared: &Shared,
+) -> Result<(), BackendError> {
+    let begun = Instant::now();
+    let result = compute(backend, step, output);
+    add_since(&shared.metrics.backend_ns, begun);
+    result
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 //! Everything that can be refused is refused here, on the caller's thread, and everything that a request will ever need
 //! (token and block lists, its event queue) is reserved here too, so that the engine's thread allocates nothing for it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
 use std::sync::mpsc::{SyncSender, TrySendError};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -17,7 +17,8 @@ use super::api::{AdmissionError, CHOICES_MAX, GenerateRequest, end_tokens, sampl
 use super::config::EngineInfo;
 use super::grammar::{GrammarState, Grammars};
 use super::metrics::{EngineMetrics, add};
-use super::outbox::{Outbox, RequestStream, outbox};
+use super::outbox::{Outbox, RequestStream, Signals, outbox};
+use super::scheduler::PRIORITY_MAX;
 use crate::model::LoadedModel;
 
 /// Whether the engine takes requests.
@@ -54,16 +55,53 @@ pub(crate) struct Job {
     _places: Places,
 }
 
+/// Choices that run or wait, in all and by tenant.
+#[derive(Debug, Default)]
+struct Live {
+    total: usize,
+    by_tenant: HashMap<[u8; 32], usize>,
+}
+
 /// Places of a request's choices among those that run or wait.
 #[derive(Debug)]
 struct Places {
     shared: Arc<Shared>,
+    tenant: [u8; 32],
     choices: usize,
+}
+
+impl Places {
+    /// Takes places. When three quarters of all are taken, nobody gets more than an equal part of them: a tenant that
+    /// floods the queue leaves others their places in it.
+    fn take(shared: &Arc<Shared>, tenant: [u8; 32], choices: usize) -> Result<Self, AdmissionError> {
+        let (running, waiting) = (shared.info.max_running, shared.info.max_waiting);
+        let places = running + waiting;
+        let mut live = shared.live();
+        let held = live.by_tenant.get(&tenant).copied().unwrap_or(0);
+        let (total, tenants) = (live.total + choices, live.by_tenant.len() + usize::from(held == 0));
+        if total > places {
+            return Err(AdmissionError::QueueFull { waiting: live.total.saturating_sub(running), limit: waiting });
+        }
+        let part = places.div_ceil(tenants);
+        if 4 * total > 3 * places && held + choices > part {
+            return Err(AdmissionError::ShareFull { held, part, tenants });
+        }
+        live.total = total;
+        live.by_tenant.insert(tenant, held + choices);
+        Ok(Self { shared: Arc::clone(shared), tenant, choices })
+    }
 }
 
 impl Drop for Places {
     fn drop(&mut self) {
-        self.shared.live.fetch_sub(self.choices, Ordering::AcqRel);
+        let mut live = self.shared.live();
+        live.total -= self.choices;
+        if let Some(held) = live.by_tenant.get_mut(&self.tenant) {
+            *held -= self.choices;
+            if *held == 0 {
+                live.by_tenant.remove(&self.tenant);
+            }
+        }
     }
 }
 
@@ -74,8 +112,9 @@ pub(crate) struct Shared {
     model_end_tokens: Vec<u32>,
     vocabulary: usize,
     grammars: Grammars,
-    /// Choices that run or wait.
-    live: AtomicUsize,
+    live: Mutex<Live>,
+    /// Requests that are to be looked at.
+    pub(crate) signals: Arc<Signals>,
     /// The engine's thread tells its state here.
     pub(crate) status: watch::Sender<EngineStatus>,
 }
@@ -88,9 +127,17 @@ impl Shared {
             model_end_tokens: model.end_tokens().to_vec(),
             vocabulary: model.config().vocab_size,
             grammars: Grammars::of(model),
-            live: AtomicUsize::new(0),
+            live: Mutex::default(),
+            signals: Arc::default(),
             status: watch::Sender::new(EngineStatus::Ready),
         }
+    }
+}
+
+impl Shared {
+    fn live(&self) -> MutexGuard<'_, Live> {
+        // No code that holds the lock can panic half-way through a change.
+        self.live.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -165,16 +212,11 @@ impl EngineHandle {
         check_parameters(&request, shared.vocabulary)?;
         let tokens_max = check_length(&request, &shared.info)?;
         let sampling = &request.sampling;
-        let limit = shared.info.max_running + shared.info.max_waiting;
         let choices = sampling.n.max(1);
-        let before = shared.live.fetch_add(choices as usize, Ordering::AcqRel);
-        let places = Places { shared: Arc::clone(shared), choices: choices as usize };
-        if before + choices as usize > limit {
-            let waiting = before.saturating_sub(shared.info.max_running);
-            return Err(AdmissionError::QueueFull { waiting, limit: shared.info.max_waiting });
-        }
+        let places = Places::take(shared, request.tenant, choices as usize)?;
         let grammars = self.grammars(&request, choices)?;
-        let (outbox, stream) = outbox(choices, tokens_max - request.prompt_ids.len(), request.logprobs);
+        let (outbox, stream) =
+            outbox(choices, tokens_max - request.prompt_ids.len(), request.logprobs, Arc::clone(&shared.signals));
         let job = Job {
             tokens_max,
             min_tokens: sampling.min_tokens as usize,
@@ -193,7 +235,8 @@ impl EngineHandle {
         match self.owner.commands.try_send(Command::Run(Box::new(job))) {
             Ok(()) => Ok(stream),
             Err(TrySendError::Full(_)) => {
-                Err(AdmissionError::QueueFull { waiting: before, limit: shared.info.max_waiting })
+                let (waiting, limit) = (shared.live().total, shared.info.max_waiting);
+                Err(AdmissionError::QueueFull { waiting, limit })
             }
             Err(TrySendError::Disconnected(_)) => Err(stopped()),
         }
@@ -267,6 +310,9 @@ fn check_parameters(request: &GenerateRequest, vocabulary: usize) -> Result<(), 
     }
     if sampling.max_tokens == 0 {
         return wrong("max_tokens", "at least 1 is expected".into());
+    }
+    if !(-PRIORITY_MAX..=PRIORITY_MAX).contains(&request.priority) {
+        return wrong("priority", format!("{} to {PRIORITY_MAX} is expected", -PRIORITY_MAX));
     }
     if request.logprobs as usize > TOP_LOGPROBS_MAX {
         return wrong("logprobs", format!("0 to {TOP_LOGPROBS_MAX} is expected"));

@@ -4,7 +4,7 @@
 //! that gave a token had ended, not when somebody read it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Upper bounds of the latency buckets, in milliseconds.
 pub const LATENCY_BUCKETS_MS: [u64; 14] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000];
@@ -83,8 +83,18 @@ pub struct EngineMetrics {
     pub preemptions: AtomicU64,
     /// Engine steps.
     pub steps: AtomicU64,
+    /// Nanoseconds that the engine's thread spent on steps and admissions.
+    pub step_ns: AtomicU64,
+    /// Nanoseconds of these that the backend had.
+    pub backend_ns: AtomicU64,
     /// Rows (tokens) computed in all steps.
     pub rows: AtomicU64,
+    /// Steps of sequences for which tokens were guessed.
+    pub drafts: AtomicU64,
+    /// Tokens that were guessed.
+    pub drafted_tokens: AtomicU64,
+    /// Guessed tokens that were drawn.
+    pub accepted_tokens: AtomicU64,
     /// From admission to the first token of a request.
     pub time_to_first_token: LatencyHistogram,
     /// Between two tokens of a choice.
@@ -96,6 +106,11 @@ pub struct EngineMetrics {
 /// Adds to a counter.
 pub(crate) fn add(counter: &AtomicU64, by: usize) {
     counter.fetch_add(by as u64, Ordering::Relaxed);
+}
+
+/// Adds the time since a moment to a counter of nanoseconds.
+pub(crate) fn add_since(counter: &AtomicU64, since: Instant) {
+    counter.fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
 }
 
 /// Sets a gauge.

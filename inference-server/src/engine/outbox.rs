@@ -3,6 +3,8 @@
 //! Its room is reserved when the request is admitted, and is proved by adding up: a choice gives at most `max_tokens`
 //! tokens and one end, a request one last event. So pushing never blocks, never fails and never allocates, whether or
 //! not anybody reads; a slow reader costs memory that was counted beforehand.
+//!
+//! The other way, a reader that wants less says so once in [`Signals`], so that the engine looks at those requests alone.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -31,6 +33,37 @@ struct Queue {
     closed: bool,
 }
 
+/// "The engine has it not (yet, or any more)".
+const NOWHERE: u32 = u32::MAX;
+
+/// Requests whose readers want less: told by any thread, taken by the engine once per step.
+#[derive(Debug, Default)]
+pub(crate) struct Signals {
+    any: AtomicBool,
+    /// Places of requests; one that has ended meanwhile, or is another's by now, does no harm.
+    places: Mutex<Vec<u32>>,
+}
+
+impl Signals {
+    fn lock(&self) -> MutexGuard<'_, Vec<u32>> {
+        // No code that holds the lock can panic half-way through a change: each is one push or swap.
+        self.places.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn tell(&self, place: u32) {
+        self.lock().push(place);
+        self.any.store(true, Ordering::SeqCst);
+    }
+
+    /// Puts what was told since the last time into `places`. Allocates nothing: the lists change hands.
+    pub(crate) fn take(&self, places: &mut Vec<u32>) {
+        places.clear();
+        if self.any.swap(false, Ordering::SeqCst) {
+            std::mem::swap(places, &mut self.lock());
+        }
+    }
+}
+
 /// Both ends' shared part.
 #[derive(Debug)]
 struct Shared {
@@ -41,9 +74,23 @@ struct Shared {
     cancelled: AtomicBool,
     /// Bit `c`: the reader wants no more of choice `c` (a stop text was seen).
     stopped_choices: AtomicU32,
+    /// Where the engine has the request.
+    place: AtomicU32,
+    /// It is among the signals.
+    told: AtomicBool,
+    signals: Arc<Signals>,
 }
 
 impl Shared {
+    /// Tells the engine to look at this request. Whoever changed a flag before reads the place here; the engine sets the
+    /// place before it reads the flags ([`Outbox::settle`]): one of both sees the other.
+    fn tell(&self) {
+        let place = self.place.load(Ordering::SeqCst);
+        if place != NOWHERE && !self.told.swap(true, Ordering::SeqCst) {
+            self.signals.tell(place);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queue> {
         // No code that holds the lock can panic half-way through a change: each is one push or pop.
         self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -57,7 +104,7 @@ pub(crate) struct Outbox {
 }
 
 /// Creates a queue with room for all events that `choices × tokens_max` tokens can cause.
-pub(crate) fn outbox(choices: u32, tokens_max: usize, logprobs: u32) -> (Outbox, RequestStream) {
+pub(crate) fn outbox(choices: u32, tokens_max: usize, logprobs: u32, signals: Arc<Signals>) -> (Outbox, RequestStream) {
     let tokens = choices as usize * tokens_max;
     let queue = Queue {
         events: VecDeque::with_capacity(tokens + choices as usize + 1),
@@ -70,6 +117,9 @@ pub(crate) fn outbox(choices: u32, tokens_max: usize, logprobs: u32) -> (Outbox,
         ready_blocking: Condvar::new(),
         cancelled: AtomicBool::new(false),
         stopped_choices: AtomicU32::new(0),
+        place: AtomicU32::new(NOWHERE),
+        told: AtomicBool::new(false),
+        signals,
     });
     (Outbox { shared: Arc::clone(&shared) }, RequestStream { shared })
 }
@@ -85,6 +135,9 @@ impl Outbox {
             queue.events.push_back(event);
             queue.top.extend(top);
             queue.closed = last;
+            if last {
+                self.shared.place.store(NOWHERE, Ordering::SeqCst);
+            }
         }
         self.shared.ready.notify_one();
         self.shared.ready_blocking.notify_one();
@@ -108,14 +161,28 @@ impl Outbox {
         self.push(Queued::Failed { code, message: message.to_owned() }, &[], true);
     }
 
+    /// From now on the engine has the request at this place; what its reader said before is told now.
+    pub(crate) fn settle(&self, place: u32) {
+        let shared = &self.shared;
+        shared.place.store(place, Ordering::SeqCst);
+        if self.is_cancelled() || shared.stopped_choices.load(Ordering::SeqCst) != 0 {
+            shared.tell();
+        }
+    }
+
+    /// The engine looks at what the reader wants; what it wants later is told again.
+    pub(crate) fn hear(&self) {
+        self.shared.told.store(false, Ordering::SeqCst);
+    }
+
     /// Whether the reader has cancelled the whole request, or is gone.
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.shared.cancelled.load(Ordering::Acquire)
+        self.shared.cancelled.load(Ordering::SeqCst)
     }
 
     /// Whether the reader wants no more of this choice.
     pub(crate) fn is_stopped(&self, choice: u32) -> bool {
-        self.shared.stopped_choices.load(Ordering::Acquire) & (1 << choice) != 0
+        self.shared.stopped_choices.load(Ordering::SeqCst) & (1 << choice) != 0
     }
 }
 
@@ -173,14 +240,16 @@ impl RequestStream {
     /// Stops all choices within one step. Go on reading: [`Event::Finished`] with `Cancelled` for what was unfinished,
     /// then [`Event::Done`] with the partial usage.
     pub fn cancel(&self) {
-        self.shared.cancelled.store(true, Ordering::Release);
+        self.shared.cancelled.store(true, Ordering::SeqCst);
+        self.shared.tell();
     }
 
     /// Ends one choice within one step (a stop text was seen). Tokens of it that still arrive are to be ignored; its
     /// [`Event::Finished`] comes with `Stop`.
     pub fn stop_choice(&self, choice: u32) {
         if choice < u32::BITS {
-            self.shared.stopped_choices.fetch_or(1 << choice, Ordering::AcqRel);
+            self.shared.stopped_choices.fetch_or(1 << choice, Ordering::SeqCst);
+            self.shared.tell();
         }
     }
 }
@@ -203,5 +272,36 @@ fn pop(queue: &mut Queue) -> Option<Event> {
 impl Drop for RequestStream {
     fn drop(&mut self) {
         self.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(signals: &Signals) -> Vec<u32> {
+        let mut places = Vec::new();
+        signals.take(&mut places);
+        places
+    }
+
+    #[test]
+    fn a_reader_is_heard_once_wherever_its_request_is() {
+        let signals = Arc::new(Signals::default());
+        let (outbox, stream) = outbox(2, 4, 0, Arc::clone(&signals));
+        stream.stop_choice(1);
+        assert_eq!(taken(&signals), [0; 0], "the engine has not seen it yet");
+        outbox.settle(7);
+        stream.stop_choice(0);
+        stream.cancel();
+        assert_eq!(taken(&signals), [7], "once, however much was said");
+        outbox.hear();
+        assert!(outbox.is_cancelled() && outbox.is_stopped(0) && outbox.is_stopped(1));
+        stream.cancel();
+        assert_eq!(taken(&signals), [7]);
+        outbox.hear();
+        outbox.done(Usage::default());
+        drop(stream);
+        assert_eq!(taken(&signals), [0; 0], "nothing is told of a request that has ended");
     }
 }

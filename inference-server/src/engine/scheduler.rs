@@ -4,139 +4,36 @@
 //! step spends one budget of rows on that. A decode is a chase of one, a chunked prefill a chase in several steps, a
 //! prefix hit a head start, a preemption a start from zero.
 //!
-//! Order: higher priority first, then (among those that wait) the tenant that was served least, then earlier arrival.
-//! 1. Every running sequence gets one row; if its block is missing, the worst running one gives its blocks up and waits.
-//! 2. What is left of the budget goes to running sequences in order, as far as blocks are there.
-//! 3. What is still left starts waiting ones, if all their tokens fit at once and nobody was preempted in this step.
+//! A **turn** is: higher priority first, then the tenant that was served least (rows given to it, each counted once),
+//! then earlier arrival.
+//! 1. Whose turn it is among those that wait takes the place of a running one, if there is none for it otherwise and that
+//!    one is of a lower priority, or its tenant was served [`LAG_STEPS`] budgets more. Only a sequence that has computed
+//!    its prompt, and has doubled since it came back, gives way like this: so what is computed twice is bounded.
+//! 2. Every running sequence gets one row; if its block is missing, the running one whose turn comes last, never the first
+//!    by priority and arrival, gives its blocks up and waits.
+//! 3. What is left of the budget goes to running sequences by turn, as far as blocks are there, and then to waiting ones,
+//!    if all their tokens fit at once and nobody was preempted for want of blocks in this step; before a running one if
+//!    that is ahead as in 1.
+//! 4. What is still left goes to guesses of what running sequences will draw next, if there are any.
 //!
-//! What always holds: a plan has at most `token_budget` rows; every running sequence is in it; the best running sequence
-//! is never preempted by another, and each fits alone (checked at admission), so the engine always moves on.
+//! What always holds: a plan has at most `token_budget` rows; every running sequence is in it; the first running one by
+//! priority and arrival is never preempted for want of blocks, and each fits alone (checked at admission), so the engine
+//! always moves on. Of one priority, nobody waits for ever: a tenant's turn comes when those that run are ahead of it by
+//! the lag. A lower priority has what higher ones leave.
 
-use super::kv_pool::{BlockTable, KvPool};
+mod forest;
+mod queue;
+mod sequence;
 
-/// Number of a live sequence; reused after it is removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SequenceId(pub u32);
+use self::queue::Queue;
+use self::sequence::{Guesses, State};
+use super::kv_pool::KvPool;
 
-impl SequenceId {
-    /// As an index into tables of live sequences.
-    pub fn index(self) -> usize {
-        self.0 as usize
-    }
-}
+pub use self::queue::PRIORITY_MAX;
+pub use self::sequence::{DRAFT_TOKENS_MAX, NewSequence, PlannedRows, Sequence, SequenceId, StepPlan};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// Not to be started yet: a further choice whose prompt the first choice still computes.
-    Parked,
-    Waiting,
-    Running {
-        slot: u32,
-    },
-}
-
-/// A sequence: one choice of one request.
-#[derive(Debug)]
-pub struct Sequence {
-    /// Prompt and completion so far; room for `tokens_max` is reserved.
-    pub tokens: Vec<u32>,
-    /// How many of them are the prompt.
-    pub prompt_tokens: usize,
-    /// Prompt tokens that the prefix cache had when it was first started.
-    pub cached_tokens: usize,
-    /// Larger goes first.
-    pub priority: i32,
-    tenant: u32,
-    arrival: u64,
-    computed: usize,
-    started: bool,
-    state: State,
-    table: BlockTable,
-    /// Rows in the plan being made.
-    planned: usize,
-}
-
-impl Sequence {
-    /// The sequence's blocks.
-    pub fn table(&self) -> &BlockTable {
-        &self.table
-    }
-
-    fn remaining(&self) -> usize {
-        self.tokens.len() - self.computed
-    }
-
-    /// Smaller is better.
-    fn rank(&self) -> (i64, u64) {
-        (-i64::from(self.priority), self.arrival)
-    }
-}
-
-/// A new sequence, all lists reserved.
-#[derive(Debug)]
-pub struct NewSequence {
-    /// The prompt, with room for the completion.
-    pub tokens: Vec<u32>,
-    /// Empty, with room for all its blocks.
-    pub table: BlockTable,
-    /// Who asks.
-    pub tenant: [u8; 32],
-    /// Larger goes first.
-    pub priority: i32,
-    /// Start only after [`Scheduler::unpark`].
-    pub parked: bool,
-}
-
-/// Rows of one sequence in a plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PlannedRows {
-    /// Whose.
-    pub sequence: SequenceId,
-    /// The backend's slot that it has while it runs.
-    pub slot: u32,
-    /// First position.
-    pub first_position: usize,
-    /// Number of rows, at least 1.
-    pub rows: usize,
-    /// The rows reach the end: the next token is to be drawn from the last one.
-    pub samples: bool,
-}
-
-/// One step. Reused, so that making it allocates nothing.
-#[derive(Debug, Default)]
-pub struct StepPlan {
-    /// In order of rank.
-    pub rows: Vec<PlannedRows>,
-    /// Sequences that lost their blocks while the plan was made.
-    pub preempted: Vec<SequenceId>,
-    /// Sequences that started running (for the first time or again), whose slots are new.
-    pub started: Vec<SequenceId>,
-}
-
-impl StepPlan {
-    /// With room for any plan of `running_max` sequences.
-    pub fn with_capacity(running_max: usize) -> Self {
-        let room = Vec::with_capacity;
-        Self {
-            rows: room(running_max),
-            preempted: Vec::with_capacity(running_max),
-            started: Vec::with_capacity(running_max),
-        }
-    }
-
-    /// Rows in all.
-    pub fn total_rows(&self) -> usize {
-        self.rows.iter().map(|planned| planned.rows).sum()
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Tenant {
-    key: [u8; 32],
-    /// Rows that it was given (virtual token counter of Sheng et al., "Fairness in serving LLMs", OSDI 2024).
-    served: u64,
-    live: u32,
-}
+/// Budgets of rows by which a tenant may be ahead of one that waits.
+pub const LAG_STEPS: usize = 4;
 
 /// All live sequences and their blocks.
 #[derive(Debug)]
@@ -144,17 +41,26 @@ pub struct Scheduler {
     pool: KvPool,
     token_budget: usize,
     running_max: usize,
+    guesses_max: usize,
     sequences: Vec<Option<Sequence>>,
     unused: Vec<SequenceId>,
     /// Best rank first.
     running: Vec<SequenceId>,
-    waiting: Vec<SequenceId>,
+    queue: Queue,
+    /// Whose turn it was and did not fit, in the last plan.
+    blocked: Option<SequenceId>,
+    /// Running sequences with more than one row to compute, by turn; only used within a plan.
+    chasing: Vec<SequenceId>,
     slots: Vec<u32>,
-    tenants: Vec<Tenant>,
     arrivals: u64,
 }
 
 impl Scheduler {
+    /// Rows of one plan that guesses may have.
+    pub fn with_guesses(self, guesses_max: usize) -> Self {
+        Self { guesses_max, ..self }
+    }
+
     /// `sequences_max`: live sequences, running and waiting. `running_max` is at most `token_budget`.
     pub fn new(pool: KvPool, token_budget: usize, running_max: usize, sequences_max: usize) -> Self {
         assert!(0 < running_max && running_max <= token_budget, "the configuration is checked");
@@ -162,12 +68,14 @@ impl Scheduler {
             pool,
             token_budget,
             running_max,
+            guesses_max: 0,
             sequences: (0..sequences_max).map(|_| None).collect(),
             unused: (0..sequences_max as u32).rev().map(SequenceId).collect(),
             running: Vec::with_capacity(running_max),
-            waiting: Vec::with_capacity(sequences_max),
+            queue: Queue::new(sequences_max),
+            blocked: None,
+            chasing: Vec::with_capacity(running_max),
             slots: (0..running_max as u32).rev().collect(),
-            tenants: Vec::with_capacity(sequences_max),
             arrivals: 0,
         }
     }
@@ -203,26 +111,30 @@ impl Scheduler {
 
     /// Takes a sequence; it waits. `None` when `sequences_max` are live.
     pub fn add(&mut self, new: NewSequence) -> Option<SequenceId> {
+        assert!(new.priority.abs() <= PRIORITY_MAX, "priorities are checked at admission");
         let id = self.unused.pop()?;
-        let tenant = self.enter(new.tenant);
+        let flow = self.queue.enter(new.tenant, new.priority);
         let state = if new.parked { State::Parked } else { State::Waiting };
         self.sequences[id.index()] = Some(Sequence {
             prompt_tokens: new.tokens.len(),
             tokens: new.tokens,
             cached_tokens: 0,
             priority: new.priority,
-            tenant,
+            flow,
             arrival: self.arrivals,
             computed: 0,
+            charged: 0,
             started: false,
+            resumed_at: 0,
             state,
             table: new.table,
             planned: 0,
+            guesses: Guesses::default(),
         });
-        self.arrivals += 1;
         if !new.parked {
-            self.waiting.push(id);
+            self.queue.push_new(flow, id, self.arrivals);
         }
+        self.arrivals += 1;
         Some(id)
     }
 
@@ -231,29 +143,8 @@ impl Scheduler {
         let sequence = self.sequence_mut(id);
         if sequence.state == State::Parked {
             sequence.state = State::Waiting;
-            self.waiting.push(id);
-        }
-    }
-
-    /// Counts a tenant in. One that was away starts level with the least served of those present: neither its absence
-    /// nor its past counts.
-    fn enter(&mut self, key: [u8; 32]) -> u32 {
-        if let Some(known) = self.tenants.iter().position(|tenant| tenant.live > 0 && tenant.key == key) {
-            self.tenants[known].live += 1;
-            return known as u32;
-        }
-        let served =
-            self.tenants.iter().filter(|tenant| tenant.live > 0).map(|tenant| tenant.served).min().unwrap_or(0);
-        let tenant = Tenant { key, served, live: 1 };
-        match self.tenants.iter().position(|tenant| tenant.live == 0) {
-            Some(vacant) => {
-                self.tenants[vacant] = tenant;
-                vacant as u32
-            }
-            None => {
-                self.tenants.push(tenant);
-                self.tenants.len() as u32 - 1
-            }
+            let (flow, arrival) = (sequence.flow, sequence.arrival);
+            self.queue.push_new(flow, id, arrival);
         }
     }
 
@@ -262,43 +153,61 @@ impl Scheduler {
         plan.rows.clear();
         plan.preempted.clear();
         plan.started.clear();
-        self.one_row_each(plan);
-        let mut budget = self.token_budget - self.running.len();
-        self.spend_on_running(&mut budget);
-        if plan.preempted.is_empty() {
-            self.start_waiting(&mut budget, plan);
-        }
-        for &id in &self.running {
-            let sequence = self.sequences[id.index()].as_mut().expect("running sequences are live");
-            let State::Running { slot } = sequence.state else { unreachable!("running sequences have a slot") };
-            let rows = std::mem::take(&mut sequence.planned);
-            debug_assert!(rows > 0 && sequence.computed + rows <= self.pool.covered(&sequence.table));
-            self.tenants[sequence.tenant as usize].served += rows as u64;
-            plan.rows.push(PlannedRows {
-                sequence: id,
-                slot,
-                first_position: sequence.computed,
-                rows,
-                samples: rows == sequence.remaining(),
-            });
-        }
+        self.make_way(plan);
+        let enough = self.one_row_each(plan);
+        let left = self.spend(self.token_budget - self.running.len(), enough, plan);
+        self.spend_on_guesses(left);
+        self.write_down(plan);
         debug_assert!(plan.total_rows() <= self.token_budget);
     }
 
-    fn one_row_each(&mut self, plan: &mut StepPlan) {
-        let mut next = 0;
+    /// Smaller goes first.
+    fn turn(&self, id: SequenceId) -> (i64, u64, u64) {
+        let sequence = self.sequence(id);
+        let (priority, arrival) = sequence.rank();
+        (priority, self.queue.served(sequence.flow), arrival)
+    }
+
+    /// Whether `id` is so far ahead of one that waits that it should be the other way round.
+    fn is_ahead(&self, id: SequenceId, of: SequenceId) -> bool {
+        let (ahead, behind) = (self.turn(id), self.turn(of));
+        let lag = (LAG_STEPS * self.token_budget) as u64;
+        ahead.0 > behind.0 || ahead.0 == behind.0 && ahead.1 > behind.1 + lag
+    }
+
+    /// Preempts one that is ahead of the next to start, if that finds no place.
+    fn make_way(&mut self, plan: &mut StepPlan) {
+        let Some(next) = self.queue.first() else { return };
+        if self.running.len() < self.running_max && self.blocked != Some(next) {
+            return;
+        }
+        let may = |id: &SequenceId| {
+            let sequence = self.sequence(*id);
+            let settled = sequence.remaining() <= 1 && sequence.tokens.len() >= 2 * sequence.resumed_at;
+            settled && self.is_ahead(*id, next)
+        };
+        let last = (0..self.running.len()).filter(|&index| may(&self.running[index]));
+        if let Some(index) = last.max_by_key(|&index| self.turn(self.running[index])) {
+            self.preempt(index, plan);
+        }
+    }
+
+    /// Whether blocks were there for all of them.
+    fn one_row_each(&mut self, plan: &mut StepPlan) -> bool {
+        let (mut next, mut enough) = (0, true);
         while let Some(&id) = self.running.get(next) {
             if self.grow(id, 1) {
                 self.sequence_mut(id).planned = 1;
                 next += 1;
                 continue;
             }
-            let worst = self.running.len() - 1;
-            assert!(worst > 0, "a sequence that runs alone has its blocks: checked at admission");
-            let worst = self.running.remove(worst);
-            self.preempt(worst);
-            plan.preempted.push(worst);
+            enough = false;
+            let last = (1..self.running.len()).max_by_key(|&index| self.turn(self.running[index]));
+            let last = last.expect("a sequence that runs alone has its blocks: checked at admission");
+            self.preempt(last, plan);
+            next -= usize::from(last < next);
         }
+        enough
     }
 
     /// Whether blocks are there for `rows` more rows of a sequence; takes what is missing.
@@ -307,103 +216,210 @@ impl Scheduler {
         self.pool.grow(&mut sequence.table, sequence.computed + rows)
     }
 
-    fn spend_on_running(&mut self, budget: &mut usize) {
-        for index in 0..self.running.len() {
-            let id = self.running[index];
-            let sequence = self.sequence(id);
-            let wanted = sequence.remaining().min(1 + *budget);
-            if wanted > 1 {
-                // Short of blocks, it goes as far as those it has.
-                self.grow(id, wanted);
-                let sequence = self.sequence(id);
-                let rows = wanted.min(self.pool.covered(&sequence.table) - sequence.computed);
-                self.sequence_mut(id).planned = rows;
-                *budget -= rows - 1;
+    /// Gives what is left of the budget to running and waiting sequences; returns what nobody needs.
+    fn spend(&mut self, mut budget: usize, mut may_start: bool, plan: &mut StepPlan) -> usize {
+        let mut chasing = std::mem::take(&mut self.chasing);
+        chasing.clear();
+        chasing.extend(self.running.iter().filter(|&&id| self.sequence(id).remaining() > 1));
+        chasing.sort_unstable_by_key(|&id| self.turn(id));
+        let mut running = chasing.iter().copied().peekable();
+        self.blocked = None;
+        while budget > 0 {
+            let next = self.queue.first().filter(|_| may_start && self.running.len() < self.running_max);
+            match (running.peek().copied(), next) {
+                (Some(id), None) => {
+                    running.next();
+                    self.extend(id, &mut budget);
+                }
+                (Some(id), Some(next)) if !self.is_ahead(id, next) => {
+                    running.next();
+                    self.extend(id, &mut budget);
+                }
+                (_, Some(next)) => {
+                    may_start = self.start(next, &mut budget, plan);
+                    self.blocked = (!may_start).then_some(next);
+                }
+                (None, None) => break,
+            }
+        }
+        self.chasing = chasing;
+        budget
+    }
+
+    /// Gives rows to guesses, from what is left of budget and blocks.
+    fn spend_on_guesses(&mut self, budget: usize) {
+        let mut left = budget.min(self.guesses_max);
+        for &id in &self.running {
+            let sequence = self.sequences[id.index()].as_mut().expect("running sequences are live");
+            let end = sequence.computed + sequence.planned;
+            let wanted = sequence.guesses.count.min(left);
+            if wanted > 0 && end == sequence.tokens.len() {
+                self.pool.grow(&mut sequence.table, end + wanted);
+                sequence.guesses.count = wanted.min(self.pool.covered(&sequence.table) - end);
+                left -= sequence.guesses.count;
+            } else {
+                sequence.guesses.count = 0;
             }
         }
     }
 
-    fn start_waiting(&mut self, budget: &mut usize, plan: &mut StepPlan) {
-        while *budget > 0 && self.running.len() < self.running_max && self.pool.available() > 0 {
-            let Some(best) = self.best_waiting() else { return };
-            let id = self.waiting[best];
-            let sequence = self.sequences[id.index()].as_mut().expect("waiting sequences are live");
-            let cached = self.pool.match_prefix(&mut sequence.table, &sequence.tokens);
-            let total_blocks = sequence.tokens.len().div_ceil(self.pool.block_tokens());
-            if total_blocks - sequence.table.blocks().len() > self.pool.available() {
-                self.pool.release(&mut sequence.table);
-                return;
-            }
-            sequence.computed = cached;
-            if !sequence.started {
-                sequence.started = true;
-                sequence.cached_tokens = cached;
-            }
-            let rows = sequence.remaining().min(*budget);
-            let grown = self.pool.grow(&mut sequence.table, cached + rows);
-            assert!(grown, "the blocks were counted above");
-            sequence.planned = rows;
-            *budget -= rows;
-            let slot = self.slots.pop().expect("there is a slot for every running sequence");
-            sequence.state = State::Running { slot };
-            let rank = sequence.rank();
-            self.waiting.swap_remove(best);
-            let place = self.running.partition_point(|&other| self.sequence(other).rank() < rank);
-            self.running.insert(place, id);
-            plan.started.push(id);
+    /// More rows for a running sequence; short of blocks, it goes as far as those it has.
+    fn extend(&mut self, id: SequenceId, budget: &mut usize) {
+        let wanted = self.sequence(id).remaining().min(1 + *budget);
+        self.grow(id, wanted);
+        let sequence = self.sequence(id);
+        let rows = wanted.min(self.pool.covered(&sequence.table) - sequence.computed);
+        self.sequence_mut(id).planned = rows;
+        *budget -= rows - 1;
+    }
+
+    /// Starts a waiting sequence, if blocks are there for all its tokens.
+    fn start(&mut self, id: SequenceId, budget: &mut usize, plan: &mut StepPlan) -> bool {
+        let sequence = self.sequences[id.index()].as_mut().expect("waiting sequences are live");
+        if self.pool.available() == 0 {
+            return false;
         }
+        let cached = self.pool.match_prefix(&mut sequence.table, &sequence.tokens);
+        let total_blocks = sequence.tokens.len().div_ceil(self.pool.block_tokens());
+        if total_blocks - sequence.table.blocks().len() > self.pool.available() {
+            self.pool.release(&mut sequence.table);
+            return false;
+        }
+        sequence.computed = cached;
+        if sequence.started {
+            sequence.resumed_at = sequence.tokens.len();
+        } else {
+            sequence.started = true;
+            sequence.cached_tokens = cached;
+        }
+        let rows = sequence.remaining().min(*budget);
+        let grown = self.pool.grow(&mut sequence.table, cached + rows);
+        assert!(grown, "the blocks were counted above");
+        sequence.planned = rows;
+        *budget -= rows;
+        let slot = self.slots.pop().expect("there is a slot for every running sequence");
+        sequence.state = State::Running { slot };
+        let (flow, rank) = (sequence.flow, sequence.rank());
+        self.queue.remove(flow, id);
+        let place = self.running.partition_point(|&other| self.sequence(other).rank() < rank);
+        self.running.insert(place, id);
+        plan.started.push(id);
+        true
     }
 
-    /// Index in `waiting` of the one to start next.
-    fn best_waiting(&self) -> Option<usize> {
-        let key = |id: SequenceId| {
-            let sequence = self.sequence(id);
-            let (priority, arrival) = sequence.rank();
-            (priority, self.tenants[sequence.tenant as usize].served, arrival)
-        };
-        (0..self.waiting.len()).min_by_key(|&index| key(self.waiting[index]))
-    }
-
-    /// Takes slot and blocks away; the sequence will compute all of it again (or find it in the prefix cache).
-    fn preempt(&mut self, id: SequenceId) {
-        let sequence = self.sequences[id.index()].as_mut().expect("ids are held by live sequences only");
+    /// Takes slot and blocks of a running sequence away; it will compute all of it again (or find it in the prefix
+    /// cache).
+    fn preempt(&mut self, index: usize, plan: &mut StepPlan) {
+        let id = self.running.remove(index);
+        let sequence = self.sequences[id.index()].as_mut().expect("running sequences are live");
         let State::Running { slot } = sequence.state else { unreachable!("only running sequences are preempted") };
         self.pool.release(&mut sequence.table);
         self.slots.push(slot);
         sequence.state = State::Waiting;
         sequence.computed = 0;
         sequence.planned = 0;
-        self.waiting.push(id);
+        sequence.guesses = Guesses::default();
+        let (flow, arrival) = (sequence.flow, sequence.arrival);
+        self.queue.push(flow, id, arrival);
+        plan.preempted.push(id);
     }
 
-    /// The step was computed: counts its rows, and names the blocks that became full.
+    /// Turns what was planned into rows, and counts those that are computed for the first time.
+    fn write_down(&mut self, plan: &mut StepPlan) {
+        for &id in &self.running {
+            let sequence = self.sequences[id.index()].as_mut().expect("running sequences are live");
+            let State::Running { slot } = sequence.state else { unreachable!("running sequences have a slot") };
+            let (planned, guesses) = (std::mem::take(&mut sequence.planned), sequence.guesses.count);
+            let rows = planned + guesses;
+            let end = sequence.computed + rows;
+            debug_assert!(rows > 0 && end <= self.pool.covered(&sequence.table));
+            self.queue.charge(sequence.flow, end.saturating_sub(sequence.charged.max(sequence.computed)));
+            sequence.charged = sequence.charged.max(end);
+            let samples = planned == sequence.remaining();
+            let first_position = sequence.computed;
+            plan.rows.push(PlannedRows { sequence: id, slot, first_position, rows, samples, guesses });
+        }
+        for planned in &plan.rows {
+            self.queue.settle(self.sequence(planned.sequence).flow);
+        }
+    }
+
+    /// A running sequence, in order of rank, and its slot, if all it needs next is one row.
+    pub fn decoding(&self, index: usize) -> Option<(SequenceId, u32)> {
+        let id = self.running[index];
+        match self.sequence(id) {
+            Sequence { state: State::Running { slot }, .. } if self.sequence(id).remaining() == 1 => Some((id, *slot)),
+            _ => None,
+        }
+    }
+
+    /// The slot of a sequence that runs.
+    pub fn slot(&self, id: SequenceId) -> Option<u32> {
+        match self.sequence(id).state {
+            State::Running { slot } => Some(slot),
+            _ => None,
+        }
+    }
+
+    /// Guesses what a decoding sequence draws next, at most [`DRAFT_TOKENS_MAX`] tokens; its last token may not be among
+    /// them. The next plan has rows for as many as it has room for.
+    pub fn propose(&mut self, id: SequenceId, guesses: &[u32]) {
+        let sequence = self.sequence_mut(id);
+        debug_assert!(sequence.remaining() == 1, "only who decodes is guessed");
+        sequence.guesses = Guesses::of(guesses);
+    }
+
+    /// The step was computed: counts its rows but for guesses, and names the blocks that became full.
     pub fn computed(&mut self, plan: &StepPlan) {
         for planned in &plan.rows {
             let sequence = self.sequences[planned.sequence.index()].as_mut().expect("planned sequences are live");
-            sequence.computed += planned.rows;
+            sequence.computed += planned.rows - planned.guesses;
             self.pool.name_full_blocks(&mut sequence.table, &sequence.tokens, sequence.computed);
         }
     }
 
-    /// Appends the drawn token.
-    pub fn push_token(&mut self, id: SequenceId, token: u32) {
-        self.sequence_mut(id).tokens.push(token);
+    /// Appends a drawn token. Whether it was guessed: then its row is computed, and what was drawn from that row is the
+    /// next token. Else what was computed beyond counts for nothing, and will be written over.
+    pub fn push_token(&mut self, id: SequenceId, token: u32) -> bool {
+        let sequence = self.sequences[id.index()].as_mut().expect("ids are held by live sequences only");
+        sequence.tokens.push(token);
+        let guessed = sequence.guesses.is_right(token);
+        if guessed {
+            sequence.computed += 1;
+            self.pool.name_full_blocks(&mut sequence.table, &sequence.tokens, sequence.computed);
+        } else {
+            sequence.guesses = Guesses::default();
+        }
+        guessed
     }
 
     /// Ends a sequence, in whatever state it is, and gives back all that it holds.
     pub fn remove(&mut self, id: SequenceId) {
         let mut sequence = self.sequences[id.index()].take().expect("ids are held by live sequences only");
         self.pool.release(&mut sequence.table);
-        self.tenants[sequence.tenant as usize].live -= 1;
         match sequence.state {
             State::Parked => {}
-            State::Waiting => self.waiting.retain(|&other| other != id),
+            State::Waiting => self.queue.remove(sequence.flow, id),
             State::Running { slot } => {
                 self.running.retain(|&other| other != id);
                 self.slots.push(slot);
             }
         }
+        self.queue.leave(sequence.flow);
+        if self.blocked == Some(id) {
+            self.blocked = None;
+        }
         self.unused.push(id);
+    }
+
+    /// What an idle scheduler can say of itself at no cost; [`Scheduler::check`] counts everything.
+    ///
+    /// # Panics
+    /// When something is held by nobody.
+    pub fn check_idle(&self) {
+        let held = (self.running.len(), self.queue.len(), self.pool.counts().in_use);
+        assert_eq!((self.live(), held), (0, (0, 0, 0)), "an idle engine holds no block and no place");
+        assert_eq!(self.slots.len(), self.running_max, "an idle engine holds no slot");
     }
 
     /// Counts all blocks, slots and sequences again.
@@ -416,17 +432,11 @@ impl Scheduler {
         let running = live().filter(|sequence| matches!(sequence.state, State::Running { .. })).count();
         assert_eq!(running, self.running.len(), "running sequences");
         assert_eq!(self.slots.len() + running, self.running_max, "slots");
-        assert_eq!(
-            live().filter(|sequence| sequence.state == State::Waiting).count(),
-            self.waiting.len(),
-            "waiting ones"
-        );
+        let waiting = live().filter(|sequence| sequence.state == State::Waiting).count();
+        assert_eq!(waiting, self.queue.len(), "waiting sequences");
         assert_eq!(live().count(), self.live(), "live sequences");
-        assert_eq!(
-            self.tenants.iter().map(|tenant| tenant.live as usize).sum::<usize>(),
-            self.live(),
-            "tenants' sequences"
-        );
+        self.queue.check(self.live());
+        assert!(self.running.is_sorted_by_key(|&id| self.sequence(id).rank()), "running ones are in order");
         for sequence in live() {
             let covered = self.pool.covered(&sequence.table);
             assert!(
@@ -435,7 +445,7 @@ impl Scheduler {
             );
         }
         if self.live() == 0 {
-            assert_eq!(self.pool.counts().in_use, 0, "an idle engine holds no block");
+            self.check_idle();
         }
     }
 }

@@ -6,9 +6,11 @@ use std::sync::mpsc::sync_channel;
 
 use polylink_kernels::{Backend, CpuBackend, CpuOptions, KvLayout, KvSpec, Limits, ReferenceBackend, Solo};
 
-use super::config::{BackendKind, EngineConfig, EngineError, EngineInfo, KvCacheSize};
+use super::config::{BackendKind, EngineConfig, EngineError, EngineInfo, KvCacheSize, Speculation};
 use super::core::Core;
+use super::draft_model::DraftModel;
 use super::handle::{EngineHandle, Shared};
+use super::speculate::{DRAFT_ROWS_MAX, Drafter};
 use super::thread::{EngineThread, Rebuild};
 use crate::model::{LoadedModel, SplitPlan};
 use crate::tensor_split;
@@ -24,8 +26,22 @@ impl Engine {
     /// # Errors
     /// Why it cannot serve: settings, model, memory, peers.
     pub fn start(model: LoadedModel, config: EngineConfig) -> Result<EngineHandle, EngineError> {
+        Self::start_over(model, config, |backend| backend)
+    }
+
+    /// As [`Engine::start`], over what `wrap` makes of the backend, each time that one is built: a wrapper that counts,
+    /// shows or breaks what passes through.
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    pub fn start_over(
+        model: LoadedModel,
+        config: EngineConfig,
+        mut wrap: impl FnMut(Box<dyn Backend>) -> Box<dyn Backend> + Send + 'static,
+    ) -> Result<EngineHandle, EngineError> {
         let config = checked(config, &model)?;
         let built = build(&model, &config)?;
+        let drafter = drafter(&model, &config, &built.info)?;
         tracing::info!(
             backend = built.info.backend,
             kv_blocks = built.info.kv_blocks,
@@ -35,10 +51,11 @@ impl Engine {
         let vocabulary = model.config().vocab_size;
         let commands_max = built.info.max_running + built.info.max_waiting + 2;
         let shared = Arc::new(Shared::new(built.info, &model));
-        let core = Core::new(Arc::clone(&shared), &built.limits, vocabulary, &config);
+        let core = Core::new(Arc::clone(&shared), &built.limits, vocabulary, &config, drafter);
         let (sender, commands) = sync_channel(commands_max);
-        let rebuild: Rebuild = Box::new(move || build(&model, &config).map(|built| built.backend));
-        let thread = EngineThread::new(core, built.backend, commands, Arc::clone(&shared), rebuild);
+        let backend = wrap(built.backend);
+        let rebuild: Rebuild = Box::new(move || build(&model, &config).map(|built| wrap(built.backend)));
+        let thread = EngineThread::new(core, backend, commands, Arc::clone(&shared), rebuild);
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || thread.run())?;
         Ok(EngineHandle::new(shared, sender, thread))
     }
@@ -53,8 +70,8 @@ fn checked(mut config: EngineConfig, model: &LoadedModel) -> Result<EngineConfig
     if !(1..=4_096).contains(&config.max_running) {
         return wrong("max_running", "1 to 4,096 choices are expected".into());
     }
-    if config.max_waiting > 65_536 {
-        return wrong("max_waiting", "at most 65,536 choices may wait".into());
+    if config.max_waiting > 131_072 {
+        return wrong("max_waiting", "at most 131,072 choices may wait".into());
     }
     if config.threads > 1_024 {
         return wrong("threads", "0 (one per core) to 1,024 are expected".into());
@@ -108,9 +125,11 @@ pub(super) fn build(model: &LoadedModel, config: &EngineConfig) -> Result<Built,
     let mut backend = empty_backend(config.backend, config.threads)?;
     let layout = backend.kv_layout(&kv_spec(model, &split, 0));
     let positions = config.context_length.unwrap_or(model.context_length());
+    let guesses = if matches!(config.speculation, Speculation::Off) { 0 } else { DRAFT_ROWS_MAX };
     let limits = Limits {
         rows: config.token_budget,
-        wanted_rows: config.max_running,
+        // A step has a row for every running choice, and guesses in what is left.
+        wanted_rows: (config.max_running + guesses).min(config.token_budget),
         slots: config.max_running,
         kv_blocks: kv_blocks(config.kv_cache, layout)?,
         positions,
@@ -134,6 +153,39 @@ pub(super) fn build(model: &LoadedModel, config: &EngineConfig) -> Result<Built,
         backend: name,
     };
     Ok(Built { backend, info, limits })
+}
+
+/// What guesses tokens ahead, if anything does.
+pub(super) fn drafter(
+    model: &LoadedModel,
+    config: &EngineConfig,
+    info: &EngineInfo,
+) -> Result<Option<Drafter>, EngineError> {
+    let draft = match &config.speculation {
+        Speculation::Off => return Ok(None),
+        Speculation::Lookup => return Ok(Some(Drafter::Lookup)),
+        Speculation::Draft(draft) => draft,
+    };
+    let (own, vocabulary) = (draft.config().vocab_size, model.config().vocab_size);
+    if own != vocabulary {
+        let reason =
+            format!("the draft model has a vocabulary of {own}, the model one of {vocabulary}: they must be equal");
+        return Err(EngineError::Config { field: "speculation", reason });
+    }
+    let split = SplitPlan::whole(draft.config());
+    let mut backend = empty_backend(config.backend, config.threads)?;
+    let KvLayout { block_tokens, .. } = backend.kv_layout(&kv_spec(draft, &split, 0));
+    let limits = Limits {
+        rows: config.token_budget,
+        wanted_rows: config.max_running,
+        slots: config.max_running,
+        // As many positions as the model's own cache has.
+        kv_blocks: (info.kv_blocks * info.block_tokens).div_ceil(block_tokens),
+        positions: info.context_length.min(draft.context_length()),
+    };
+    let program = draft.load(&split, 0, &mut *backend)?;
+    backend.build(program, limits, Box::new(Solo))?;
+    Ok(Some(Drafter::Model(Box::new(DraftModel::new(backend, limits, block_tokens, vocabulary)))))
 }
 
 fn kv_blocks(size: KvCacheSize, layout: KvLayout) -> Result<usize, EngineError> {

@@ -19,6 +19,8 @@ pub(crate) type Rebuild = Box<dyn FnMut() -> Result<Box<dyn Backend>, EngineErro
 
 /// Pause between two attempts to build the backend anew.
 const REBUILD_PAUSE: Duration = Duration::from_secs(1);
+/// An engine that was idle for so long counts everything again, when nobody waits for it.
+const CHECK_AFTER: Duration = Duration::from_millis(100);
 
 pub(crate) struct EngineThread {
     core: Core,
@@ -55,12 +57,11 @@ impl EngineThread {
         let _tell = TellStopped(Arc::clone(&self.shared));
         while !self.stopping {
             if self.core.is_idle() {
-                self.core.check();
+                self.core.check_idle();
                 if self.draining {
                     break;
                 }
-                // A closed channel: the last handle is gone.
-                let Ok(command) = self.commands.recv() else { break };
+                let Some(command) = self.next_command() else { break };
                 self.take(command);
             }
             loop {
@@ -78,6 +79,18 @@ impl EngineThread {
             }
             if let Err(error) = self.core.step(&mut *self.backend) {
                 self.recover(&error);
+            }
+        }
+    }
+
+    /// Waits for a command; `None`: the last handle is gone.
+    fn next_command(&self) -> Option<Command> {
+        match self.commands.recv_timeout(CHECK_AFTER) {
+            Ok(command) => Some(command),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => {
+                self.core.check();
+                self.commands.recv().ok()
             }
         }
     }

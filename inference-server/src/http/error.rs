@@ -107,7 +107,7 @@ impl From<AdmissionError> for ApiError {
             AdmissionError::PromptTooLong { .. } => ("context_length_exceeded", Some("prompt")),
             AdmissionError::NeverFits { .. } => ("context_length_exceeded", Some("max_tokens")),
             AdmissionError::Parameter { field, .. } => ("invalid_value", Some(*field)),
-            AdmissionError::QueueFull { .. } => ("queue_full", None),
+            AdmissionError::QueueFull { .. } | AdmissionError::ShareFull { .. } => ("queue_full", None),
             AdmissionError::Draining => ("draining", None),
             AdmissionError::Unavailable { .. } => ("engine_unavailable", None),
         };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
+use polylink_protocol::digest::Digest;
 use polylink_protocol::market_v1::Sampling;
 use prometheus::proto::MetricFamily;
 use serde_json::json;
@@ -128,7 +129,7 @@ impl LocalAnswerer {
         Self { engine, text, name, created: unix_seconds() }
     }
 
-    async fn begin(&self, request: AnswerRequest) -> Result<Answer, ApiError> {
+    async fn begin(&self, caller: Caller, request: AnswerRequest) -> Result<Answer, ApiError> {
         if request.model != self.name {
             return Err(unknown_model(&request.model, &[self.card()]));
         }
@@ -144,7 +145,8 @@ impl LocalAnswerer {
             prompt_ids: prompt_token_ids.clone(),
             sampling,
             seed,
-            tenant: [0; 32],
+            // Whoever shares a bearer token shares its prefixes and its part of the engine.
+            tenant: caller.api_key.as_ref().map_or([0; 32], |key| Digest::of(key.as_bytes()).0),
             // The engine takes the larger first.
             priority: -request.priority.unwrap_or(0),
             logprobs: request.logprobs.unwrap_or(0),
@@ -206,8 +208,8 @@ impl Answerer for LocalAnswerer {
     fn models(&self) -> BoxFuture<'_, Result<Vec<ModelCard>, ApiError>> {
         Box::pin(async { Ok(vec![self.card()]) })
     }
-    fn answer(&self, _: Caller, request: AnswerRequest) -> BoxFuture<'_, Result<Answer, ApiError>> {
-        Box::pin(self.begin(request))
+    fn answer(&self, caller: Caller, request: AnswerRequest) -> BoxFuture<'_, Result<Answer, ApiError>> {
+        Box::pin(self.begin(caller, request))
     }
     fn text_model(&self, name: &str) -> Result<TextModel, ApiError> {
         if name == self.name { Ok(self.text.clone()) } else { Err(unknown_model(name, &[self.card()])) }

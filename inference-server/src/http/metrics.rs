@@ -87,6 +87,8 @@ pub fn engine_families(engine: &EngineHandle, model: &str) -> Vec<MetricFamily> 
     let gauge = |name, help, value| number(name, help, MetricType::GAUGE, vec![(label(&[]), value)]);
     let counter =
         |name, help, value: &AtomicU64| number(name, help, MetricType::COUNTER, vec![(label(&[]), load(value))]);
+    let seconds =
+        |name, help, value: &AtomicU64| number(name, help, MetricType::COUNTER, vec![(label(&[]), load(value) / 1e9)]);
     let reasons = [("stop", &m.finished_stop), ("length", &m.finished_length), ("abort", &m.finished_cancelled)];
     let finished = reasons.iter().map(|(reason, value)| (label(&[("finished_reason", reason)]), load(value))).collect();
     vec![
@@ -103,6 +105,11 @@ pub fn engine_families(engine: &EngineHandle, model: &str) -> Vec<MetricFamily> 
         counter("polylink:prompt_tokens_total", "Prompt tokens", &m.prompt_tokens),
         counter("polylink:generation_tokens_total", "Completion tokens", &m.completion_tokens),
         counter("polylink:engine_steps_total", "Engine steps", &m.steps),
+        seconds("polylink:engine_step_seconds_total", "Time in engine steps, admission included", &m.step_ns),
+        seconds("polylink:engine_backend_seconds_total", "Time of these within the backend", &m.backend_ns),
+        counter("polylink:spec_decode_num_drafts_total", "Times that tokens were guessed", &m.drafts),
+        counter("polylink:spec_decode_num_draft_tokens_total", "Tokens guessed", &m.drafted_tokens),
+        counter("polylink:spec_decode_num_accepted_tokens_total", "Guessed tokens drawn", &m.accepted_tokens),
         counter("polylink:request_refused_total", "Requests refused at admission", &m.requests_refused),
         counter("polylink:request_failure_total", "Requests that failed", &m.requests_failed),
         number("polylink:request_success_total", "Choices that ended, by reason", MetricType::COUNTER, finished),

@@ -11,6 +11,7 @@ use super::error::ApiError;
 use super::fields::{Fields, expected};
 use super::grammar::{AskedGrammar, grammar};
 use super::sampling::{client_seed, sampling, token_ids};
+use crate::engine::scheduler::PRIORITY_MAX;
 use crate::model::ChatMessage;
 
 /// Most messages of a conversation.
@@ -19,8 +20,6 @@ const MESSAGES_MAX: usize = 2_048;
 const PROMPT_IDS_MAX: usize = 1 << 20;
 /// Most logprobs per token.
 const TOP_LOGPROBS_MAX: i64 = 20;
-/// Largest priority, either way.
-const PRIORITY_MAX: i32 = 1_000_000;
 /// What `/v1/completions` generates when `max_tokens` is absent, as OpenAI documents it.
 const COMPLETION_TOKENS_DEFAULT: u32 = 16;
 

@@ -54,6 +54,22 @@ fn the_waiting_queue_is_bounded() {
 }
 
 #[test]
+fn a_flood_leaves_others_their_places() {
+    let engine = start("pico", EngineConfig { max_running: 1, max_waiting: 7, ..small() });
+    let long = |tenant: u8| {
+        let request = request(prompt(1, 10), Sampling { max_tokens: 1000, ..sampling() }, 0);
+        engine.submit(GenerateRequest { tenant: [tenant; 32], ..request })
+    };
+    // Alone, a tenant may have six and more; beside another one, four of eight.
+    let mut streams: Vec<_> = (0..6).map(|_| long(1).unwrap()).collect();
+    streams.push(long(2).unwrap());
+    let refused = long(1).unwrap_err();
+    assert_eq!(refused, AdmissionError::ShareFull { held: 6, part: 4, tenants: 2 });
+    assert_eq!((refused.http_status(), long(2).is_ok()), (429, true));
+    drop(streams);
+}
+
+#[test]
 fn settings_out_of_their_domain_are_refused_by_name() {
     for (config, field) in [
         (EngineConfig { token_budget: 0, ..small() }, "token_budget"),

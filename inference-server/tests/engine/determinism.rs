@@ -10,10 +10,10 @@ use polylink_inference_server::model::Precision;
 use crate::support::*;
 
 /// One token: choice, id, bits of its logprob, sketch, bits of the likeliest tokens' logprobs.
-type TokenBits = (u32, u32, u32, [u8; 16], Vec<(u32, u32)>);
+pub type TokenBits = (u32, u32, u32, [u8; 16], Vec<(u32, u32)>);
 
 /// Everything that a judge or a user could compare, bit for bit.
-fn bits(answer: &Answer) -> Vec<TokenBits> {
+pub fn bits(answer: &Answer) -> Vec<TokenBits> {
     let tokens = answer.choices.iter().flat_map(|choice| &choice.tokens);
     tokens
         .map(|token| {
@@ -28,7 +28,7 @@ fn probe(seed: u8) -> GenerateRequest {
 }
 
 /// The probe while 16 other requests run.
-fn under_load(engine: &EngineHandle, probe: GenerateRequest) -> Answer {
+pub fn under_load(engine: &EngineHandle, probe: GenerateRequest) -> Answer {
     let others: Vec<_> =
         (0..16).map(|i| engine.submit(request(prompt(50 + i, 5 + 9 * i), noisy(), i as u8)).unwrap()).collect();
     let answer = run(engine, probe);

@@ -5,11 +5,13 @@
 mod admission;
 mod architectures;
 mod determinism;
+mod faults;
 mod folders;
 mod goldens;
 mod grammars;
 mod logits;
 mod requests;
+mod speculation;
 mod split;
 mod support;
 mod tiny;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use polylink_inference_server::engine::{Engine, EngineConfig, EngineHandle, KvCacheSize};
 use polylink_inference_server::http::local::{LocalAnswerer, TextModel};
 use polylink_inference_server::http::metrics::HttpMetrics;
 use polylink_inference_server::http::server::{self, HttpServer};
@@ -13,7 +14,11 @@ use super::http::{get, metric, post, send, stream};
 use super::network::{engine, model};
 
 async fn start(limits: FrontLimits) -> (HttpServer, String) {
-    let answerer = LocalAnswerer::new(engine(), TextModel::of(&model()), "pico".into());
+    start_over(engine(), limits).await
+}
+
+async fn start_over(engine: EngineHandle, limits: FrontLimits) -> (HttpServer, String) {
+    let answerer = LocalAnswerer::new(engine, TextModel::of(&model()), "pico".into());
     let listener = server::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
     let server = server::start(listener, router(Arc::new(answerer), limits, HttpMetrics::new())).unwrap();
     let base = format!("http://{}", server.address());
@@ -106,6 +111,28 @@ async fn limits_are_answered_and_a_client_that_leaves_frees_its_place() {
     assert_eq!(get(&format!("{base}/ready"), None).await.status, 200);
     assert_eq!(get(&format!("{base}/health"), None).await.status, 200);
     assert_eq!(post(&url, None, &completion(json!({"model": "x"}))).await.error().1, "model_not_found");
+    server.stop(Duration::from_secs(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_smaller_priority_takes_the_place_of_a_larger_one() {
+    let kv_cache = KvCacheSize::Blocks(256);
+    let config = EngineConfig { threads: 1, max_running: 1, kv_cache, ..EngineConfig::default() };
+    let (server, base) = start_over(Engine::start(model(), config).unwrap(), FrontLimits::default()).await;
+    let url = format!("{base}/v1/completions");
+    let long = |priority: i32| {
+        completion(json!({"max_tokens": 900, "ignore_eos": true, "stream": true, "n": 8,
+        "priority": priority}))
+    };
+    let mut running = stream(&url, None, &long(0)).await;
+    assert!(running.next().await.is_some());
+    // One of a larger number waits behind all of it.
+    let mut waiting = stream(&url, None, &long(5)).await;
+    let reply = post(&url, None, &completion(json!({"priority": -5}))).await;
+    assert_eq!(reply.status, 200);
+    assert!(metric(&base, "polylink:num_preemptions_total", "").await >= 1.0);
+    drop(running);
+    assert!(waiting.next().await.is_some(), "its turn comes");
     server.stop(Duration::from_secs(1)).await;
 }
 

@@ -7,9 +7,14 @@ use polylink_protocol::market_v1::{LogitBias, Sampling};
 
 use super::*;
 use crate::engine::handle::{Command, EngineHandle};
-use crate::engine::start::build;
-use crate::engine::{EngineConfig, GenerateRequest, KvCacheSize, RequestStream};
+use crate::engine::start::{build, drafter};
+use crate::engine::{EngineConfig, GenerateRequest, KvCacheSize, RequestStream, Speculation};
 use crate::model::{LoadedModel, Precision};
+
+fn pico() -> LoadedModel {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/pico");
+    LoadedModel::open(folder, Precision::F32).unwrap()
+}
 
 struct Bench {
     core: Core,
@@ -21,12 +26,13 @@ struct Bench {
 
 impl Bench {
     fn new(config: EngineConfig) -> Self {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/pico");
-        let model = LoadedModel::open(folder, Precision::F32).unwrap();
+        let model = pico();
+        let drafter = |info: &_| drafter(&model, &config, info).unwrap();
         let built = build(&model, &config).unwrap();
         let vocabulary = model.config().vocab_size;
+        let drafter = drafter(&built.info);
         let shared = Arc::new(Shared::new(built.info, &model));
-        let core = Core::new(Arc::clone(&shared), &built.limits, vocabulary, &config);
+        let core = Core::new(Arc::clone(&shared), &built.limits, vocabulary, &config, drafter);
         let (sender, commands) = sync_channel(64);
         let handle = EngineHandle::new(shared, sender, std::thread::spawn(|| {}));
         Self { core, backend: built.backend, handle, commands, steps: 0 }
@@ -73,7 +79,14 @@ fn sampling() -> Sampling {
 
 #[test]
 fn a_step_allocates_nothing() {
+    for speculation in [Speculation::Off, Speculation::Lookup, Speculation::Draft(pico())] {
+        allocates_nothing(speculation);
+    }
+}
+
+fn allocates_nothing(speculation: Speculation) {
     let config = EngineConfig {
+        speculation: speculation.clone(),
         threads: 1,
         token_budget: 24,
         kv_cache: KvCacheSize::Blocks(20),
@@ -102,4 +115,10 @@ fn a_step_allocates_nothing() {
     let preemptions = bench.handle.metrics().preemptions.load(std::sync::atomic::Ordering::Relaxed);
     let hits = bench.handle.metrics().prefix_hits.load(std::sync::atomic::Ordering::Relaxed);
     assert!(preemptions > 0 && hits > 0 && bench.steps > 100, "{preemptions} {hits} {}", bench.steps);
+    let guessed = bench.handle.metrics().accepted_tokens.load(std::sync::atomic::Ordering::Relaxed);
+    match speculation {
+        Speculation::Off => assert_eq!(guessed, 0),
+        Speculation::Lookup => {}
+        Speculation::Draft(_) => assert!(guessed > 0, "it is the same model"),
+    }
 }

@@ -87,6 +87,8 @@ fn a_wrong_value_is_answered_with_its_field() {
         (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs"),
         (json!({"logprobs": 5}), "logprobs"),
         (json!({"seed": "x"}), "seed"),
+        (json!({"priority": 101}), "priority"),
+        (json!({"priority": "high"}), "priority"),
         (json!({"stream": "yes"}), "stream"),
         (json!({"stream_options": {"include_usage": true}}), "stream_options"),
         (json!({"model": 3}), "model"),
