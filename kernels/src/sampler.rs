@@ -138,9 +138,15 @@ fn adjust(logits: &[f32], inputs: &DrawInputs<'_>, scratch: &mut SampleScratch) 
 /// The token with the largest score, lowest id first; `None` if no token may be drawn.
 fn largest(scores: &[f32]) -> Option<u32> {
     let (mut best, mut token) = (f32::NEG_INFINITY, None);
-    for (id, &score) in scores.iter().enumerate() {
-        if score > best {
-            (best, token) = (score, Some(id as u32));
+    for (run, scores) in scores.chunks(64).enumerate() {
+        // Most runs hold nothing larger: asked of all at once, without a branch each.
+        if !scores.iter().fold(false, |any, &score| any | (score > best)) {
+            continue;
+        }
+        for (index, &score) in scores.iter().enumerate() {
+            if score > best {
+                (best, token) = (score, Some((run * 64 + index) as u32));
+            }
         }
     }
     token
@@ -265,12 +271,14 @@ pub(crate) fn fold_lanes(lanes: &mut [f32; 64]) -> f32 {
     lanes[0]
 }
 
-/// Draws one row's token and its logprobs. The caller has checked every span and token.
+/// Draws one row's token and its logprobs. The caller has checked every span and token, and says how it computes
+/// [`log_sum_exp`].
 pub(crate) fn run(
     job: &SampleJob,
     logits: &[f32],
     context: &SampleContext<'_>,
     scratch: &mut SampleScratch,
+    log_sum_exp: &dyn Fn(&[f32]) -> (f32, f32),
     output: &mut Sampled,
 ) {
     let row = &job.row;

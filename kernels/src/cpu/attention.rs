@@ -10,6 +10,7 @@ use super::cache::{BLOCK_TOKENS, Element, part_number, part_words};
 use super::isa::multiversioned;
 use super::lanes::{Lanes, WIDTH};
 use super::pool::SharedSlice;
+use super::vector_math;
 use crate::backend::{KvDtype, KvSpec};
 use crate::plan::HEAD_DIM_MAX;
 use crate::reference::ATTENTION_TILE;
@@ -230,7 +231,8 @@ impl Queries<'_> {
                     *score = soft_cap(*score, cap);
                 }
             }
-            ends[q] = softmax_tile(&mut weights[q], seen[q].from - tile, seen[q].to - tile);
+            // SAFETY: as the caller's; some of the tile is seen.
+            ends[q] = unsafe { softmax_tile::<L>(&mut weights[q], seen[q].from - tile, seen[q].to - tile) };
             if E::SCALED {
                 for position in seen[q].from..seen[q].to {
                     let (scales, _) = self.block::<E>(1, position);
@@ -311,36 +313,49 @@ impl Queries<'_> {
 }
 
 /// Turns scores `from..to` of a tile into weights exp(score − maximum), all others into 0; returns maximum and sum.
+///
+/// # Safety
+/// The machine has `L`.
 #[inline(always)]
-fn softmax_tile(scores: &mut [f32; ATTENTION_TILE], from: usize, to: usize) -> (f32, f32) {
-    scores[..from].fill(0.0);
-    scores[to..].fill(0.0);
-    // The largest value is the same in any order (of two zeros either does).
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let (chunks, rest) = scores[from..to].as_chunks::<16>();
-    for chunk in chunks {
-        for i in 0..16 {
-            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
+unsafe fn softmax_tile<L: Lanes>(scores: &mut [f32; ATTENTION_TILE], from: usize, to: usize) -> (f32, f32) {
+    // In vectors: positions before and after those seen are −∞, which is no maximum.
+    let (first, last) = (from / WIDTH * WIDTH, to.next_multiple_of(WIDTH));
+    scores[first..from].fill(f32::NEG_INFINITY);
+    scores[to..last].fill(f32::NEG_INFINITY);
+    // SAFETY: first ≤ last ≤ the tile, all multiples of 16.
+    unsafe {
+        let at = scores.as_mut_ptr();
+        let mut largest = L::load(at.add(first));
+        let mut i = first + WIDTH;
+        while i < last {
+            largest = L::max(largest, L::load(at.add(i)));
+            i += WIDTH;
         }
-    }
-    for i in 0..rest.len() {
-        lanes[i] = if rest[i] > lanes[i] { rest[i] } else { lanes[i] };
-    }
-    let mut max = f32::NEG_INFINITY;
-    for lane in lanes {
-        max = if lane > max { lane } else { max };
-    }
-    for score in &mut scores[from..to] {
-        *score = exp(*score - max);
-    }
-    // Positions that are not seen have weight 0, which changes no lane.
-    let mut lanes = [0f32; 64];
-    for chunk in scores[from / 64 * 64..to.next_multiple_of(64)].as_chunks::<64>().0 {
-        for i in 0..64 {
-            lanes[i] += chunk[i];
+        let max = L::largest(largest);
+        let mut i = first;
+        while i < last {
+            L::store(at.add(i), vector_math::exp::<L>(L::sub(L::load(at.add(i)), L::splat(max))));
+            i += WIDTH;
         }
+        // Four vectors are the 64 lanes of rule 4; what is not seen weighs 0, which changes no lane.
+        let (first, last) = (from / 64 * 64, to.next_multiple_of(64));
+        scores[first..from].fill(0.0);
+        scores[to..last].fill(0.0);
+        let at = scores.as_ptr();
+        let mut sums = [L::zero(); 4];
+        let mut i = first;
+        while i < last {
+            for lane in 0..4 {
+                sums[lane] = L::add(sums[lane], L::load(at.add(i + lane * WIDTH)));
+            }
+            i += 64;
+        }
+        let mut lanes = [0f32; 64];
+        for lane in 0..4 {
+            L::store(lanes.as_mut_ptr().add(lane * WIDTH), sums[lane]);
+        }
+        (max, fold_lanes(&mut lanes))
     }
-    (max, fold_lanes(&mut lanes))
 }
 
 /// The running fold over tiles.

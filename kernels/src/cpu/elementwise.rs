@@ -1,47 +1,69 @@
 //! The operations between the products: normalisation, gating, quantisation of activations, sketches.
 //!
-//! Plain loops over fixed arrays that the compiler vectorises; compiled once per instruction set. Sums over a row use 64
+//! Compiled once per instruction set. Sums over a row use 64
 //! lanes (numerics rule 4), so the order does not depend on the vector width.
-#![allow(unsafe_code)] // functions compiled for an instruction set
+#![allow(unsafe_code)]
+// functions compiled for an instruction set
+// Iterators over arrays, and closures, are compiled apart from the function that has the instructions.
+#![allow(clippy::needless_range_loop)]
 
-use polylink_protocol::exact_math::{f32_to_f16_saturating, gelu_tanh, silu, soft_cap};
+use polylink_protocol::exact_math::{exp, f32_to_f16_saturating, gelu_tanh, ln, silu, soft_cap};
 
 use super::isa::multiversioned;
-use super::lanes::Lanes;
+use super::lanes::{Lanes, WIDTH};
+use super::vector_math;
 use crate::operations::{SketchRow, to_bf16_flushed};
-use crate::quantise::{self, BLOCK};
+use crate::quantise::BLOCK;
 use crate::sampler::fold_lanes;
 use crate::step::SKETCH_VALUES;
 
 /// `1 ÷ √(mean square + eps)` of a row (numerics rule 4).
 #[inline(always)]
-fn norm_scale(input: &[f32], eps: f32) -> f32 {
-    let mut lanes = [0f32; 64];
-    let (chunks, rest) = input.as_chunks::<64>();
-    for chunk in chunks {
-        for i in 0..64 {
-            lanes[i] = chunk[i].mul_add(chunk[i], lanes[i]);
+unsafe fn norm_scale<L: Lanes>(input: &[f32], eps: f32) -> f32 {
+    let (from, whole) = (input.as_ptr(), input.len() / 64 * 64);
+    // SAFETY: `whole` values lie there, 64 in the array; the machine has `L`.
+    unsafe {
+        let mut sums = [L::zero(); 4];
+        let mut i = 0;
+        while i < whole {
+            for part in 0..4 {
+                let x = L::load(from.add(i + part * WIDTH));
+                sums[part] = L::fma(x, x, sums[part]);
+            }
+            i += 64;
         }
+        let mut lanes = [0f32; 64];
+        for part in 0..4 {
+            L::store(lanes.as_mut_ptr().add(part * WIDTH), sums[part]);
+        }
+        for i in whole..input.len() {
+            lanes[i % 64] = input[i].mul_add(input[i], lanes[i % 64]);
+        }
+        let mean = fold_lanes(&mut lanes) / input.len() as f32;
+        1.0 / (mean + eps).sqrt()
     }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane = x.mul_add(x, *lane);
-    }
-    let mean = fold_lanes(&mut lanes) / input.len() as f32;
-    1.0 / (mean + eps).sqrt()
 }
 
 #[inline(always)]
 unsafe fn rms_norm_body<L: Lanes>(input: &[f32], weight: &[f32], eps: f32, residual: bool, output: &mut [f32]) {
-    let scale = norm_scale(input, eps);
-    let values = output.iter_mut().zip(input).zip(weight);
-    if residual {
-        for ((output, x), weight) in values {
-            *output += (x * scale) * weight;
+    let width = input.len();
+    assert!(weight.len() == width && output.len() == width, "one row, its weights, its output");
+    let (from, by, to) = (input.as_ptr(), weight.as_ptr(), output.as_mut_ptr());
+    // SAFETY: all three hold `width` values; the machine has `L`.
+    let scale = unsafe { norm_scale::<L>(input, eps) };
+    let mut i = 0;
+    while i < width / WIDTH * WIDTH {
+        // SAFETY: as above.
+        unsafe {
+            let x = L::mul(L::mul(L::load(from.add(i)), L::splat(scale)), L::load(by.add(i)));
+            L::store(to.add(i), if residual { L::add(L::load(to.add(i)), x) } else { x });
         }
-    } else {
-        for ((output, x), weight) in values {
-            *output = (x * scale) * weight;
-        }
+        i += WIDTH;
+    }
+    while i < width {
+        let x = (input[i] * scale) * weight[i];
+        output[i] = if residual { output[i] + x } else { x };
+        i += 1;
     }
 }
 
@@ -62,7 +84,8 @@ multiversioned! {
 #[inline(always)]
 unsafe fn head_norm_body<L: Lanes>(heads: &mut [f32], weight: &[f32], eps: f32) {
     for head in heads.chunks_exact_mut(weight.len()) {
-        let scale = norm_scale(head, eps);
+        // SAFETY: as the caller's.
+        let scale = unsafe { norm_scale::<L>(head, eps) };
         for (x, weight) in head.iter_mut().zip(weight) {
             *x = (*x * scale) * weight;
         }
@@ -79,8 +102,20 @@ multiversioned! {
 
 #[inline(always)]
 unsafe fn silu_mul_body<L: Lanes>(gate: &[f32], up: &[f32], output: &mut [f32]) {
-    for ((output, &gate), &up) in output.iter_mut().zip(gate).zip(up) {
-        *output = silu(gate) * up;
+    let width = output.len();
+    assert!(gate.len() == width && up.len() == width, "gate, up and output are of one width");
+    let mut i = 0;
+    while i < width / WIDTH * WIDTH {
+        // SAFETY: all three hold `width` values; the machine has `L`.
+        unsafe {
+            let product = L::mul(vector_math::silu::<L>(L::load(gate.as_ptr().add(i))), L::load(up.as_ptr().add(i)));
+            L::store(output.as_mut_ptr().add(i), product);
+        }
+        i += WIDTH;
+    }
+    while i < width {
+        output[i] = silu(gate[i]) * up[i];
+        i += 1;
     }
 }
 
@@ -130,17 +165,38 @@ unsafe fn quantise_body<L: Lanes>(
     sums: &mut [i32],
     halves: &mut [i32],
 ) {
-    let quads = quads.chunks_exact_mut(BLOCK / 4 * L::QUAD_BYTES);
-    let blocks = input.as_chunks::<BLOCK>().0.iter().zip(quads);
-    for ((values, to), (scale, (sum, half))) in blocks.zip(scales.iter_mut().zip(sums.iter_mut().zip(halves))) {
-        let mut quants = [0i8; BLOCK];
-        *scale = quantise::activations(values, &mut quants);
-        let (first, second) = quants.split_at(BLOCK / 2);
-        *half = first.iter().map(|quant| *quant as i32).sum();
-        *sum = *half + second.iter().map(|quant| *quant as i32).sum::<i32>();
-        for (quad, to) in quants.as_chunks::<4>().0.iter().zip(to.chunks_exact_mut(L::QUAD_BYTES)) {
-            // SAFETY: `to` has QUAD_BYTES bytes.
-            unsafe { L::store_quad(to.as_mut_ptr(), *quad) };
+    let (blocks, bytes) = (input.len() / BLOCK, BLOCK / 4 * L::QUAD_BYTES);
+    assert!(quads.len() == blocks * bytes && scales.len() == blocks, "one row's blocks");
+    assert!(sums.len() == blocks && halves.len() == blocks, "one row's blocks");
+    for block in 0..blocks {
+        let from = input[block * BLOCK..][..BLOCK].as_ptr();
+        let to = &mut quads[block * bytes..][..bytes];
+        // SAFETY: a block holds 32 values, `to` their quads; the machine has `L`.
+        unsafe {
+            let (low, high) = (L::load(from), L::load(from.add(WIDTH)));
+            let scale = L::largest(L::max(L::abs(low), L::abs(high))) / 127.0;
+            if scale < f32::MIN_POSITIVE {
+                (scales[block], sums[block], halves[block]) = (0.0, 0, 0);
+                to.fill(0);
+                continue;
+            }
+            let divisor = L::splat(scale);
+            let low = vector_math::round::<L>(L::div(low, divisor));
+            let high = vector_math::round::<L>(L::div(high, divisor));
+            (scales[block], halves[block]) = (scale, L::sum_i32(low));
+            sums[block] = halves[block] + L::sum_i32(high);
+            if L::QUAD_BYTES == 4 {
+                L::store_i8(to.as_mut_ptr(), low);
+                L::store_i8(to.as_mut_ptr().add(WIDTH), high);
+                continue;
+            }
+            let mut quants = [0i8; BLOCK];
+            L::store_i8(quants.as_mut_ptr(), low);
+            L::store_i8(quants.as_mut_ptr().add(WIDTH), high);
+            for quad in 0..BLOCK / 4 {
+                let four = [quants[4 * quad], quants[4 * quad + 1], quants[4 * quad + 2], quants[4 * quad + 3]];
+                L::store_quad(to.as_mut_ptr().add(quad * L::QUAD_BYTES), four);
+            }
         }
     }
 }
@@ -200,4 +256,50 @@ multiversioned! {
     /// # Safety
     /// The machine has `set`.
     pub(crate) unsafe fn sketch(input: &[f32], row: &SketchRow, output: &mut [u16; SKETCH_VALUES]) = sketch_body
+}
+
+#[inline(always)]
+unsafe fn log_sum_exp_body<L: Lanes>(logits: &[f32], output: &mut (f32, f32)) {
+    let (from, length) = (logits.as_ptr(), logits.len());
+    let whole = length / 64 * 64;
+    // SAFETY: `whole` values and more lie there; the machine has `L`.
+    unsafe {
+        let mut largest = [L::splat(f32::NEG_INFINITY); 4];
+        let mut i = 0;
+        while i < whole {
+            for part in 0..4 {
+                largest[part] = L::max(largest[part], L::load(from.add(i + part * WIDTH)));
+            }
+            i += 64;
+        }
+        let mut max = L::largest(L::max(L::max(largest[0], largest[1]), L::max(largest[2], largest[3])));
+        for i in whole..length {
+            max = if logits[i] > max { logits[i] } else { max };
+        }
+        let mut sums = [L::zero(); 4];
+        let mut i = 0;
+        while i < whole {
+            for part in 0..4 {
+                let x = L::sub(L::load(from.add(i + part * WIDTH)), L::splat(max));
+                sums[part] = L::add(sums[part], vector_math::exp::<L>(x));
+            }
+            i += 64;
+        }
+        let mut lanes = [0f32; 64];
+        for part in 0..4 {
+            L::store(lanes.as_mut_ptr().add(part * WIDTH), sums[part]);
+        }
+        for i in whole..length {
+            lanes[i % 64] += exp(logits[i] - max);
+        }
+        *output = (max, ln(fold_lanes(&mut lanes)));
+    }
+}
+
+multiversioned! {
+    /// `sampler::log_sum_exp` of finite logits.
+    ///
+    /// # Safety
+    /// The machine has `set`.
+    pub(crate) unsafe fn log_sum_exp(logits: &[f32], output: &mut (f32, f32)) = log_sum_exp_body
 }

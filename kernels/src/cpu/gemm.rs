@@ -69,18 +69,24 @@ impl Product<'_> {
         let MatrixShape { outputs, planes, .. } = self.matrix.shape;
         let first = strip * WIDTH;
         let count = WIDTH.min(outputs - first);
-        // SAFETY: the tile owns this row and strip; the array holds 16 values.
-        let (out, sums) = unsafe {
+        // SAFETY: the tile owns this row and strip; `count` values lie there, and 16 in the array.
+        unsafe {
+            let out = self.output.part((row * planes + plane) * self.width + self.first + first, count);
+            if count == WIDTH {
+                let mut sum = sum;
+                if let Some(bias) = self.bias {
+                    sum = L::add(sum, L::load(bias[first..][..WIDTH].as_ptr()));
+                }
+                if self.residual {
+                    sum = L::add(L::load(out.as_ptr()), sum);
+                }
+                return L::store(out.as_mut_ptr(), sum);
+            }
             let mut sums = [0f32; WIDTH];
             L::store(sums.as_mut_ptr(), sum);
-            (self.output.part((row * planes + plane) * self.width + self.first + first, count), sums)
-        };
-        if self.bias.is_none() && !self.residual {
-            out.copy_from_slice(&sums[..count]);
-            return;
-        }
-        for (i, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
-            *out = finish(sum, self.bias.map(|bias| bias[first + i]), self.residual.then_some(*out));
+            for i in 0..count {
+                out[i] = finish(sums[i], self.bias.map(|bias| bias[first + i]), self.residual.then_some(out[i]));
+            }
         }
     }
 
@@ -115,6 +121,38 @@ impl Product<'_> {
     }
 }
 
+/// Which part of the weights that come next a block asks for ahead of their use: it is one of `passes` over its strips
+/// (one per block of rows), and the passes share the work. Where there is one pass, the processor sees well what comes
+/// next, except that integers' loops are too long for it to look far: they ask for what lies [`NEAR`] ahead.
+#[derive(Clone, Copy)]
+struct Ahead {
+    pass: usize,
+    passes: usize,
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Bytes ahead in the same stream.
+const NEAR: usize = 4096;
+
+/// Inputs between two requests for weights ahead, in products of floats: a whole number of cache lines.
+const AHEAD_INPUTS: usize = 32;
+
+/// Asks for `bytes` bytes at a place within the weights.
+///
+/// # Safety
+/// The machine has `L`.
+#[inline(always)]
+unsafe fn ask<L: Lanes>(at: *const u8, bytes: usize) {
+    let mut line = 0;
+    while line < bytes {
+        // SAFETY: as the caller's; asking for any address is harmless.
+        unsafe { L::prefetch(at.wrapping_add(line)) };
+        line += LINE;
+    }
+}
+
 /// A stored float that 16 lanes can be loaded of.
 trait Stored: Copy {
     unsafe fn load<L: Lanes>(from: *const Self) -> L::F32;
@@ -144,8 +182,8 @@ impl Stored for u16 {
 unsafe fn float_block<L: Lanes, W: Stored, const R: usize, const S: usize>(
     product: &Product<'_>,
     weights: &[W],
-    row: usize,
-    strip: usize,
+    (row, strip): (usize, usize),
+    ahead: Ahead,
 ) {
     let shape = product.matrix.shape;
     let inputs = shape.inputs;
@@ -156,17 +194,28 @@ unsafe fn float_block<L: Lanes, W: Stored, const R: usize, const S: usize>(
         let mut totals = [[L::zero(); S]; R];
         for (index, (from, to)) in shape.ranges().enumerate() {
             let mut sums = [[L::zero(); S]; R];
-            for k in from..to {
-                let mut w = [L::zero(); S];
-                for s in 0..S {
-                    w[s] = W::load::<L>(weights.as_ptr().add((s * inputs + k) * WIDTH));
-                }
-                for r in 0..R {
-                    let x = L::splat(*input.as_ptr().add(r * inputs + k));
+            let mut start = from;
+            while start < to {
+                let end = to.min(start + AHEAD_INPUTS);
+                if ahead.passes > 1 && start / AHEAD_INPUTS % ahead.passes == ahead.pass {
                     for s in 0..S {
-                        sums[r][s] = L::fma(x, w[s], sums[r][s]);
+                        let next = weights.as_ptr().wrapping_add(((S + s) * inputs + start) * WIDTH);
+                        ask::<L>(next.cast(), AHEAD_INPUTS * WIDTH * size_of::<W>());
                     }
                 }
+                for k in start..end {
+                    let mut w = [L::zero(); S];
+                    for s in 0..S {
+                        w[s] = W::load::<L>(weights.as_ptr().add((s * inputs + k) * WIDTH));
+                    }
+                    for r in 0..R {
+                        let x = L::splat(*input.as_ptr().add(r * inputs + k));
+                        for s in 0..S {
+                            sums[r][s] = L::fma(x, w[s], sums[r][s]);
+                        }
+                    }
+                }
+                start = end;
             }
             product.end_range::<L, R, S>(row, strip, (index, to == inputs), &sums, &mut totals);
         }
@@ -181,8 +230,8 @@ unsafe fn float_block<L: Lanes, W: Stored, const R: usize, const S: usize>(
 unsafe fn pair_block<L: Lanes, const R: usize, const S: usize>(
     product: &Product<'_>,
     weights: &[u16],
-    row: usize,
-    strip: usize,
+    (row, strip): (usize, usize),
+    ahead: Ahead,
 ) {
     let shape = product.matrix.shape;
     let inputs = shape.inputs;
@@ -195,13 +244,25 @@ unsafe fn pair_block<L: Lanes, const R: usize, const S: usize>(
             let mut sums = [[L::zero(); S]; R];
             let mut k = from;
             while k < to {
-                for s in 0..S {
-                    let w = L::load_pairs(weights.as_ptr().add((s * inputs + k) * WIDTH));
-                    for r in 0..R {
-                        sums[r][s] = L::dot_pairs(sums[r][s], w, input.as_ptr().add(r * inputs + k));
+                let end = to.min(k + AHEAD_INPUTS);
+                if ahead.passes > 1 && k / AHEAD_INPUTS % ahead.passes == ahead.pass {
+                    for s in 0..S {
+                        let next = weights.as_ptr().wrapping_add(((S + s) * inputs + k) * WIDTH);
+                        ask::<L>(next.cast(), AHEAD_INPUTS * WIDTH * size_of::<u16>());
                     }
                 }
-                k += 2;
+                while k < end {
+                    let mut w = [L::load_pairs(weights.as_ptr().add(k * WIDTH)); S];
+                    for s in 1..S {
+                        w[s] = L::load_pairs(weights.as_ptr().add((s * inputs + k) * WIDTH));
+                    }
+                    for r in 0..R {
+                        for s in 0..S {
+                            sums[r][s] = L::dot_pairs(sums[r][s], w[s], input.as_ptr().add(r * inputs + k));
+                        }
+                    }
+                    k += 2;
+                }
             }
             product.end_range::<L, R, S>(row, strip, (index, to == inputs), &sums, &mut totals);
         }
@@ -216,8 +277,8 @@ unsafe fn pair_block<L: Lanes, const R: usize, const S: usize>(
 unsafe fn integer_block<L: Lanes, const NIBBLES: bool, const R: usize, const S: usize>(
     product: &Product<'_>,
     quants: &Quants,
-    row: usize,
-    strip: usize,
+    (row, strip): (usize, usize),
+    ahead: Ahead,
 ) {
     let shape = product.matrix.shape;
     let blocks = shape.inputs / BLOCK;
@@ -235,35 +296,60 @@ unsafe fn integer_block<L: Lanes, const NIBBLES: bool, const R: usize, const S: 
         for (index, (from, to)) in shape.ranges().enumerate() {
             let mut sums = [[L::zero(); S]; R];
             for block in from / BLOCK..to / BLOCK {
+                if block % ahead.passes == ahead.pass {
+                    for s in 0..S {
+                        let number = s * blocks + block;
+                        let next = if ahead.passes == 1 { number + NEAR / block_bytes } else { number + S * blocks };
+                        ask::<L>(w.as_ptr().wrapping_add(next * block_bytes), block_bytes);
+                        ask::<L>(w_scales.as_ptr().wrapping_add(next * WIDTH).cast(), 1);
+                    }
+                }
                 let mut dots = [[L::splat_i32(0); S]; R];
                 for r in 0..R {
                     dots[r] = [L::splat_i32(*block_sums.as_ptr().add(r * blocks + block) * -offset); S];
                 }
                 let quads = quads.as_ptr().add(block * QUADS * L::QUAD_BYTES);
-                for step in 0..if NIBBLES { QUADS / 2 } else { QUADS } {
-                    for s in 0..S {
-                        let from = w.as_ptr().add((s * blocks + block) * block_bytes + step * 4 * WIDTH);
-                        if NIBBLES {
-                            let [low, high] = L::load_nibbles(from);
-                            for r in 0..R {
-                                let quad = quads.add(r * row_bytes + step * L::QUAD_BYTES);
-                                dots[r][s] = L::dot_quads(dots[r][s], low, quad);
-                                dots[r][s] = L::dot_quads(dots[r][s], high, quad.add(QUADS / 2 * L::QUAD_BYTES));
+                let from = w.as_ptr().add(block * block_bytes);
+                // Weights first: a row's activations are then loaded once for all strips.
+                if NIBBLES {
+                    for step in 0..QUADS / 2 {
+                        let mut w = [L::load_nibbles(from.add(step * 4 * WIDTH)); S];
+                        for s in 1..S {
+                            w[s] = L::load_nibbles(from.add(s * blocks * block_bytes + step * 4 * WIDTH));
+                        }
+                        for r in 0..R {
+                            let quad = quads.add(r * row_bytes + step * L::QUAD_BYTES);
+                            for s in 0..S {
+                                dots[r][s] = L::dot_quads(dots[r][s], w[s][0], quad);
                             }
-                        } else {
-                            let w = L::load_quads(from);
-                            for r in 0..R {
-                                dots[r][s] =
-                                    L::dot_quads(dots[r][s], w, quads.add(r * row_bytes + step * L::QUAD_BYTES));
+                            let quad = quad.add(QUADS / 2 * L::QUAD_BYTES);
+                            for s in 0..S {
+                                dots[r][s] = L::dot_quads(dots[r][s], w[s][1], quad);
+                            }
+                        }
+                    }
+                } else {
+                    for step in 0..QUADS {
+                        let mut w = [L::load_quads(from.add(step * 4 * WIDTH)); S];
+                        for s in 1..S {
+                            w[s] = L::load_quads(from.add(s * blocks * block_bytes + step * 4 * WIDTH));
+                        }
+                        for r in 0..R {
+                            let quad = quads.add(r * row_bytes + step * L::QUAD_BYTES);
+                            for s in 0..S {
+                                dots[r][s] = L::dot_quads(dots[r][s], w[s], quad);
                             }
                         }
                     }
                 }
+                let mut d = [L::zero(); S];
                 for s in 0..S {
-                    let scale = L::load_f16(w_scales.as_ptr().add((s * blocks + block) * WIDTH));
-                    for r in 0..R {
-                        let scale = L::mul(L::splat(*scales.as_ptr().add(r * blocks + block)), scale);
-                        sums[r][s] = L::fma(L::to_f32(dots[r][s]), scale, sums[r][s]);
+                    d[s] = L::load_f16(w_scales.as_ptr().add((s * blocks + block) * WIDTH));
+                }
+                for r in 0..R {
+                    let scale = L::splat(*scales.as_ptr().add(r * blocks + block));
+                    for s in 0..S {
+                        sums[r][s] = L::fma(L::to_f32(dots[r][s]), L::mul(scale, d[s]), sums[r][s]);
                     }
                 }
             }
@@ -272,58 +358,115 @@ unsafe fn integer_block<L: Lanes, const NIBBLES: bool, const R: usize, const S: 
     }
 }
 
-/// R rows by S strips of any product.
+/// A packed form, and how a block of rows and strips of its products is computed.
+trait Form: Copy {
+    /// Whether a sum takes two registers: the integers of a block, and the chain over blocks.
+    const INTEGERS: bool;
+
+    /// R rows by S strips.
+    ///
+    /// # Safety
+    /// As [`float_block`].
+    unsafe fn block<L: Lanes, const R: usize, const S: usize>(
+        self,
+        product: &Product<'_>,
+        at: (usize, usize),
+        ahead: Ahead,
+    );
+}
+
+impl<W: Stored> Form for &[W] {
+    const INTEGERS: bool = false;
+    #[inline(always)]
+    unsafe fn block<L: Lanes, const R: usize, const S: usize>(self, p: &Product<'_>, at: (usize, usize), ahead: Ahead) {
+        // SAFETY: as the caller's.
+        unsafe { float_block::<L, W, R, S>(p, self, at, ahead) }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Pairs<'a>(&'a [u16]);
+
+impl Form for Pairs<'_> {
+    const INTEGERS: bool = false;
+    #[inline(always)]
+    unsafe fn block<L: Lanes, const R: usize, const S: usize>(self, p: &Product<'_>, at: (usize, usize), ahead: Ahead) {
+        // SAFETY: as the caller's.
+        unsafe { pair_block::<L, R, S>(p, self.0, at, ahead) }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Integers<'a, const NIBBLES: bool>(&'a Quants);
+
+impl<const NIBBLES: bool> Form for Integers<'_, NIBBLES> {
+    const INTEGERS: bool = true;
+    #[inline(always)]
+    unsafe fn block<L: Lanes, const R: usize, const S: usize>(self, p: &Product<'_>, at: (usize, usize), ahead: Ahead) {
+        // SAFETY: as the caller's.
+        unsafe { integer_block::<L, NIBBLES, R, S>(p, self.0, at, ahead) }
+    }
+}
+
+/// Strips that are computed together, where there are as many.
+pub(crate) const TOGETHER: usize = 2;
+
+/// All rows of a tile, in blocks whose sums stay in registers.
 ///
 /// # Safety
 /// As [`float_block`].
 #[inline(always)]
-unsafe fn block<L: Lanes, const R: usize, const S: usize>(product: &Product<'_>, row: usize, strip: usize) {
+unsafe fn blocks<L: Lanes, F: Form>(form: F, product: &Product<'_>, rows: (usize, usize), strips: (usize, usize)) {
+    let most = if L::WIDE && !F::INTEGERS { 12 } else { 6 };
+    let passes = (rows.1 - rows.0).div_ceil(most);
+    let mut strip = strips.0;
+    while strip < strips.1 {
+        let (mut row, mut pass, left) = (rows.0, 0, strips.1 - strip);
+        // One row of integers keeps up with one stream.
+        let together = if F::INTEGERS && rows.1 - rows.0 == 1 { 1 } else { left.min(TOGETHER) };
+        while row < rows.1 {
+            let (at, ahead) = ((row, strip), Ahead { pass, passes });
+            // SAFETY: as the caller's; `step` rows are left.
+            let step = unsafe {
+                match (rows.1 - row, together) {
+                    (12.., 2) if L::WIDE && !F::INTEGERS => (form.block::<L, 12, 2>(product, at, ahead), 12).1,
+                    (8, 2) if L::WIDE => (form.block::<L, 8, 2>(product, at, ahead), 8).1,
+                    (6.., 2) => (form.block::<L, 6, 2>(product, at, ahead), 6).1,
+                    (4.., 2) => (form.block::<L, 4, 2>(product, at, ahead), 4).1,
+                    (_, 2) => (form.block::<L, 1, 2>(product, at, ahead), 1).1,
+                    (4.., _) => (form.block::<L, 4, 1>(product, at, ahead), 4).1,
+                    (_, _) => (form.block::<L, 1, 1>(product, at, ahead), 1).1,
+                }
+            };
+            (row, pass) = (row + step, pass + 1);
+        }
+        strip += together;
+    }
+}
+
+/// # Safety
+/// As [`float_block`].
+#[inline(always)]
+unsafe fn tile_body<L: Lanes>(product: &Product<'_>, rows: (usize, usize), strips: (usize, usize)) {
     // SAFETY: as the caller's.
     unsafe {
         match &product.matrix.values {
-            PackedValues::F32(values) => float_block::<L, f32, R, S>(product, values, row, strip),
-            PackedValues::Bf16(values) => float_block::<L, u16, R, S>(product, values, row, strip),
-            PackedValues::Bf16Pairs(values) => pair_block::<L, R, S>(product, values, row, strip),
+            PackedValues::F32(values) => blocks::<L, _>(&values[..], product, rows, strips),
+            PackedValues::Bf16(values) => blocks::<L, _>(&values[..], product, rows, strips),
+            PackedValues::Bf16Pairs(values) => blocks::<L, _>(Pairs(values), product, rows, strips),
             PackedValues::Quants(quants) if quants.nibbles => {
-                integer_block::<L, true, R, S>(product, quants, row, strip)
+                blocks::<L, _>(Integers::<true>(quants), product, rows, strips);
             }
-            PackedValues::Quants(quants) => integer_block::<L, false, R, S>(product, quants, row, strip),
+            PackedValues::Quants(quants) => blocks::<L, _>(Integers::<false>(quants), product, rows, strips),
             PackedValues::K(_) | PackedValues::Stack(_) => unreachable!("superblocks have tiles of their own"),
         }
     }
 }
 
-/// Strips per tile.
-pub(crate) const TILE_STRIPS: usize = 2;
-
-/// All rows of a tile, in blocks of 6, 4, 2 and 1.
-///
-/// # Safety
-/// As [`float_block`].
-#[inline(always)]
-unsafe fn tile_body<L: Lanes>(product: &Product<'_>, rows: (usize, usize), strip: usize) {
-    let two = strip + 1 < product.matrix.strips();
-    let mut row = rows.0;
-    while row < rows.1 {
-        // SAFETY: as the caller's; `step` rows are left.
-        let step = unsafe {
-            match (rows.1 - row, two) {
-                (6.., true) => (block::<L, 6, 2>(product, row, strip), 6).1,
-                (4.., true) => (block::<L, 4, 2>(product, row, strip), 4).1,
-                (2.., true) => (block::<L, 2, 2>(product, row, strip), 2).1,
-                (_, true) => (block::<L, 1, 2>(product, row, strip), 1).1,
-                (4.., false) => (block::<L, 4, 1>(product, row, strip), 4).1,
-                (_, false) => (block::<L, 1, 1>(product, row, strip), 1).1,
-            }
-        };
-        row += step;
-    }
-}
-
 multiversioned! {
-    /// Computes rows `rows.0..rows.1` of the strips `strip` and, if there is one, `strip + 1`.
+    /// Computes rows `rows.0..rows.1` of the strips `strips.0..strips.1`.
     ///
     /// # Safety
     /// The machine has `set`; no other worker writes these rows and strips.
-    pub(crate) unsafe fn tile(product: &Product<'_>, rows: (usize, usize), strip: usize) = tile_body
+    pub(crate) unsafe fn tile(product: &Product<'_>, rows: (usize, usize), strips: (usize, usize)) = tile_body
 }

@@ -16,7 +16,7 @@
 
 use polylink_protocol::exact_math::{f16_to_f32, f32_to_f16_saturating};
 
-use super::gemm::{Activations, Product};
+use super::gemm::{Activations, Product, TOGETHER};
 use super::isa::multiversioned;
 use super::lanes::WIDTH;
 use super::lanes::bits::BitLanes;
@@ -269,19 +269,28 @@ unsafe fn rows<L: BitLanes, const BITS: u8>(product: &Product<'_>, k: &KQuants, 
 /// # Safety
 /// As [`block`].
 #[inline(always)]
-unsafe fn tile_body<L: BitLanes>(product: &Product<'_>, quants: &KQuants, range: (usize, usize), strip: usize) {
-    // SAFETY: as the caller's.
-    unsafe {
-        match quants.kind {
-            KKind::Q4 => rows::<L, Q4>(product, quants, range, strip),
-            KKind::Q5 => rows::<L, Q5>(product, quants, range, strip),
-            KKind::Q6 => rows::<L, Q6>(product, quants, range, strip),
+unsafe fn tile_body<L: BitLanes>(
+    product: &Product<'_>,
+    quants: &KQuants,
+    range: (usize, usize),
+    strips: (usize, usize),
+) {
+    let mut strip = strips.0;
+    while strip < strips.1 {
+        // SAFETY: as the caller's.
+        unsafe {
+            match quants.kind {
+                KKind::Q4 => rows::<L, Q4>(product, quants, range, strip),
+                KKind::Q5 => rows::<L, Q5>(product, quants, range, strip),
+                KKind::Q6 => rows::<L, Q6>(product, quants, range, strip),
+            }
         }
+        strip += TOGETHER;
     }
 }
 
 multiversioned! {
-    /// Computes rows `range.0..range.1` of the strips `strip` and, if there is one, `strip + 1`.
+    /// Computes rows `range.0..range.1` of the strips `strips.0..strips.1`, of which the first is even.
     ///
     /// # Safety
     /// The machine has `set`; no other worker writes these rows and strips; `quants` are the product's matrix.
@@ -289,7 +298,7 @@ multiversioned! {
         product: &Product<'_>,
         quants: &KQuants,
         range: (usize, usize),
-        strip: usize,
+        strips: (usize, usize),
     ) = tile_body
 }
 

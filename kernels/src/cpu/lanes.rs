@@ -23,6 +23,8 @@ pub(crate) const WIDTH: usize = 16;
 pub(crate) trait Lanes: Copy {
     type F32: Copy;
     type I32: Copy;
+    /// Whether there are 32 registers of 16 lanes: products then keep more sums in them.
+    const WIDE: bool;
 
     unsafe fn zero() -> Self::F32;
     unsafe fn splat(x: f32) -> Self::F32;
@@ -34,7 +36,18 @@ pub(crate) trait Lanes: Copy {
     unsafe fn load_i8(from: *const i8) -> Self::F32;
     unsafe fn store(to: *mut f32, x: Self::F32);
     unsafe fn add(a: Self::F32, b: Self::F32) -> Self::F32;
+    unsafe fn sub(a: Self::F32, b: Self::F32) -> Self::F32;
     unsafe fn mul(a: Self::F32, b: Self::F32) -> Self::F32;
+    unsafe fn div(a: Self::F32, b: Self::F32) -> Self::F32;
+    /// The larger one of two numbers (neither is NaN).
+    unsafe fn max(a: Self::F32, b: Self::F32) -> Self::F32;
+    /// The smaller one of two numbers (neither is NaN).
+    unsafe fn min(a: Self::F32, b: Self::F32) -> Self::F32;
+    unsafe fn abs(a: Self::F32) -> Self::F32;
+    /// The largest of all lanes (none is NaN).
+    unsafe fn largest(a: Self::F32) -> f32;
+    /// Asks for the cache line at `at` ahead of its use; any address will do.
+    unsafe fn prefetch(at: *const u8);
     /// a·b + c, rounded once.
     unsafe fn fma(a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
 
@@ -53,6 +66,18 @@ pub(crate) trait Lanes: Copy {
     /// Stores four activations (|a| ≤ 127) as `dot_quads` wants to read them.
     unsafe fn store_quad(to: *mut i8, a: [i8; 4]);
     unsafe fn splat_i32(x: i32) -> Self::I32;
+    unsafe fn add_i32(a: Self::I32, b: Self::I32) -> Self::I32;
+    unsafe fn sub_i32(a: Self::I32, b: Self::I32) -> Self::I32;
+    /// Shifted right by one bit, the sign kept.
+    unsafe fn halve(a: Self::I32) -> Self::I32;
+    /// Shifted left by 23 bits, read as f32.
+    unsafe fn exponent(a: Self::I32) -> Self::F32;
+    /// The bits of f32.
+    unsafe fn bits(a: Self::F32) -> Self::I32;
+    /// Stores 16 integers of 8 bits each.
+    unsafe fn store_i8(to: *mut i8, a: Self::I32);
+    /// The sum of all lanes.
+    unsafe fn sum_i32(a: Self::I32) -> i32;
     /// 64 unsigned bytes: four neighbours (along K) per lane.
     type Quads: Copy;
     unsafe fn load_quads(from: *const u8) -> Self::Quads;
@@ -73,6 +98,7 @@ impl Lanes for Plain {
     type Pairs = [u16; 2 * WIDTH];
     type Quads = [u8; 4 * WIDTH];
     const QUAD_BYTES: usize = 4;
+    const WIDE: bool = false;
 
     #[inline(always)]
     unsafe fn zero() -> Self::F32 {
@@ -108,10 +134,40 @@ impl Lanes for Plain {
         a
     }
     #[inline(always)]
+    unsafe fn sub(mut a: Self::F32, b: Self::F32) -> Self::F32 {
+        (0..WIDTH).for_each(|i| a[i] -= b[i]);
+        a
+    }
+    #[inline(always)]
     unsafe fn mul(mut a: Self::F32, b: Self::F32) -> Self::F32 {
         (0..WIDTH).for_each(|i| a[i] *= b[i]);
         a
     }
+    #[inline(always)]
+    unsafe fn div(mut a: Self::F32, b: Self::F32) -> Self::F32 {
+        (0..WIDTH).for_each(|i| a[i] /= b[i]);
+        a
+    }
+    #[inline(always)]
+    unsafe fn max(mut a: Self::F32, b: Self::F32) -> Self::F32 {
+        (0..WIDTH).for_each(|i| a[i] = if a[i] > b[i] { a[i] } else { b[i] });
+        a
+    }
+    #[inline(always)]
+    unsafe fn min(mut a: Self::F32, b: Self::F32) -> Self::F32 {
+        (0..WIDTH).for_each(|i| a[i] = if a[i] < b[i] { a[i] } else { b[i] });
+        a
+    }
+    #[inline(always)]
+    unsafe fn abs(a: Self::F32) -> Self::F32 {
+        a.map(f32::abs)
+    }
+    #[inline(always)]
+    unsafe fn largest(a: Self::F32) -> f32 {
+        a.iter().fold(f32::NEG_INFINITY, |largest, &x| if x > largest { x } else { largest })
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
     #[inline(always)]
     unsafe fn fma(a: Self::F32, b: Self::F32, mut c: Self::F32) -> Self::F32 {
         (0..WIDTH).for_each(|i| c[i] = a[i].mul_add(b[i], c[i]));
@@ -145,6 +201,37 @@ impl Lanes for Plain {
     #[inline(always)]
     unsafe fn splat_i32(x: i32) -> Self::I32 {
         [x; WIDTH]
+    }
+    #[inline(always)]
+    unsafe fn add_i32(mut a: Self::I32, b: Self::I32) -> Self::I32 {
+        (0..WIDTH).for_each(|i| a[i] = a[i].wrapping_add(b[i]));
+        a
+    }
+    #[inline(always)]
+    unsafe fn sub_i32(mut a: Self::I32, b: Self::I32) -> Self::I32 {
+        (0..WIDTH).for_each(|i| a[i] = a[i].wrapping_sub(b[i]));
+        a
+    }
+    #[inline(always)]
+    unsafe fn halve(a: Self::I32) -> Self::I32 {
+        a.map(|x| x >> 1)
+    }
+    #[inline(always)]
+    unsafe fn exponent(a: Self::I32) -> Self::F32 {
+        a.map(|x| f32::from_bits((x as u32) << 23))
+    }
+    #[inline(always)]
+    unsafe fn bits(a: Self::F32) -> Self::I32 {
+        a.map(|x| x.to_bits() as i32)
+    }
+    #[inline(always)]
+    unsafe fn store_i8(to: *mut i8, a: Self::I32) {
+        // SAFETY: the caller's pointer is good for 16 bytes.
+        unsafe { to.cast::<[i8; WIDTH]>().write(a.map(|x| x as i8)) }
+    }
+    #[inline(always)]
+    unsafe fn sum_i32(a: Self::I32) -> i32 {
+        a.iter().sum()
     }
     #[inline(always)]
     unsafe fn load_quads(from: *const u8) -> Self::Quads {

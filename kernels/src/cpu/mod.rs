@@ -14,12 +14,13 @@ pub(crate) mod kquants;
 pub(crate) mod lanes;
 pub(crate) mod packed;
 pub(crate) mod pool;
+pub(crate) mod vector_math;
 
 use std::num::NonZeroUsize;
 
 use self::attention::Queries;
 use self::cache::{BLOCK_TOKENS, part_number, part_words};
-use self::gemm::{Activations, Product, TILE_STRIPS};
+use self::gemm::{Activations, Product, TOGETHER};
 use self::isa::InstructionSet;
 use self::packed::{Packed, PackedValues, Takes};
 use self::pool::{Pool, SharedSlice};
@@ -63,6 +64,12 @@ pub struct CpuOperations {
 
 /// Rows per tile of a product; a run of rows reuses the weights from cache.
 const TILE_ROWS: usize = 48;
+
+/// Rows up to which the weights are read once, in long stretches: tiles are then as wide as the workers' number allows.
+const FEW_ROWS: usize = 48;
+
+/// Tiles per worker of a product of few rows: enough that no worker waits long for the last one.
+const FEW_ROWS_TILES: usize = 12;
 
 /// Activations that are kept in the second-level cache while the weights pass by: half of a small one.
 const CACHED_BYTES: usize = 512 << 10;
@@ -122,7 +129,13 @@ impl CpuOperations {
 fn run(pool: &mut Pool, set: InstructionSet, product: &Product<'_>) -> Result<(), Poisoned> {
     let (matrix, inputs) = (product.matrix, product.matrix.shape.inputs);
     let rows = product.input.len() / inputs;
-    let (columns, runs) = (matrix.strips().div_ceil(TILE_STRIPS), rows.div_ceil(TILE_ROWS));
+    let strips = matrix.strips();
+    let wide = if rows <= FEW_ROWS {
+        (strips / (pool.workers() * FEW_ROWS_TILES)).next_multiple_of(4).max(TOGETHER)
+    } else {
+        TOGETHER
+    };
+    let (columns, runs) = (strips.div_ceil(wide), rows.div_ceil(TILE_ROWS));
     let small = rows * inputs * matrix.shape.outputs < 4 * SMALL;
     // Runs of rows that stay in the second-level cache together while the weights pass by.
     let row_bytes = match matrix.takes() {
@@ -135,12 +148,13 @@ fn run(pool: &mut Pool, set: InstructionSet, product: &Product<'_>) -> Result<()
         let first = index / (together * columns) * together;
         let (within, width) = (index % (together * columns), together.min(runs - first));
         let (column, run) = (within / width, first + within % width);
-        let (rows, strip) = ((run * TILE_ROWS, rows.min((run + 1) * TILE_ROWS)), column * TILE_STRIPS);
+        let rows = (run * TILE_ROWS, rows.min((run + 1) * TILE_ROWS));
+        let strips = (column * wide, strips.min((column + 1) * wide));
         // SAFETY: each tile has its own rows and strips; the machine has `set`.
         unsafe {
             match &matrix.values {
-                PackedValues::K(quants) => kquants::tile(set, product, quants, rows, strip),
-                _ => gemm::tile(set, product, rows, strip),
+                PackedValues::K(quants) => kquants::tile(set, product, quants, rows, strips),
+                _ => gemm::tile(set, product, rows, strips),
             }
         }
     };
@@ -403,11 +417,18 @@ impl Operations for CpuOperations {
         scratch: &mut [SampleScratch],
         output: &mut [Sampled],
     ) -> Result<(), Poisoned> {
+        let set = self.set;
         let (scratch, output) = (SharedSlice::new(scratch), SharedSlice::new(output));
+        let log_sum_exp = |logits: &[f32]| {
+            let mut result = (0.0, 0.0);
+            // SAFETY: the machine has `set`.
+            unsafe { elementwise::log_sum_exp(set, logits, &mut result) };
+            result
+        };
         self.pool.run(jobs.len(), &|item, worker| {
             // SAFETY: each worker has its own scratch, each item its own output.
             let (scratch, output) = unsafe { (&mut scratch.part(worker, 1)[0], &mut output.part(item, 1)[0]) };
-            sampler::run(&jobs[item], logits, context, scratch, output);
+            sampler::run(&jobs[item], logits, context, scratch, &log_sum_exp, output);
         })
     }
 }

@@ -74,7 +74,10 @@ impl Split {
 
 /// Uniform values in −1..1 from a counter: the same on every machine.
 pub fn uniform(stream: u32, index: u32) -> f32 {
-    let word = philox_4x32_10([index / 4, stream, 0, 0], 0x7465_7374)[(index % 4) as usize];
+    unit(philox_4x32_10([index / 4, stream, 0, 0], 0x7465_7374)[(index % 4) as usize])
+}
+
+fn unit(word: u32) -> f32 {
     (word >> 8) as f32 / 8_388_608.0 - 1.0
 }
 
@@ -89,7 +92,8 @@ pub struct Tensor {
 impl Tensor {
     pub fn random(name: &str, stream: u32, shape: &[usize], dtype: Dtype, scale: f32, offset: f32) -> Self {
         let count: usize = shape.iter().product();
-        let values = (0..count as u32).map(|i| uniform(stream, i) * scale + offset);
+        let words = (0..count.div_ceil(4) as u32).flat_map(|i| philox_4x32_10([i, stream, 0, 0], 0x7465_7374));
+        let values = words.take(count).map(|word| unit(word) * scale + offset);
         let data = match dtype {
             _ if !dtype.is_float() => return Self::blocks(name, stream, shape, dtype, scale),
             Dtype::Bf16 => values.flat_map(|value| f32_to_bf16(value).to_le_bytes()).collect(),

@@ -11,7 +11,6 @@ pub(crate) trait BitLanes: Lanes {
     unsafe fn load_small(from: *const i8) -> Self::I32;
     /// Of products below 2³¹.
     unsafe fn mul_i32(a: Self::I32, b: Self::I32) -> Self::I32;
-    unsafe fn add_i32(a: Self::I32, b: Self::I32) -> Self::I32;
     /// Per byte `low | (bits << shift) & mask`; shifted to the right if `shift` is negative. The bits of `mask` come from
     /// the same byte.
     unsafe fn with_upper(low: Self::Quads, bits: Self::Quads, shift: i32, mask: u8) -> Self::Quads;
@@ -31,11 +30,6 @@ impl BitLanes for Plain {
     #[inline(always)]
     unsafe fn mul_i32(mut a: Self::I32, b: Self::I32) -> Self::I32 {
         (0..WIDTH).for_each(|i| a[i] = a[i].wrapping_mul(b[i]));
-        a
-    }
-    #[inline(always)]
-    unsafe fn add_i32(mut a: Self::I32, b: Self::I32) -> Self::I32 {
-        (0..WIDTH).for_each(|i| a[i] = a[i].wrapping_add(b[i]));
         a
     }
     #[inline(always)]
@@ -69,10 +63,6 @@ mod x86 {
             unsafe { _mm512_mullo_epi32(a, b) }
         }
         #[inline(always)]
-        unsafe fn add_i32(a: __m512i, b: __m512i) -> __m512i {
-            unsafe { _mm512_add_epi32(a, b) }
-        }
-        #[inline(always)]
         unsafe fn with_upper(low: __m512i, bits: __m512i, shift: i32, mask: u8) -> __m512i {
             unsafe {
                 let count = _mm_cvtsi32_si128(shift.abs());
@@ -101,10 +91,6 @@ mod x86 {
         #[inline(always)]
         unsafe fn mul_i32(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
             unsafe { [_mm256_mullo_epi32(a[0], b[0]), _mm256_mullo_epi32(a[1], b[1])] }
-        }
-        #[inline(always)]
-        unsafe fn add_i32(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
-            unsafe { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
         }
         #[inline(always)]
         unsafe fn with_upper(low: [__m256i; 2], bits: [__m256i; 2], shift: i32, mask: u8) -> [__m256i; 2] {
