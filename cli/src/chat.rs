@@ -100,7 +100,7 @@ pub async fn run(args: &ChatArgs, home: &Path) -> Result<(), CliError> {
     let answerer = answerer(args, home).await?;
     let mut messages = Vec::new();
     if let Some(question) = &args.question {
-        messages.push(ChatMessage { role: "user".into(), content: question.clone() });
+        messages.push(ChatMessage::new("user", question.clone()));
         answer(&answerer, args, &messages).await?;
     } else {
         let mut lines = std::io::stdin().lock().lines();
@@ -110,9 +110,9 @@ pub async fn run(args: &ChatArgs, home: &Path) -> Result<(), CliError> {
             if line.trim().is_empty() {
                 break;
             }
-            messages.push(ChatMessage { role: "user".into(), content: line });
+            messages.push(ChatMessage::new("user", line));
             let content = answer(&answerer, args, &messages).await?;
-            messages.push(ChatMessage { role: "assistant".into(), content });
+            messages.push(ChatMessage::new("assistant", content));
         }
     }
     Ok(())

@@ -66,7 +66,7 @@ fn instructions_in_an_answer_are_data() {
     let prompt = |answer: &str| rubric().prompt(&Pair { question: "What is 6 times 7?".into(), answer: answer.into() });
     // What fences the answer, and what is special to the model that reads it.
     let marks = |prompt: &str| {
-        let message = ChatMessage { role: "user".into(), content: prompt.into() };
+        let message = ChatMessage::new("user", prompt);
         let ids = model.encode_chat(&[message]).unwrap();
         let special =
             ids.iter().filter(|id| model.tokenizer().has_special(&model.tokenizer().token_text(**id))).count();

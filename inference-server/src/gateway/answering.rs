@@ -150,12 +150,13 @@ impl Gateway {
         Ok(funds)
     }
 
-    async fn begin(&self, caller: Caller, request: AnswerRequest) -> Result<Answer, ApiError> {
+    async fn begin(&self, caller: Caller, mut request: AnswerRequest) -> Result<Answer, ApiError> {
         let key = self.keys.authenticate(&caller)?;
         self.keys.admit(&key)?;
         let offered = self.find(&request.model)?;
         let charge = self.charge(&key).await?;
-        let mut sampling = offered.text.sampling(&request);
+        let (mut sampling, grammar) = offered.text.sampling(&request)?;
+        let tools = request.take_tools(offered.text.dialect(&request)?);
         let prompt_token_ids = encode(offered.text.clone(), request.prompt, request.add_special_tokens).await?;
         sampling.max_tokens = offered.text.max_tokens(prompt_token_ids.len(), sampling.max_tokens)?;
         let seed = match request.seed {
@@ -163,7 +164,6 @@ impl Gateway {
             None => random_bytes()?,
         };
         let id = answer_id(request.kind)?;
-        let grammar = request.grammar.map(|grammar| grammar.text);
         let logprobs = request.logprobs;
         let ask = Ask { prompt_token_ids, sampling, grammar, seed, logprobs, answer_id: id.clone() };
         let upstream = self.attempt(&offered, &ask, charge).await?;
@@ -182,7 +182,7 @@ impl Gateway {
         };
         let events = stream::unfold(relay, |mut relay| async move { Some((relay.next().await?, relay)) });
         let prompt_token_ids = ask.prompt_token_ids;
-        Ok(Answer { id, model: offered.name, tokenizer, prompt_token_ids, events: events.boxed() })
+        Ok(Answer { id, model: offered.name, tokenizer, prompt_token_ids, tools, events: events.boxed() })
     }
 
     /// Takes an answer in as fast as it comes, however slowly its user reads: so what has arrived is what the worker has

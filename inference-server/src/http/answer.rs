@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::request::Kind;
+use super::tools::{ToolCall, ToolReader};
 use crate::model::Tokenizer;
 
 /// A completion token.
@@ -76,6 +77,8 @@ pub(crate) struct Shape {
     pub(crate) token_ids: bool,
     pub(crate) include_usage: bool,
     pub(crate) prompt_token_ids: Vec<u32>,
+    /// Reads calls of tools in a choice's text.
+    pub(crate) tools: Option<ToolReader>,
 }
 
 fn usage_object(usage: &AnswerUsage) -> Value {
@@ -95,6 +98,12 @@ impl Shape {
         object.insert("created".into(), self.created.into());
         object.insert("model".into(), self.model.clone().into());
         object
+    }
+
+    /// Calls as they stand in a message, each with an id of its own.
+    fn calls(&self, choice: u32, calls: &[ToolCall]) -> Vec<Value> {
+        let answer = self.id.rsplit('-').next().unwrap_or_default();
+        calls.iter().enumerate().map(|(i, call)| call.to_json(format!("call_{answer}_{choice}_{i}"))).collect()
     }
 
     fn token_object(&self, id: u32, logprob: f32) -> Value {
@@ -142,13 +151,15 @@ pub(crate) struct Chunks {
 
 #[derive(Clone, Default)]
 struct ChunkState {
+    tools: Option<ToolReader>,
     started: bool,
     text_offset: usize,
 }
 
 impl Chunks {
     pub(crate) fn new(shape: Shape, n: u32) -> Self {
-        Self { shape, choices: vec![ChunkState::default(); n as usize], held: None }
+        let state = ChunkState { tools: shape.tools.clone(), ..ChunkState::default() };
+        Self { shape, choices: vec![state; n as usize], held: None }
     }
 
     /// The chunks that an event gives.
@@ -156,16 +167,35 @@ impl Chunks {
         let mut out = Vec::new();
         match event {
             AnswerEvent::Tokens { choice, tokens, text } => {
+                let text = match self.tools(choice) {
+                    Some(reader) => reader.push(&text),
+                    None => text,
+                };
                 if !text.is_empty() || self.shape.logprobs || self.shape.token_ids {
                     out.push(self.chunk(choice, &text, &tokens, None));
                 }
             }
             AnswerEvent::Finish { choice, reason, text } => {
                 out.extend(self.release(None));
+                let (text, calls) = match self.tools(choice) {
+                    Some(reader) => last_of(reader, &text),
+                    None => (text, vec![]),
+                };
                 if !text.is_empty() {
                     out.push(self.chunk(choice, &text, &[], None));
                 }
-                self.held = Some((choice, reason));
+                if !calls.is_empty() {
+                    let mut chunk = self.chunk(choice, "", &[], None);
+                    let mut calls = self.shape.calls(choice, &calls);
+                    calls.iter_mut().enumerate().for_each(|(i, call)| call["index"] = i.into());
+                    let delta = &mut chunk["choices"][0]["delta"];
+                    delta["tool_calls"] = calls.into();
+                    delta["content"] = Value::Null;
+                    out.push(chunk);
+                    self.held = Some((choice, called(reason)));
+                } else {
+                    self.held = Some((choice, reason));
+                }
             }
             AnswerEvent::Done { usage, polylink } => {
                 out.extend(self.release(polylink));
@@ -179,6 +209,10 @@ impl Chunks {
             AnswerEvent::Failed(error) => out.push(error.to_json()),
         }
         out
+    }
+
+    fn tools(&mut self, choice: u32) -> Option<&mut ToolReader> {
+        self.choices.get_mut(choice as usize)?.tools.as_mut()
     }
 
     fn release(&mut self, polylink: Option<Value>) -> Option<Value> {
@@ -230,6 +264,19 @@ impl Chunks {
     }
 }
 
+/// The last text of a choice, and its calls.
+fn last_of(reader: &mut ToolReader, text: &str) -> (String, Vec<ToolCall>) {
+    let mut shown = reader.push(text);
+    let (rest, calls) = reader.finish();
+    shown.push_str(&rest);
+    (shown, calls)
+}
+
+/// Why a choice with calls has ended.
+fn called(reason: String) -> String {
+    if reason == "stop" { "tool_calls".into() } else { reason }
+}
+
 /// Collects a whole answer.
 pub(crate) struct Whole {
     shape: Shape,
@@ -240,6 +287,7 @@ pub(crate) struct Whole {
 struct WholeChoice {
     text: String,
     tokens: Vec<TokenPiece>,
+    calls: Vec<ToolCall>,
     finish: Option<String>,
 }
 
@@ -261,6 +309,11 @@ impl Whole {
                 if let Some(state) = self.choices.get_mut(choice as usize) {
                     state.text.push_str(&text);
                     state.finish = Some(reason);
+                    if let Some(mut reader) = self.shape.tools.clone() {
+                        (state.text, state.calls) = last_of(&mut reader, &state.text);
+                        state.finish =
+                            state.finish.take().map(|why| if state.calls.is_empty() { why } else { called(why) });
+                    }
                 }
             }
             AnswerEvent::Done { usage, polylink } => return Ok(Some(self.object(&usage, polylink))),
@@ -277,6 +330,12 @@ impl Whole {
             let mut entry = json!({"index": index, "finish_reason": choice.finish, "logprobs": logprobs});
             if chat {
                 entry["message"] = json!({"role": "assistant", "content": choice.text, "refusal": null});
+                if !choice.calls.is_empty() {
+                    entry["message"]["tool_calls"] = self.shape.calls(index as u32, &choice.calls).into();
+                    if choice.text.is_empty() {
+                        entry["message"]["content"] = Value::Null;
+                    }
+                }
             } else {
                 entry["text"] = choice.text.clone().into();
             }

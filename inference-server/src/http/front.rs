@@ -20,7 +20,8 @@ use super::error::ApiError;
 use super::local::TextModel;
 use super::metrics::HttpMetrics;
 use super::request::{AnswerRequest, Kind};
-use super::{metrics, server, sse, texts};
+use super::tools::ToolReader;
+use super::{metrics, openapi, server, sse, texts};
 use crate::model::Tokenizer;
 
 /// The header that names ignored fields.
@@ -69,6 +70,8 @@ pub struct Answer {
     pub tokenizer: Arc<Tokenizer>,
     /// The prompt as the model sees it.
     pub prompt_token_ids: Vec<u32>,
+    /// Reads calls of tools in a choice's text; `None`: there are none.
+    pub tools: Option<ToolReader>,
     /// What happens; dropping it stops the generation.
     pub events: BoxStream<'static, AnswerEvent>,
 }
@@ -132,6 +135,7 @@ pub fn router<A: Answerer>(answerer: Arc<A>, limits: FrontLimits, metrics: HttpM
         .with_state(front)
         .route("/health", get(health))
         .route("/version", get(version))
+        .route("/openapi.json", get(openapi::openapi))
         .fallback(server::not_found)
         .method_not_allowed_fallback(server::wrong_method)
 }
@@ -277,7 +281,7 @@ async fn try_complete<A: Answerer>(
     let (n, streamed, include_usage) = (request.sampling.n, request.stream, request.include_usage);
     let (logprobs, token_ids) = (request.logprobs.is_some(), request.return_token_ids);
     let ignored = ignored_header(&request.ignored);
-    let grammar_field = request.grammar.as_ref().map(|grammar| grammar.field);
+    let grammar_field = request.grammar.as_ref().map_or(request.tools.as_ref().map(|_| "tools"), |g| Some(g.field));
     let answer = front.answerer.answer(caller, request).await.map_err(|error| of_grammar(error, grammar_field))?;
     let shape = Shape {
         kind,
@@ -289,6 +293,7 @@ async fn try_complete<A: Answerer>(
         token_ids,
         include_usage,
         prompt_token_ids: answer.prompt_token_ids,
+        tools: answer.tools,
     };
     let mut response = if streamed {
         streamed_response(Chunks::new(shape, n), answer.events, place)

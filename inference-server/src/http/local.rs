@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use polylink_protocol::digest::Digest;
+use polylink_protocol::market::grammar_digest;
 use polylink_protocol::market_v1::Sampling;
 use prometheus::proto::MetricFamily;
 use serde_json::json;
@@ -15,6 +16,7 @@ use super::error::ApiError;
 use super::front::{Answer, Answerer, Caller, ModelCard, unix_seconds, unknown_model};
 use super::metrics::engine_families;
 use super::request::{AnswerRequest, Kind, Prompt};
+use super::tools::Dialect;
 use crate::engine::{EngineHandle, EngineStatus, GenerateRequest, RequestStream, TextEvent, TextStream};
 use crate::model::{ChatTemplate, GenerationDefaults, LoadedModel, Tokenizer};
 
@@ -47,7 +49,12 @@ impl TextModel {
 
     /// The request's sampling parameters, those that it left open from the model's generation config (which is part of
     /// its profile); a value there that no request may have is passed over.
-    pub fn sampling(&self, request: &AnswerRequest) -> Sampling {
+    ///
+    /// Also the text of the grammar that answers are held to, whose digest is in the parameters.
+    ///
+    /// # Errors
+    /// 400 for tools that the model's template does not know.
+    pub fn sampling(&self, request: &AnswerRequest) -> Result<(Sampling, Option<String>), ApiError> {
         let (mut sampling, unset) = (request.sampling.clone(), request.unset);
         let within = |value: Option<f32>, low: f32, high: f32| value.filter(|value| (low..=high).contains(value));
         if let Some(temperature) = within(self.defaults.temperature, 0.0, 2.0).filter(|_| unset.temperature) {
@@ -63,7 +70,25 @@ impl TextModel {
         {
             sampling.repetition_penalty = penalty;
         }
-        sampling
+        let mut grammar = request.grammar.as_ref().map(|grammar| grammar.text.clone());
+        if let Some((tools, dialect)) = request.tools.as_ref().zip(self.dialect(request)?) {
+            grammar = grammar.or(tools.grammar(dialect));
+        }
+        sampling.grammar_digest = grammar_digest(grammar.as_deref());
+        Ok((sampling, grammar))
+    }
+
+    /// How calls of the request's tools are written; `None`: it has none.
+    ///
+    /// # Errors
+    /// 400 for tools that the model's template does not know.
+    pub fn dialect(&self, request: &AnswerRequest) -> Result<Option<Dialect>, ApiError> {
+        if request.tools.is_none() {
+            return Ok(None);
+        }
+        let dialect = self.template.as_ref().and_then(|template| Dialect::of(template));
+        let unknown = || ApiError::unsupported("tools", "this model's chat template knows no tools");
+        dialect.map(Some).ok_or_else(unknown)
     }
 
     /// Token ids of a prompt; `add_special_tokens` as in the request.
@@ -72,10 +97,10 @@ impl TextModel {
     /// 400 that names the field.
     pub fn encode(&self, prompt: &Prompt, add_special_tokens: Option<bool>) -> Result<Vec<u32>, ApiError> {
         match prompt {
-            Prompt::Chat(messages) => {
+            Prompt::Chat(conversation) => {
                 let none = || ApiError::field("messages", "this model has no chat template: use /v1/completions");
                 let template = self.template.as_ref().ok_or_else(none)?;
-                template.encode(messages, &self.tokenizer).map_err(|e| ApiError::field("messages", e.to_string()))
+                template.encode(conversation, &self.tokenizer).map_err(|e| ApiError::field("messages", e.to_string()))
             }
             Prompt::Text(text) => {
                 let encoded = self.tokenizer.encode_whole(text, add_special_tokens.unwrap_or(true));
@@ -129,11 +154,12 @@ impl LocalAnswerer {
         Self { engine, text, name, created: unix_seconds() }
     }
 
-    async fn begin(&self, caller: Caller, request: AnswerRequest) -> Result<Answer, ApiError> {
+    async fn begin(&self, caller: Caller, mut request: AnswerRequest) -> Result<Answer, ApiError> {
         if request.model != self.name {
             return Err(unknown_model(&request.model, &[self.card()]));
         }
-        let mut sampling = self.text.sampling(&request);
+        let (mut sampling, grammar) = self.text.sampling(&request)?;
+        let tools = request.take_tools(self.text.dialect(&request)?);
         let prompt_token_ids = encode(self.text.clone(), request.prompt, request.add_special_tokens).await?;
         sampling.max_tokens = self.text.max_tokens(prompt_token_ids.len(), sampling.max_tokens)?;
         let seed = match request.seed {
@@ -150,7 +176,7 @@ impl LocalAnswerer {
             // The engine takes the larger first.
             priority: -request.priority.unwrap_or(0),
             logprobs: request.logprobs.unwrap_or(0),
-            grammar: request.grammar.map(|grammar| grammar.text),
+            grammar,
         };
         let stream = submit(&self.engine, generate).await?;
         let text = TextStream::new(stream, Arc::clone(&self.text.tokenizer), n, stop);
@@ -160,6 +186,7 @@ impl LocalAnswerer {
             model: self.name.clone(),
             tokenizer: Arc::clone(&self.text.tokenizer),
             prompt_token_ids,
+            tools,
             events: events.map(answer_event).boxed(),
         })
     }

@@ -11,11 +11,13 @@ pub(crate) mod front;
 mod grammar;
 pub mod local;
 pub mod metrics;
+mod openapi;
 pub mod request;
 mod sampling;
 pub mod server;
 pub mod sse;
 mod texts;
+mod tools;
 
 pub use answer::{AnswerEvent, AnswerUsage, TokenPiece};
 pub use error::ApiError;
@@ -23,3 +25,4 @@ pub use front::{Answer, Answerer, Caller, Front, FrontLimits, ModelCard, router}
 pub use grammar::AskedGrammar;
 pub use request::{AnswerRequest, Kind, Prompt};
 pub use sampling::client_seed;
+pub use tools::{Dialect, ToolChoice, ToolReader, Tools};

@@ -3,16 +3,16 @@
 //! Three kinds of fields: those that are obeyed; those that would change the answer and are not built, which get a 400
 //! that names them; and the rest, which are ignored and named in the header `x-polylink-ignored-fields`.
 
-use polylink_protocol::market::grammar_digest;
 use polylink_protocol::market_v1::Sampling;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::fields::{Fields, expected};
 use super::grammar::{AskedGrammar, grammar};
 use super::sampling::{client_seed, sampling, token_ids};
+use super::tools::{Dialect, ToolChoice, ToolReader, Tools, tools};
 use crate::engine::scheduler::PRIORITY_MAX;
-use crate::model::ChatMessage;
+use crate::model::{ChatMessage, Conversation};
 
 /// Most messages of a conversation.
 const MESSAGES_MAX: usize = 2_048;
@@ -36,7 +36,7 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
     /// A conversation for the model's chat template.
-    Chat(Vec<ChatMessage>),
+    Chat(Box<Conversation>),
     /// A text.
     Text(String),
     /// Token ids.
@@ -73,8 +73,10 @@ pub struct AnswerRequest {
     pub seed: Option<[u8; 32]>,
     /// Absent: no logprobs; else so many alternatives per token.
     pub logprobs: Option<u32>,
-    /// What every choice must look like; `sampling` has its digest.
+    /// What every choice must look like; its digest is not yet in `sampling`.
     pub grammar: Option<AskedGrammar>,
+    /// Tools that the model may call, or must.
+    pub tools: Option<Tools>,
     /// Smaller goes first, as vLLM has it; absent: 0.
     pub priority: Option<i32>,
     /// Special tokens that the tokenizer puts around a text, such as a first one; absent: around texts, not around
@@ -95,8 +97,6 @@ type MeansNothing = fn(&Value) -> bool;
 
 /// Fields that would change the answer: name, what is said, and which values mean nothing.
 const REFUSED: &[(&str, &str, MeansNothing)] = &[
-    ("tools", "leave it out", is_empty),
-    ("tool_choice", "leave it out, or send \"none\" or \"auto\"", is_auto),
     ("functions", "leave it out", is_empty),
     ("function_call", "leave it out, or send \"none\" or \"auto\"", is_auto),
     ("modalities", "leave it out, or send [\"text\"]", |v| *v == serde_json::json!(["text"])),
@@ -109,6 +109,9 @@ const REFUSED: &[(&str, &str, MeansNothing)] = &[
     ("echo", "leave it out, or send false", |v| *v == false),
     ("suffix", "leave it out", |v| v == ""),
     ("use_beam_search", "leave it out, or send false", |v| *v == false),
+    ("include_stop_str_in_output", "leave it out, or send false", |v| *v == false),
+    ("skip_special_tokens", "leave it out, or send true; `return_token_ids` gives them all", |v| *v == true),
+    ("return_tokens_as_token_ids", "use `return_token_ids`", |v| *v == false),
     ("length_penalty", "leave it out, or send 1", |v| v.as_f64() == Some(1.0)),
     ("bad_words", "use `logit_bias`", is_empty),
     ("allowed_token_ids", "use `logit_bias`", is_empty),
@@ -117,7 +120,6 @@ const REFUSED: &[(&str, &str, MeansNothing)] = &[
     ("truncate_prompt_tokens", "shorten the prompt", |_| false),
     ("prompt_embeds", "send token ids", is_empty),
     ("chat_template", "the model's own template is part of its profile", |_| false),
-    ("chat_template_kwargs", "leave it out", is_empty),
     ("add_generation_prompt", "leave it out, or send true", |v| *v == true),
     ("continue_final_message", "leave it out, or send false", |v| *v == false),
     ("documents", "put them into a message", is_empty),
@@ -125,8 +127,7 @@ const REFUSED: &[(&str, &str, MeansNothing)] = &[
 ];
 
 /// Fields that are known and change nothing here.
-const HARMLESS: &[&str] =
-    &["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"];
+const HARMLESS: &[&str] = &["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"];
 
 fn is_empty(value: &Value) -> bool {
     match value {
@@ -169,9 +170,15 @@ impl AnswerRequest {
             top_k: !fields.has("top_k"),
             repetition_penalty: !fields.has("repetition_penalty"),
         };
-        let mut sampling = sampling(&mut fields, max_tokens.unwrap_or(default))?;
+        let sampling = sampling(&mut fields, max_tokens.unwrap_or(default))?;
         let grammar = grammar(&mut fields)?;
-        sampling.grammar_digest = grammar_digest(grammar.as_ref().map(|grammar| grammar.text.as_str()));
+        let tools = if kind == Kind::Chat { tools(&mut fields)? } else { None };
+        if let (Some(grammar), Some(Tools { choice: ToolChoice::Required | ToolChoice::Named(_), .. })) =
+            (&grammar, &tools)
+        {
+            let message = format!("`tool_choice` and `{}` both constrain the answer", grammar.field);
+            return Err(ApiError::field("tool_choice", message));
+        }
         let logprobs = match kind {
             Kind::Chat => chat_logprobs(&mut fields)?,
             Kind::Completion => fields.integer("logprobs", 0, TOP_LOGPROBS_MAX)?.map(|n| n as u32),
@@ -187,6 +194,7 @@ impl AnswerRequest {
             seed: fields.integer("seed", i64::MIN, i64::MAX)?.map(client_seed),
             logprobs,
             grammar,
+            tools,
             priority: fields.integer("priority", i64::from(-PRIORITY_MAX), i64::from(PRIORITY_MAX))?.map(|p| p as i32),
             add_special_tokens: fields.boolean("add_special_tokens")?,
             stream,
@@ -200,8 +208,28 @@ impl AnswerRequest {
 /// The conversation, or the text or token ids.
 pub(crate) fn prompt_of(kind: Kind, fields: &mut Fields) -> Result<Prompt, ApiError> {
     match kind {
-        Kind::Chat => messages(fields).map(Prompt::Chat),
+        Kind::Chat => {
+            let messages = messages(fields)?;
+            let variables = match fields.take("chat_template_kwargs") {
+                None => Map::new(),
+                Some(Value::Object(map)) => map,
+                Some(other) => return Err(expected("chat_template_kwargs", &other, "an object")),
+            };
+            Ok(Prompt::Chat(Box::new(Conversation { messages, tools: vec![], variables })))
+        }
         Kind::Completion => prompt(fields),
+    }
+}
+
+impl AnswerRequest {
+    /// Puts the tools where the template finds them, and returns what reads their calls.
+    pub(crate) fn take_tools(&mut self, dialect: Option<Dialect>) -> Option<ToolReader> {
+        let (tools, dialect) = self.tools.take().zip(dialect)?;
+        let reader = tools.reader(dialect);
+        if let Prompt::Chat(conversation) = &mut self.prompt {
+            conversation.tools = tools.list;
+        }
+        Some(reader)
     }
 }
 
@@ -269,24 +297,36 @@ fn messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, ApiError> {
 }
 
 fn message(i: usize, value: Value) -> Result<ChatMessage, ApiError> {
+    const ROLES: &str = "system, user, assistant or tool";
     let at = |field: &str| format!("messages[{i}].{field}");
     let Value::Object(mut map) = value else {
         return Err(expected(&format!("messages[{i}]"), &value, "an object with role and content"));
     };
     let role = match map.remove("role") {
         Some(Value::String(role)) => role,
-        other => return Err(expected(&at("role"), &other.unwrap_or_default(), "system, user or assistant")),
+        other => return Err(expected(&at("role"), &other.unwrap_or_default(), ROLES)),
     };
     let role = match role.as_str() {
-        "system" | "user" | "assistant" => role,
+        "system" | "user" | "assistant" | "tool" => role,
         // OpenAI's newer name of the same role.
         "developer" => "system".into(),
-        "tool" | "function" => return Err(ApiError::unsupported(&at("role"), "tools are not built")),
-        _ => return Err(expected(&at("role"), &Value::String(role), "system, user or assistant")),
+        "function" => return Err(ApiError::unsupported(&at("role"), "use `tool`")),
+        _ => return Err(expected(&at("role"), &Value::String(role), ROLES)),
     };
-    for name in ["tool_calls", "function_call", "audio"] {
+    for name in ["function_call", "audio"] {
         if map.remove(name).is_some_and(|v| !v.is_null() && !is_empty(&v)) {
             return Err(ApiError::unsupported(&at(name), "leave it out"));
+        }
+    }
+    let mut more = Map::new();
+    if let Some(calls) = map.remove("tool_calls").filter(|v| !v.is_null() && !is_empty(v)) {
+        more.insert("tool_calls".into(), tool_calls(calls, &at("tool_calls"))?);
+    }
+    for name in ["tool_call_id", "name", "reasoning_content"] {
+        match map.remove(name) {
+            None | Some(Value::Null) => {}
+            Some(text @ Value::String(_)) => drop(more.insert(name.into(), text)),
+            Some(other) => return Err(expected(&at(name), &other, "a text")),
         }
     }
     let content = match map.remove("content") {
@@ -294,9 +334,31 @@ fn message(i: usize, value: Value) -> Result<ChatMessage, ApiError> {
         Some(Value::Array(parts)) => {
             parts.iter().map(|part| text_part(part, &at("content"))).collect::<Result<String, _>>()?
         }
+        None | Some(Value::Null) if more.contains_key("tool_calls") => String::new(),
         other => return Err(expected(&at("content"), &other.unwrap_or_default(), "a text or a list of text parts")),
     };
-    Ok(ChatMessage { role, content })
+    Ok(ChatMessage { role, content, more })
+}
+
+/// Calls that an assistant has made. Their arguments come as JSON in a text, and templates expect the object.
+fn tool_calls(calls: Value, name: &str) -> Result<Value, ApiError> {
+    const WHAT: &str = "a list of {\"id\", \"type\": \"function\", \"function\": {\"name\", \"arguments\"}}";
+    let Value::Array(mut list) = calls else { return Err(expected(name, &calls, WHAT)) };
+    for call in &mut list {
+        if !call["function"]["name"].is_string() {
+            return Err(expected(name, call, WHAT));
+        }
+        let parsed = match &call["function"]["arguments"] {
+            Value::Object(_) => continue,
+            Value::String(text) => serde_json::from_str::<Map<String, Value>>(text).ok(),
+            Value::Null => Some(Map::new()),
+            _ => None,
+        };
+        let arguments =
+            parsed.ok_or_else(|| ApiError::field(name, format!("`{name}`: arguments are no JSON object")))?;
+        call["function"]["arguments"] = Value::Object(arguments);
+    }
+    Ok(Value::Array(list))
 }
 
 fn text_part<'a>(part: &'a Value, name: &str) -> Result<&'a str, ApiError> {

@@ -9,6 +9,7 @@ mod config;
 mod decoder;
 mod error;
 mod loader;
+mod python;
 mod rope;
 mod split_plan;
 mod tokenizer;
@@ -23,7 +24,7 @@ use polylink_protocol::digest::Hasher;
 use polylink_protocol::market_v1::ModelProfile;
 
 pub use architecture::{DecoderConfig, LayerConfig, MixtureConfig};
-pub use chat_template::{ChatMessage, ChatTemplate};
+pub use chat_template::{ChatMessage, ChatTemplate, Conversation};
 pub use config::GenerationDefaults;
 pub use error::ModelError;
 pub use split_plan::{ModelShard, SplitPlan};
@@ -138,7 +139,8 @@ impl LoadedModel {
             let value = &tokenizer_config[field];
             value.as_str().or_else(|| value["content"].as_str()).unwrap_or_default().to_owned()
         };
-        let tokens = TemplateTokens { bos: named("bos_token"), eos: named("eos_token") };
+        let tokens =
+            TemplateTokens(["bos_token", "eos_token", "pad_token", "unk_token"].map(|name| (name, named(name))).into());
         let chat_template = text.map(|text| ChatTemplate::parse(text, tokens)).transpose()?.map(Arc::new);
         if tokenizer.base_vocabulary() > config.vocab_size {
             let reason = format!(
@@ -221,7 +223,7 @@ impl LoadedModel {
         let template = self.chat_template().ok_or_else(|| ModelError::Template {
             reason: "this model has none: use /v1/completions, or add one to tokenizer_config.json".into(),
         })?;
-        template.encode(messages, self.tokenizer())
+        template.encode(&messages.into(), self.tokenizer())
     }
 
     /// The profile that a worker of this folder claims. `id` is `org/name@revision`. Reads all weights once.

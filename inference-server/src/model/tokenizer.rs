@@ -1,8 +1,9 @@
 //! Text to token ids and back: `tokenizer.json` through the `tokenizers` crate, and decoding token by token.
 //!
-//! What always holds: the pieces that a [`Detokenizer`] gives, joined, are what decoding all of its tokens at once gives
-//! (special tokens skipped), and a piece never ends inside a character; except that bytes which make no character within
-//! 16 tokens are given out as U+FFFD. Text is never held back longer than that.
+//! What always holds: the pieces that a [`Detokenizer`] gives, joined, are what decoding all of its tokens behind other text
+//! gives (special tokens skipped; decoders that drop the blank at the beginning of a text do not drop it there), and a
+//! piece never ends inside a character; except that bytes which make no character within 16 tokens are given out as
+//! U+FFFD. Text is never held back longer than that.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -24,6 +25,8 @@ pub struct Tokenizer {
     /// Added tokens, which are spelt as they are, and whether they are special.
     added: HashMap<u32, bool>,
     spelling: Spelling,
+    /// A text's tokens to decode others behind, where a decoder drops the first blank.
+    anchor: Vec<u32>,
 }
 
 /// How the vocabulary spells bytes, by the decoder of `tokenizer.json`.
@@ -94,7 +97,15 @@ impl Tokenizer {
         let special = tokens.into_values().filter(|token| token.special).map(|token| token.content).collect();
         let mut plain = inner.clone();
         plain.set_encode_special_tokens(true);
-        Ok(Self { inner, plain, special, added, spelling: Spelling::of(&json["decoder"]) })
+        let spelling = Spelling::of(&json["decoder"]);
+        let mut tokenizer = Self { inner, plain, special, added, spelling, anchor: vec![] };
+        if matches!(spelling, Spelling::Text { blank: Some(_), .. }) {
+            let anchor = tokenizer.encode_plain("a").unwrap_or_default();
+            if tokenizer.decode(&anchor).ends_with('a') {
+                tokenizer.anchor = anchor;
+            }
+        }
+        Ok(tokenizer)
     }
 
     /// Tokens in the vocabulary, added ones included.
@@ -130,12 +141,33 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        encode(&self.plain, text)
+        let mut ids = encode(&self.plain, text)?;
+        let is_special = |id: &u32| self.added.get(id) == Some(&true);
+        if !ids.iter().any(is_special) {
+            return Ok(ids);
+        }
+        // The model itself has it as a piece (Unigram): it does not find it in two halves.
+        let cut =
+            self.find_special(text).and_then(|(at, _)| text[at..].chars().next().map(|first| at + first.len_utf8()));
+        match cut.filter(|cut| *cut < text.len()) {
+            Some(cut) => Ok([self.encode_plain(&text[..cut])?, self.encode_plain(&text[cut..])?].concat()),
+            None => {
+                ids.retain(|id| !is_special(id));
+                Ok(ids)
+            }
+        }
     }
 
     /// Whether a text contains the text of a special token.
     pub fn has_special(&self, text: &str) -> bool {
         self.special.iter().any(|special| text.contains(special.as_str()))
+    }
+
+    /// The first text of a special token in a text: where it begins, and its length; the longest where several begin.
+    pub fn find_special(&self, text: &str) -> Option<(usize, usize)> {
+        let found = self.special.iter().filter(|special| !special.is_empty());
+        let found = found.filter_map(|special| text.find(special.as_str()).map(|at| (at, special.len())));
+        found.min_by_key(|(at, length)| (*at, usize::MAX - length))
     }
 
     /// The text of token ids, special tokens skipped.
@@ -214,7 +246,8 @@ pub struct Detokenizer {
 impl Detokenizer {
     /// At the start of a completion.
     pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        Self { tokenizer, window: Vec::new(), given: 0 }
+        let window = tokenizer.anchor.clone();
+        Self { given: window.len(), tokenizer, window }
     }
 
     /// Takes a token and returns the text that became complete.
@@ -229,6 +262,11 @@ impl Detokenizer {
             None if waited => self.tokenizer.decode(&self.window[self.given..]),
             _ => return String::new(),
         };
+        if text.is_empty() {
+            // A special token: what is decoded behind it has the same text before it.
+            self.window.truncate(self.given);
+            return text;
+        }
         self.window.drain(..self.given);
         self.given = self.window.len();
         text
@@ -246,3 +284,7 @@ impl Detokenizer {
         text
     }
 }
+
+#[cfg(test)]
+#[path = "tokenizer/tests.rs"]
+mod tests;

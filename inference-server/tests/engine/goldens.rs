@@ -62,7 +62,7 @@ fn chat_templates_and_token_ids_agree_with_transformers() {
     for case in golden("chat_template.json")["conversations"].as_array().unwrap() {
         if case["add_generation_prompt"] == true {
             let messages = messages(&case["messages"]);
-            assert_eq!(template.render(&messages).unwrap(), case["text"].as_str().unwrap());
+            assert_eq!(template.render(&messages.as_slice().into()).unwrap(), case["text"].as_str().unwrap());
             assert_eq!(model.encode_chat(&messages).unwrap(), ids(&case["ids"]));
             compared += 1;
         }

@@ -66,7 +66,7 @@ pub fn prompt(salt: u32, length: u32) -> Vec<u32> {
 }
 
 pub fn chat(model: &LoadedModel, content: &str) -> Vec<u32> {
-    model.encode_chat(&[ChatMessage { role: "user".into(), content: content.into() }]).unwrap()
+    model.encode_chat(&[ChatMessage::new("user", content)]).unwrap()
 }
 
 /// All that came of a request.

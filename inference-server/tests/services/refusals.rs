@@ -30,7 +30,7 @@ async fn refused_at_the_gateway(network: &Network) {
         ("unknown model", "POST", chat, right, with("model", json!("gpt-0")), 404, "model_not_found"),
         ("prompt too long", "POST", chat, right, with("messages", long), 400, "context_length_exceeded"),
         ("wrong value", "POST", chat, right, with("temperature", json!(9)), 400, "invalid_value"),
-        ("not built", "POST", chat, right, with("tools", json!([{}])), 400, "unsupported_parameter"),
+        ("not built", "POST", chat, right, with("best_of", json!(2)), 400, "unsupported_parameter"),
         ("too large", "POST", chat, right, vec![b' '; 2 << 20], 413, "body_too_large"),
         (
             "no such token",

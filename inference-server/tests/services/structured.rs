@@ -8,14 +8,20 @@ use polylink_inference_server::http::local::{LocalAnswerer, TextModel};
 use polylink_inference_server::http::metrics::HttpMetrics;
 use polylink_inference_server::http::server::{self, HttpServer};
 use polylink_inference_server::http::{FrontLimits, router};
+use polylink_inference_server::model::{ChatMessage, LoadedModel, Precision};
 use serde_json::{Value, json};
 
 use super::http::{get, post, stream};
 use super::network::{Network, model};
 
 async fn serve(config: EngineConfig) -> (HttpServer, String) {
-    let engine = tokio::task::spawn_blocking(|| Engine::start(model(), config).unwrap()).await.unwrap();
-    let answerer = LocalAnswerer::new(engine, TextModel::of(&model()), "pico".into());
+    serve_model(model(), config).await
+}
+
+async fn serve_model(model: LoadedModel, config: EngineConfig) -> (HttpServer, String) {
+    let text = TextModel::of(&model);
+    let engine = tokio::task::spawn_blocking(|| Engine::start(model, config).unwrap()).await.unwrap();
+    let answerer = LocalAnswerer::new(engine, text, "pico".into());
     let listener = server::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
     let routes = router(Arc::new(answerer), FrontLimits::default(), HttpMetrics::new());
     let server = server::start(listener, routes).unwrap();
@@ -135,8 +141,7 @@ async fn texts_and_token_ids_turn_into_each_other() {
     assert_eq!(back["prompt"], text);
     let chat =
         post(&format!("{base}/tokenize"), None, &json!({"messages": [{"role": "user", "content": "hi"}]})).await.json();
-    let expected = model()
-        .encode_chat(&[polylink_inference_server::model::ChatMessage { role: "user".into(), content: "hi".into() }]);
+    let expected = model().encode_chat(&[ChatMessage::new("user", "hi")]);
     assert_eq!(chat["tokens"], json!(expected.unwrap()));
     for (path, body, param) in [
         ("detokenize", json!({"tokens": [1, 999_999]}), "tokens"),
@@ -150,6 +155,15 @@ async fn texts_and_token_ids_turn_into_each_other() {
         assert_eq!(reply.json()["error"]["param"], param, "{path} {body}");
     }
     assert!(get(&format!("{base}/version"), None).await.json()["version"].is_string());
+    // What the document names is there.
+    let document = get(&format!("{base}/openapi.json"), None).await.json();
+    let paths = document["paths"].as_object().unwrap();
+    assert!(paths.len() > 8);
+    for (path, methods) in paths {
+        let url = format!("{base}{}", path.replace("{id}", "pico"));
+        let reply = if methods["get"].is_object() { get(&url, None).await } else { post(&url, None, &json!({})).await };
+        assert!(![404, 405].contains(&reply.status), "{path}: {}", reply.status);
+    }
     server.stop(Duration::from_secs(1)).await;
 }
 
@@ -176,4 +190,76 @@ async fn a_grammar_is_signed_sent_and_kept_with_the_answer() {
     let refused = post(&url, key, &body).await;
     assert_eq!((refused.status, refused.json()["error"]["param"].as_str()), (400, Some("response_format")));
     network.stop().await;
+}
+
+/// The project's model with a template that knows tools: it has never seen one, and must call one all the same.
+fn model_with_tools(folder: &std::path::Path, tagged: bool) -> LoadedModel {
+    for entry in std::fs::read_dir(model().folder()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+    let file = folder.join("tokenizer_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let call = if tagged { "<tool_call>" } else { "" };
+    config["chat_template"] = json!(format!(
+        "{{% if tools %}}{{{{ tools | tojson }}}}{call}{{% endif %}}{{% for m in messages %}}\
+        {{{{ m.role }}}}: {{{{ m.content }}}}{{{{ m.tool_calls | tojson if m.tool_calls }}}}\n{{% endfor %}}"
+    ));
+    std::fs::write(&file, config.to_string()).unwrap();
+    LoadedModel::open(folder, Precision::F32).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tool_that_has_to_be_called_is_called_with_arguments_of_its_schema() {
+    let tool = |name: &str, field: &str| {
+        let schema = json!({"type": "object", "properties": {field: {"type": "integer", "minimum": 0, "maximum": 99}},
+            "required": [field], "additionalProperties": false});
+        json!({"type": "function", "function": {"name": name, "description": "x", "parameters": schema}})
+    };
+    for tagged in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let (server, base) = serve_model(model_with_tools(folder.path(), tagged), small()).await;
+        let url = format!("{base}/v1/chat/completions");
+        let ask = |choice: Value| {
+            chat(json!({"tools": [tool("add", "a"), tool("sub", "s")], "tool_choice": choice, "seed": 3}))
+        };
+        let named = json!({"type": "function", "function": {"name": "sub"}});
+        for (choice, names) in [(json!("required"), vec!["add", "sub"]), (named, vec!["sub"])] {
+            let reply = post(&url, None, &ask(choice.clone())).await;
+            assert_eq!(reply.status, 200, "{}", String::from_utf8_lossy(&reply.body));
+            let answer = &reply.json()["choices"][0];
+            assert_eq!(
+                (answer["finish_reason"].as_str(), &answer["message"]["content"]),
+                (Some("tool_calls"), &Value::Null)
+            );
+            let call = &answer["message"]["tool_calls"][0];
+            let name = call["function"]["name"].as_str().unwrap();
+            assert!(names.contains(&name) && call["type"] == "function" && call["id"].as_str().unwrap().len() > 8);
+            let arguments: Value = serde_json::from_str(call["function"]["arguments"].as_str().unwrap()).unwrap();
+            assert!(arguments[if name == "add" { "a" } else { "s" }].as_u64().unwrap() <= 99);
+            // Streamed: the same call, and no text of it.
+            let mut body = ask(choice);
+            body["stream"] = json!(true);
+            let chunks = stream(&url, None, &body).await.chunks().await;
+            let deltas: Vec<&Value> = chunks.iter().map(|c| &c["choices"][0]["delta"]).collect();
+            let text: String = deltas.iter().filter_map(|d| d["content"].as_str()).collect();
+            let calls: Vec<&Value> = deltas.iter().filter_map(|d| d["tool_calls"].as_array()).flatten().collect();
+            assert_eq!((text.as_str(), calls.len()), ("", 1));
+            assert_eq!((&calls[0]["function"], calls[0]["index"].as_u64()), (&call["function"], Some(0)));
+            assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
+        }
+        // Free to call or not: what is no call is text, and results of calls are part of a conversation.
+        let mut body = ask(json!("auto"));
+        let call = json!({"id": "c", "type": "function", "function": {"name": "add", "arguments": "{\"a\": 1}"}});
+        body["messages"] = json!([{"role": "user", "content": "1?"}, {"role": "assistant", "content": null, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c", "content": "1"}]);
+        let reply = post(&url, None, &body).await;
+        assert_eq!(reply.status, 200, "{}", String::from_utf8_lossy(&reply.body));
+        assert!(reply.json()["choices"][0]["message"]["content"].is_string());
+        server.stop(Duration::from_secs(1)).await;
+    }
+    let (server, base) = serve(small()).await;
+    let refused = post(&format!("{base}/v1/chat/completions"), None, &chat(json!({"tools": [tool("add", "a")]}))).await;
+    assert_eq!((refused.status, refused.json()["error"]["param"].as_str()), (400, Some("tools")));
+    server.stop(Duration::from_secs(1)).await;
 }

@@ -16,10 +16,14 @@ fn completion(extra: Value) -> Result<AnswerRequest, ApiError> {
     AnswerRequest::parse(Kind::Completion, body.to_string().as_bytes())
 }
 
+fn conversation(message: ChatMessage) -> Prompt {
+    Prompt::Chat(Box::new(Conversation { messages: vec![message], ..Conversation::default() }))
+}
+
 #[test]
 fn defaults_are_openais() {
     let request = chat(json!({})).unwrap();
-    assert_eq!(request.prompt, Prompt::Chat(vec![ChatMessage { role: "user".into(), content: "hi".into() }]));
+    assert_eq!(request.prompt, conversation(ChatMessage::new("user", "hi")));
     let s = &request.sampling;
     assert_eq!((s.temperature, s.top_p, s.top_k, s.min_p, s.n), (1.0, 1.0, 0, 0.0, 1));
     assert_eq!((s.repetition_penalty, s.presence_penalty, s.frequency_penalty), (1.0, 0.0, 0.0));
@@ -46,8 +50,7 @@ fn every_field_is_obeyed() {
     assert_eq!((s.stop.as_slice(), s.stop_token_ids.as_slice()), (&["END".to_string()][..], &[4, 5][..]));
     assert_eq!((request.seed, request.logprobs), (Some(client_seed(11)), Some(4)));
     assert_eq!((request.priority, request.add_special_tokens), (Some(-3), Some(false)));
-    let grammar = request.grammar.as_ref().unwrap();
-    assert_eq!(s.grammar_digest, polylink_protocol::market::grammar_digest(Some(&grammar.text)));
+    assert_eq!(request.grammar.unwrap().field, "response_format");
     assert!(request.stream && request.include_usage && request.return_token_ids && request.ignored.is_empty());
 }
 
@@ -98,7 +101,11 @@ fn a_wrong_value_is_answered_with_its_field() {
         (json!({"messages": [3]}), "messages[0]"),
         (json!({"messages": [{"content": "x"}]}), "messages[0].role"),
         (json!({"messages": [{"role": "king", "content": "x"}]}), "messages[0].role"),
-        (json!({"messages": [{"role": "tool", "content": "x"}]}), "messages[0].role"),
+        (json!({"messages": [{"role": "tool", "content": "x", "tool_call_id": 3}]}), "messages[0].tool_call_id"),
+        (json!({"messages": [{"role": "function", "content": "x"}]}), "messages[0].role"),
+        (json!({"tools": [1]}), "tools[0]"),
+        (json!({"tool_choice": "required"}), "tool_choice"),
+        (json!({"chat_template_kwargs": 1}), "chat_template_kwargs"),
         (json!({"messages": [{"role": "user"}]}), "messages[0].content"),
         (json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "messages[0].content"),
         (json!({"messages": [{"role": "assistant", "content": "x", "tool_calls": [1]}]}), "messages[0].tool_calls"),
@@ -112,8 +119,6 @@ fn a_wrong_value_is_answered_with_its_field() {
 #[test]
 fn what_would_change_the_answer_is_refused_by_name_never_dropped() {
     for (name, value) in [
-        ("tools", json!([{"type": "function"}])),
-        ("tool_choice", json!("required")),
         ("functions", json!([{}])),
         ("modalities", json!(["text", "audio"])),
         ("audio", json!({"voice": "x"})),
@@ -122,6 +127,8 @@ fn what_would_change_the_answer_is_refused_by_name_never_dropped() {
         ("echo", json!(true)),
         ("suffix", json!("x")),
         ("use_beam_search", json!(true)),
+        ("include_stop_str_in_output", json!(true)),
+        ("skip_special_tokens", json!(false)),
         ("chat_template", json!("x")),
         ("reasoning_effort", json!("high")),
     ] {
@@ -134,7 +141,7 @@ fn what_would_change_the_answer_is_refused_by_name_never_dropped() {
     }
     let nothing = json!({"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "structured_outputs": null,
         "modalities": ["text"],
-        "best_of": 1, "echo": false, "parallel_tool_calls": true, "tools ": null});
+        "best_of": 1, "echo": false, "parallel_tool_calls": true, "tools ": null, "chat_template_kwargs": {}});
     assert!(chat(nothing).unwrap().ignored.is_empty());
 }
 
@@ -180,7 +187,7 @@ fn prompts_come_as_text_or_ids() {
 fn content_parts_are_joined_and_developer_is_system() {
     let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
     let request = chat(json!({"messages": [{"role": "developer", "content": parts}]})).unwrap();
-    assert_eq!(request.prompt, Prompt::Chat(vec![ChatMessage { role: "system".into(), content: "ab".into() }]));
+    assert_eq!(request.prompt, conversation(ChatMessage::new("system", "ab")));
 }
 
 #[test]
@@ -188,4 +195,20 @@ fn a_client_seed_is_expanded_in_one_documented_way() {
     let by_hand = polylink_protocol::Digest::of(b"polylink/client-seed/v1\0\0\0\0\0\0\0\0\x07");
     assert_eq!(client_seed(7), by_hand.0);
     assert_ne!(client_seed(7), client_seed(-7));
+}
+
+#[test]
+fn calls_and_their_results_are_part_of_a_conversation() {
+    let call =
+        json!({"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{\"b\": 1, \"a\": 2}"}});
+    let messages = json!([{"role": "user", "content": "2 + 1?"}, {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "name": "add", "content": [{"type": "text", "text": "3"}]}]);
+    let Prompt::Chat(conversation) = chat(json!({"messages": messages})).unwrap().prompt else {
+        panic!("a conversation")
+    };
+    let [_, assistant, tool] = conversation.messages.as_slice() else { panic!("three messages") };
+    assert_eq!(assistant.content, "");
+    let arguments = &assistant.more["tool_calls"][0]["function"]["arguments"];
+    assert_eq!(arguments.to_string(), "{\"b\":1,\"a\":2}", "as an object, in its order");
+    assert_eq!((tool.role.as_str(), tool.content.as_str(), &tool.more["tool_call_id"]), ("tool", "3", &json!("c1")));
 }
