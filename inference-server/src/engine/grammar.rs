@@ -169,14 +169,20 @@ fn top_level(text: &str) -> Result<TopLevelGrammar, GrammarError> {
             if !schema.is_object() {
                 return Err(GrammarError::Refused("a JSON schema is an object".into()));
             }
-            let options =
-                JsonCompileOptions { whitespace_pattern: Some(JSON_WHITE_SPACE.into()), ..Default::default() };
-            options.apply_to(&mut schema);
+            in_json_style(&mut schema);
             Ok(TopLevelGrammar::from_json_schema(schema))
         }
         "regex" => Ok(TopLevelGrammar::from_regex(unanchored(definition))),
         "lark" => Ok(TopLevelGrammar::from_lark(definition.to_owned())),
         _ => Err(GrammarError::Kind),
+    }
+}
+
+/// Notes in a schema, which is an object, how JSON texts are written here; for schemas within a `lark:` grammar.
+pub fn in_json_style(schema: &mut Value) {
+    if schema.is_object() {
+        let white_space = Some(JSON_WHITE_SPACE.to_owned());
+        JsonCompileOptions { whitespace_pattern: white_space, ..Default::default() }.apply_to(schema);
     }
 }
 
@@ -192,7 +198,10 @@ fn unanchored(regex: &str) -> &str {
 /// What the library says in its first line, and the error at the end of it where that has several.
 fn short(reason: &str) -> String {
     let mut lines = reason.lines().map(str::trim).filter(|line| !line.is_empty());
-    let first = lines.next().unwrap_or("it cannot be compiled");
+    let first = lines.next().unwrap_or_default();
+    if first.is_empty() || first.starts_with("panic") {
+        return "it cannot be compiled".into();
+    }
     let error = lines.find_map(|line| line.strip_prefix("error: "));
     let whole = error.map_or(first.to_owned(), |error| format!("{first} {error}"));
     whole.chars().take(REASON_CHARS_MAX).collect()

@@ -106,7 +106,18 @@ fn what_cannot_be_enforced_is_refused_with_a_reason() {
 #[test]
 fn hostile_expressions_end_and_do_not_grow() {
     let (model, grammars) = (model(), Grammars::of(&model()));
+    let wide = format!("json:{{\"enum\":[{}]}}", (0..9_000).map(|i| i.to_string()).collect::<Vec<_>>().join(","));
+    let nested = (0..12).fold("a".to_owned(), |inner, _| format!("({inner}|b{{0,99}}){{0,99}}"));
+    let doubled =
+        (0..40).fold("start: n0\nn40: \"x\"\n".to_owned(), |text, i| format!("{text}n{i}: n{0} n{0}\n", i + 1));
     for text in [
+        wide.as_str(),
+        format!("regex:{nested}").as_str(),
+        format!("lark:{doubled}").as_str(),
+        "regex:[a-z]{0,1000000000}",
+        "json:{\"type\":\"array\",\"items\":{\"type\":\"object\"},\"minItems\":1000000000}",
+        "json:{\"type\":\"string\",\"minLength\":1000000000}",
+        "json:{\"type\":\"integer\",\"multipleOf\":1000000007}",
         "regex:((a{1,1000}){1,1000}){1,1000}",
         "regex:(.*a.{0,40}b)*c{0,500}",
         "regex:(a|aa|aaa|ab|abb)*(b|a){400}",
@@ -117,14 +128,10 @@ fn hostile_expressions_end_and_do_not_grow() {
         match grammars.compile(text) {
             Ok(mut state) => {
                 let (ids, ended) = wander(&mut state, model.end_tokens(), 3, 50);
-                println!(
-                    "{} ms, {} tokens, ended {ended}, stuck {}: {text}",
-                    begun.elapsed().as_millis(),
-                    ids.len(),
-                    state.is_stuck()
-                );
+                let (tokens, stuck, ms) = (ids.len(), state.is_stuck(), begun.elapsed().as_millis());
+                println!("{ms} ms, {tokens} tokens, ended {ended}, stuck {stuck}: {text:.60}");
             }
-            Err(error) => println!("{} ms: {text}: {error}", begun.elapsed().as_millis()),
+            Err(error) => println!("{} ms: {text:.60}: {error}", begun.elapsed().as_millis()),
         }
     }
 }
@@ -175,4 +182,60 @@ fn a_grammar_that_is_over_or_stuck_leaves_the_end_tokens_alone() {
     state.accept(a);
     let free = state.mask(&[]).to_vec();
     assert!(model.end_tokens().iter().all(|end| is_set(&free, *end)) && is_set(&free, a));
+}
+
+/// A vocabulary as large as those of real models: what a mask costs there is printed.
+#[test]
+fn a_large_vocabulary_is_masked_like_a_small_one() {
+    let mut vocabulary = serde_json::Map::new();
+    let bytes = (0x21..=0x7e_u32).chain(0xa1..=0xac).chain(0xae..=0xff).chain(0x100..=0x143);
+    let letters = || (b'a'..=b'z').map(char::from);
+    let words = letters().flat_map(|a| letters().flat_map(move |b| letters().map(move |c| format!("{a}{b}{c}"))));
+    let words: Vec<String> = words.collect();
+    let pieces = bytes.filter_map(char::from_u32).map(String::from);
+    let forms = ["", "\u{120}", "\"", "e", "in"]
+        .into_iter()
+        .flat_map(|before| words.iter().map(move |word| format!("{before}{word}")));
+    for piece in pieces.chain(forms).chain(["<|end|>".to_owned()]) {
+        let id = vocabulary.len();
+        vocabulary.entry(piece).or_insert(json!(id));
+    }
+    let (size, end) = (vocabulary.len(), vocabulary["<|end|>"].clone());
+    let added = json!([{"id": end, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}]);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let tokenizer = json!({"version": "1.0", "added_tokens": added, "decoder": {"type": "ByteLevel", "add_prefix_space": true,
+        "trim_offsets": true, "use_regex": true}, "model": {"type": "BPE", "vocab": vocabulary, "merges": []}});
+    std::fs::write(file.path(), tokenizer.to_string()).unwrap();
+    let grammars = Grammars {
+        tokenizer: Arc::new(Tokenizer::open(file.path()).unwrap()),
+        end_tokens: [end.as_u64().unwrap() as u32].into(),
+        vocabulary: size,
+        factory: OnceLock::new(),
+        compiled: Mutex::default(),
+    };
+    let timed =
+        |what: &str, begun: std::time::Instant| println!("{what}: {:.2} ms", begun.elapsed().as_secs_f64() * 1e3);
+    let begun = std::time::Instant::now();
+    let schema = r#"json:{"type":"object","properties":{"name":{"type":"string"},"tags":{"type":"array","items":{"enum":["red","green"]}}},"required":["name"]}"#;
+    let mut state = grammars.compile(schema).unwrap();
+    timed(&format!("{size} tokens, first grammar"), begun);
+    let begun = std::time::Instant::now();
+    drop(grammars.compile("regex:[a-z ]+[0-9]{3}").unwrap());
+    timed("second grammar", begun);
+    let mut inside = 0;
+    for character in "{\"name\":\"abc def\",\"tags\":[\"red\"]}".chars() {
+        let token = grammars
+            .tokenizer
+            .token_id(&if character == ' ' { "\u{120}".into() } else { character.to_string() })
+            .unwrap();
+        let begun = std::time::Instant::now();
+        let mask = state.mask(&[]);
+        assert!(is_set(mask, token), "{character}");
+        let allowed: u32 = mask.iter().map(|word| word.count_ones()).sum();
+        timed(&format!("before {character:?}, {allowed} allowed"), begun);
+        inside = inside.max(allowed);
+        state.accept(token);
+    }
+    assert!(inside > 60_000 && !state.is_stuck(), "within a text most tokens are allowed: {inside}");
+    assert!(is_set(state.mask(&[]), end.as_u64().unwrap() as u32));
 }
