@@ -1,5 +1,5 @@
 """The openai Python client against a running network: exact answers to held-out questions, streamed and not, from 16
-clients at once; the same seed gives the same tokens, alone and under load.
+clients at once; the same seed gives the same tokens, alone and under load; answers held to a JSON schema.
 
 Usage: openai_client.py ENDPOINT API_KEY MODEL HELDOUT.jsonl [QUESTIONS]
 """
@@ -89,10 +89,19 @@ def main():
     assert share >= RIGHT_MIN, f"{share:.0%} exact, at least {RIGHT_MIN:.0%} expected"
     assert whole(client, model, seeded, seed=42, temperature=1.0) == alone
 
+    number = {"type": "object", "properties": {"number": {"type": "integer", "minimum": 0, "maximum": 99}, "odd": {"type": "boolean"}},
+              "required": ["number", "odd"], "additionalProperties": False}
+    schema = {"type": "json_schema", "json_schema": {"name": "number", "strict": True, "schema": number}}
+    for call in (whole, streamed):
+        said = json.loads(call(client, model, seeded, seed=1, temperature=1.0, response_format=schema))
+        assert list(said) == ["number", "odd"] and 0 <= said["number"] <= 99 and isinstance(said["odd"], bool), said
+    print("openai client: an answer has the shape of its JSON schema, streamed and not")
+
     for what, expected, call in (
         ("wrong key", AuthenticationError, lambda: whole(OpenAI(base_url=endpoint, api_key="sk-polylink-no"), model, seeded)),
         ("unknown model", NotFoundError, lambda: whole(client, "org/none", seeded)),
         ("tools", BadRequestError, lambda: whole(client, model, seeded, tools=[{"type": "function", "function": {"name": "f"}}])),
+        ("response format", BadRequestError, lambda: whole(client, model, seeded, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "x"}}})),
         ("temperature", BadRequestError, lambda: whole(client, model, seeded, temperature=5)),
     ):
         try:
