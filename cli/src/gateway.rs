@@ -47,7 +47,7 @@ pub struct GatewayArgs {
     /// Where to listen; port 0 takes a free one
     #[arg(long, env = "POLYLINK_LISTEN", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// Folder of a model that it can offer, or the name of one in ./models, or ID=FOLDER where workers serve it under
+    /// Folder or GGUF of a model that it can offer, or the name of one in ./models, or ID=FOLDER where workers serve it under
     /// another id; once per model. Only workers of exactly these weights are asked
     #[arg(long, env = "POLYLINK_MODEL", default_value = "nano")]
     model: Vec<String>,
@@ -157,7 +157,7 @@ fn text_models(names: &[String]) -> Result<Vec<GatewayModel>, CliError> {
     let mut found = Vec::new();
     for name in names {
         let (id, folder) = match name.split_once('=') {
-            Some((id, folder)) if !models::resolve(name).is_dir() => (Some(id), models::resolve(folder)),
+            Some((id, folder)) if !models::resolve(name).exists() => (Some(id), models::resolve(folder)),
             _ => (None, models::resolve(name)),
         };
         let (model, profile) = models::open(&folder, Precision::F32, id)?;
@@ -165,11 +165,15 @@ fn text_models(names: &[String]) -> Result<Vec<GatewayModel>, CliError> {
             return Err(CliError::value("--model", format!("{name} has no chat template")));
         }
         let text = TextModel::of(&model);
-        found.extend(Precision::ALL.map(|precision| GatewayModel {
-            // Only the profile's word on how it is computed differs: the folder's files are the same.
+        // Only the profile's word on how it is computed differs: the files are the same.
+        found.push(GatewayModel { profile: profile.clone(), text: text.clone() });
+        found.extend(model.other_precisions().iter().map(|&precision| GatewayModel {
             profile: ModelProfile {
                 id: id.map_or_else(|| models::profile_id(&folder, precision), str::to_owned),
-                weight_quantization: precision.weight_quantization().into(),
+                weight_quantization: match profile.weight_quantization.as_str() {
+                    "none" => precision.weight_quantization().into(),
+                    of_the_files => of_the_files.into(),
+                },
                 compute_dtype: precision.compute_dtype().into(),
                 numerics: precision.numerics().into(),
                 ..profile.clone()

@@ -31,7 +31,7 @@ pub struct JudgeArgs {
     /// Account of the keyring
     #[arg(long, env = "POLYLINK_KEY", default_value = "judge-1")]
     key: String,
-    /// Folder of the declared model that it replays, or the name of one in ./models
+    /// Folder or GGUF of the declared model that it replays, or the name of one in ./models
     #[arg(long, env = "POLYLINK_MODEL", default_value = "nano")]
     model: String,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! Model folders: where the project's own lie, and what a served model is called.
+//! Model folders and files: where the project's own lie, and what a served model is called.
 
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -21,6 +21,15 @@ pub enum Quantize {
     /// 4-bit: exact int8
     #[value(name = "q4_0")]
     Q4_0,
+    /// 4-bit, a scale and a minimum per 32: exact int8
+    #[value(name = "q4_k")]
+    Q4K,
+    /// 5-bit, as q4_k: exact int8
+    #[value(name = "q5_k")]
+    Q5K,
+    /// 6-bit, a scale per 16: exact int8
+    #[value(name = "q6_k")]
+    Q6K,
 }
 
 /// What weights that are not quantised are computed in.
@@ -55,6 +64,9 @@ impl PrecisionArgs {
             (Quantize::None, Dtype::Bf16) => Ok(Precision::Bf16),
             (Quantize::Q8_0, Dtype::F32) => Ok(Precision::Q8_0),
             (Quantize::Q4_0, Dtype::F32) => Ok(Precision::Q4_0),
+            (Quantize::Q4K, Dtype::F32) => Ok(Precision::Q4K),
+            (Quantize::Q5K, Dtype::F32) => Ok(Precision::Q5K),
+            (Quantize::Q6K, Dtype::F32) => Ok(Precision::Q6K),
             (_, Dtype::Bf16) => {
                 let reason = "quantised weights are computed in exact integers: leave out --dtype or --quantize";
                 Err(CliError::value("dtype", reason))
@@ -85,26 +97,26 @@ pub fn models_folder() -> PathBuf {
     })
 }
 
-/// A folder as given, or one of the project's models by its name.
+/// A folder or GGUF file as given, or one of the project's models by its name.
 pub fn resolve(model: &str) -> PathBuf {
     let given = PathBuf::from(model);
-    if given.is_dir() || model.contains('/') { given } else { models_folder().join(model) }
+    if given.exists() || model.contains('/') { given } else { models_folder().join(model) }
 }
 
-/// `org/name@revision` of a folder: the folder's name, marked where it is not computed in f32.
+/// `org/name@revision` of a model: the name of its folder or file, marked where it is not computed as it is.
 pub fn profile_id(folder: &Path, precision: Precision) -> String {
-    let name = folder.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
+    let name = if folder.is_file() { folder.file_stem() } else { folder.file_name() };
+    let name = name.map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
     let clean: String =
         name.chars().map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '-' }).collect();
     match precision {
         Precision::F32 => format!("polylink/{clean}@1"),
         Precision::Bf16 => format!("polylink/{clean}-bf16@1"),
-        Precision::Q8_0 => format!("polylink/{clean}-q8_0@1"),
-        Precision::Q4_0 => format!("polylink/{clean}-q4_0@1"),
+        quantised => format!("polylink/{clean}-{}@1", quantised.weight_quantization()),
     }
 }
 
-/// Opens a folder and computes its profile, reading all weights.
+/// Opens a folder or a GGUF file and computes its profile, reading all weights.
 pub fn open(folder: &Path, precision: Precision, id: Option<&str>) -> Result<(LoadedModel, ModelProfile), CliError> {
     let wrong = |e: polylink_inference_server::model::ModelError| CliError::value("model", e);
     let model = LoadedModel::open(folder, precision).map_err(wrong)?;

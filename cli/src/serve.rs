@@ -57,7 +57,7 @@ Examples:
   polylink serve --model nano --join --listen 127.0.0.1:9001 --split-secret S          the other device of a
   polylink serve --model nano --split 2:1 --peer 127.0.0.1:9001 --split-secret S   tensor split, and its leader")]
 pub struct ServeArgs {
-    /// Hugging Face folder of a Llama model, or the name of one in ./models
+    /// Hugging Face folder or GGUF file of a model, or the name of one in ./models
     #[arg(long, env = "POLYLINK_MODEL", default_value = "nano")]
     model: String,
     #[command(flatten)]

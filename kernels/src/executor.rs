@@ -326,7 +326,7 @@ impl<O: Operations> Backend for Executor<O> {
     fn prepare(&mut self, parts: &[Part<'_>], ranges: KRanges, form: WeightForm) -> Result<WeightId, BackendError> {
         let weight = match form {
             WeightForm::Vector => Weight::Vector(weights::vector(parts)?),
-            _ => Weight::Matrix(self.operations.pack(weights::matrix(parts, ranges, form)?)),
+            _ => Weight::Matrix(self.operations.prepare(parts, ranges, form)?),
         };
         self.weights.push(weight);
         Ok(WeightId(self.weights.len() as u32 - 1))

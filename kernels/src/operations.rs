@@ -6,11 +6,11 @@
 use polylink_protocol::exact_math::{f32_to_bf16, rope_turn};
 use polylink_protocol::noise::NoiseKey;
 
-use crate::backend::{KvSpec, Limits};
+use crate::backend::{BackendError, KRanges, KvSpec, Limits, Part, WeightForm};
 use crate::program::{Activation, AttentionSpec, RopeSpec};
 use crate::sampler::{SampleJob, SampleScratch};
 use crate::step::{SKETCH_VALUES, Sampled, SequenceRows};
-use crate::weights::{MatrixShape, PlainMatrix};
+use crate::weights::{self, MatrixShape, PlainMatrix};
 
 /// A worker thread panicked within an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +89,10 @@ pub(crate) trait Operations: Send {
 
     fn name(&self) -> &str;
     fn pack(&mut self, matrix: PlainMatrix) -> Self::Matrix;
+    /// Packs a weight of its parts; as [`crate::Backend::prepare`].
+    fn prepare(&mut self, parts: &[Part<'_>], ranges: KRanges, form: WeightForm) -> Result<Self::Matrix, BackendError> {
+        Ok(self.pack(weights::matrix(parts, ranges, form)?))
+    }
     fn shape(&self, matrix: &Self::Matrix) -> MatrixShape;
     /// Whether its products convert the activations first (to integers, or to bf16).
     fn converts(&self, matrix: &Self::Matrix) -> bool;

@@ -58,6 +58,10 @@ pub fn profile_digest(profile: &ModelProfile) -> Digest {
     digest::of_message(tag::PROFILE, profile)
 }
 
+/// What a profile's `weight_quantization` may be: made while loading, or (the last four) as the files have it.
+pub const WEIGHT_QUANTIZATIONS: [&str; 10] =
+    ["none", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k", "gguf", "fp8", "gptq", "awq"];
+
 /// Refuses a profile with digests of another length or empty names.
 pub fn check_profile(profile: &ModelProfile) -> Result<(), ObjectError> {
     let wrong = |field, reason: &str| ObjectError::Field { object: "profile", field, reason: reason.into() };
@@ -81,7 +85,7 @@ pub fn check_profile(profile: &ModelProfile) -> Result<(), ObjectError> {
         }
     }
     for (field, text, known) in [
-        ("weight_quantization", &profile.weight_quantization, &["none", "q8_0", "q4_0"][..]),
+        ("weight_quantization", &profile.weight_quantization, &WEIGHT_QUANTIZATIONS[..]),
         ("compute_dtype", &profile.compute_dtype, &["f32", "int8", "bf16"][..]),
         ("kv_dtype", &profile.kv_dtype, &["f32", "int8", "bf16"][..]),
     ] {

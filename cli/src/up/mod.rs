@@ -41,7 +41,7 @@ Examples:
 
 Ports are free ones unless given, and stay the same in a home.")]
 pub struct UpArgs {
-    /// Hugging Face folder of a Llama model, or the name of one in ./models
+    /// Hugging Face folder or GGUF file of a model, or the name of one in ./models
     #[arg(long, env = "POLYLINK_MODEL", default_value = "nano")]
     model: String,
     #[command(flatten)]

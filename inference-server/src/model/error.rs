@@ -9,7 +9,7 @@ use polylink_kernels::BackendError;
 pub enum ModelError {
     /// The folder does not exist.
     #[error(
-        "model folder {folder} does not exist: give a folder in Hugging Face layout (config.json, model.safetensors, tokenizer.json, tokenizer_config.json)"
+        "model folder {folder} does not exist: give a folder in Hugging Face layout (config.json, model.safetensors, tokenizer.json, tokenizer_config.json) or a GGUF file"
     )]
     NoFolder {
         /// As given.
@@ -44,6 +44,14 @@ pub enum ModelError {
     Config {
         /// The field.
         field: String,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// The same of a pair of a GGUF's metadata.
+    #[error("GGUF metadata, {key}: {reason}")]
+    Metadata {
+        /// Its key.
+        key: String,
         /// What is wrong, and what would be right.
         reason: String,
     },

@@ -1,4 +1,4 @@
-//! Models: a folder in Hugging Face layout becomes token ids, weights on a backend, and a profile digest.
+//! Models: a folder in Hugging Face layout, or a GGUF, becomes token ids, weights on a backend, and a profile digest.
 //!
 //! What always holds: everything that changes an answer is in the profile ([`LoadedModel::profile`]); a folder that is
 //! not complete and sound is refused when it is opened, by name of the file, field or tensor.
@@ -6,11 +6,18 @@
 mod architecture;
 mod chat_template;
 mod config;
+mod contents;
 mod decoder;
 mod error;
+mod gguf;
+mod gguf_model;
+mod gguf_tokenizer;
 mod loader;
+mod precision;
 mod python;
+mod quantized;
 mod rope;
+mod safetensors;
 mod split_plan;
 mod tokenizer;
 mod weights;
@@ -18,7 +25,7 @@ mod weights;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use polylink_kernels::{Backend, Program, WeightForm};
+use polylink_kernels::{Backend, Program};
 use polylink_protocol::Digest;
 use polylink_protocol::digest::Hasher;
 use polylink_protocol::market_v1::ModelProfile;
@@ -27,63 +34,12 @@ pub use architecture::{DecoderConfig, LayerConfig, MixtureConfig};
 pub use chat_template::{ChatMessage, ChatTemplate, Conversation};
 pub use config::GenerationDefaults;
 pub use error::ModelError;
+pub use precision::Precision;
 pub use split_plan::{ModelShard, SplitPlan};
 pub use tokenizer::{Detokenizer, Tokenizer};
 
-use chat_template::TemplateTokens;
-use config::{read_bounded, read_json};
+use contents::Contents;
 use weights::Weights;
-
-/// How the folder's weights are held and computed with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Precision {
-    /// As they are, in exact f32.
-    #[default]
-    F32,
-    /// In bf16, products in pairs: bit-equal on every CPU (`vdp-bf16`), judged by margins elsewhere.
-    Bf16,
-    /// 8-bit integers, a scale per 32 inputs, made while loading; exact int8.
-    Q8_0,
-    /// 4-bit integers, a scale per 32 inputs, made while loading; exact int8.
-    Q4_0,
-}
-
-impl Precision {
-    /// All there are.
-    pub const ALL: [Precision; 4] = [Precision::F32, Precision::Bf16, Precision::Q8_0, Precision::Q4_0];
-
-    /// Quantisation of the weights as profiles name it: `none`, `q8_0` or `q4_0`.
-    pub fn weight_quantization(self) -> &'static str {
-        match self {
-            Precision::F32 | Precision::Bf16 => "none",
-            Precision::Q8_0 => "q8_0",
-            Precision::Q4_0 => "q4_0",
-        }
-    }
-
-    /// Type that products are computed in, as profiles name it: `f32`, `bf16` or `int8`.
-    pub fn compute_dtype(self) -> &'static str {
-        match self {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-            Precision::Q8_0 | Precision::Q4_0 => "int8",
-        }
-    }
-
-    /// Numerics version, as profiles name it.
-    pub fn numerics(self) -> &'static str {
-        if self == Precision::Bf16 { "vdp-bf16" } else { NUMERICS }
-    }
-
-    fn form(self) -> WeightForm {
-        match self {
-            Precision::F32 => WeightForm::Float,
-            Precision::Bf16 => WeightForm::Bf16,
-            Precision::Q8_0 => WeightForm::Q8_0,
-            Precision::Q4_0 => WeightForm::Q4_0,
-        }
-    }
-}
 
 /// The numerics version of the exact profiles (`docs/numerics.md`).
 pub const NUMERICS: &str = "exact-1";
@@ -113,44 +69,32 @@ struct Inner {
 }
 
 impl LoadedModel {
-    /// Opens a folder and checks everything but the weights' values.
+    /// Opens a folder or a GGUF file and checks everything but the weights' values.
     ///
     /// # Errors
     /// What is missing, damaged or not built, by name.
     pub fn open(folder: impl AsRef<Path>, precision: Precision) -> Result<Self, ModelError> {
         let folder = folder.as_ref();
-        if !folder.is_dir() {
-            return Err(ModelError::NoFolder { folder: folder.to_owned() });
-        }
-        let (config, config_bytes) = read_json(&folder.join("config.json"))?;
-        let config = DecoderConfig::parse(&config)?;
-        let (generation, generation_bytes) = match folder.join("generation_config.json") {
-            file if file.exists() => read_json(&file)?,
-            _ => (serde_json::Value::Null, Vec::new()),
-        };
-        let generation = GenerationDefaults::parse(&generation)?;
-        let tokenizer_file = folder.join("tokenizer.json");
-        let tokenizer_bytes = read_bounded(&tokenizer_file, 256 << 20)?;
-        let tokenizer = Tokenizer::open(&tokenizer_file)?;
-        let (tokenizer_config, tokenizer_config_bytes) = read_json(&folder.join("tokenizer_config.json"))?;
-        let text = template_text(folder, &tokenizer_config)?;
+        let contents = Contents::open(folder)?;
+        let config = DecoderConfig::parse(&contents.config)?;
+        let generation = GenerationDefaults::parse(&contents.generation)?;
+        let (tokenizer, weights) = (contents.tokenizer, contents.weights);
+        let text = contents.chat_template;
         let chat_template_digest = Digest::of(text.as_deref().unwrap_or_default().as_bytes());
-        let named = |field: &str| {
-            let value = &tokenizer_config[field];
-            value.as_str().or_else(|| value["content"].as_str()).unwrap_or_default().to_owned()
-        };
-        let tokens =
-            TemplateTokens(["bos_token", "eos_token", "pad_token", "unk_token"].map(|name| (name, named(name))).into());
-        let chat_template = text.map(|text| ChatTemplate::parse(text, tokens)).transpose()?.map(Arc::new);
+        let chat_template = text.map(|text| ChatTemplate::parse(text, contents.tokens)).transpose()?.map(Arc::new);
         if tokenizer.base_vocabulary() > config.vocab_size {
-            let reason = format!(
-                "tokenizer.json has {} tokens, the model only {}",
-                tokenizer.base_vocabulary(),
-                config.vocab_size
-            );
+            let (tokens, rows) = (tokenizer.base_vocabulary(), config.vocab_size);
+            let reason = format!("the tokenizer has {tokens} tokens, the model only {rows}");
             return Err(ModelError::Config { field: "vocab_size".into(), reason });
         }
-        let weights = Weights::open(folder)?;
+        let expanded = weights.quantization().is_some() && !weights.has_blocks();
+        if weights.quantization().is_some()
+            && !(precision == Precision::F32 || expanded && precision == Precision::Bf16)
+        {
+            let reason = "the model is quantised already and is served as it is: leave out --quantize";
+            let reason = if expanded { reason.into() } else { format!("{reason} and --dtype") };
+            return Err(ModelError::Config { field: "quantization".into(), reason });
+        }
         for (name, shape) in decoder::tensors(&config, &weights) {
             weights.expect(&name, &shape)?;
         }
@@ -159,10 +103,10 @@ impl LoadedModel {
         Ok(Self {
             inner: Arc::new(Inner {
                 folder: folder.to_owned(),
-                config_digest: Digest::of(&config_bytes),
-                tokenizer_digest: pair_digest(&tokenizer_bytes, &tokenizer_config_bytes),
+                config_digest: contents.config_digest,
+                tokenizer_digest: contents.tokenizer_digest,
                 chat_template_digest,
-                generation_config_digest: Digest::of(&generation_bytes),
+                generation_config_digest: contents.generation_digest,
                 weights_digest: OnceLock::new(),
                 config,
                 generation,
@@ -215,6 +159,26 @@ impl LoadedModel {
         self.inner.precision
     }
 
+    /// Quantisation of the weights as profiles name it: the precision's, or that of the files (`gguf`: each tensor as it
+    /// is; `fp8`, `gptq`, `awq`: expanded while loading).
+    pub fn weight_quantization(&self) -> &'static str {
+        self.inner.weights.quantization().unwrap_or(self.precision().weight_quantization())
+    }
+
+    /// Type that products are computed in, as profiles name it: `f32`, `bf16` or `int8`.
+    pub fn compute_dtype(&self) -> &'static str {
+        if self.inner.weights.has_blocks() { "int8" } else { self.precision().compute_dtype() }
+    }
+
+    /// What it could be opened with in place of [`Precision::F32`]; a quantised model is never quantised again.
+    pub fn other_precisions(&self) -> &'static [Precision] {
+        match self.inner.weights.quantization() {
+            None => &Precision::ALL[1..],
+            Some(_) if self.inner.weights.has_blocks() => &[],
+            Some(_) => &[Precision::Bf16],
+        }
+    }
+
     /// A conversation's token ids, with the beginning of the answer.
     ///
     /// # Errors
@@ -240,8 +204,8 @@ impl LoadedModel {
             chat_template_digest: inner.chat_template_digest.to_vec(),
             generation_config_digest: inner.generation_config_digest.to_vec(),
             weights_digest: weights_digest.to_vec(),
-            weight_quantization: inner.precision.weight_quantization().into(),
-            compute_dtype: inner.precision.compute_dtype().into(),
+            weight_quantization: self.weight_quantization().into(),
+            compute_dtype: self.compute_dtype().into(),
             kv_dtype: "f32".into(),
             numerics: inner.precision.numerics().into(),
         })
@@ -265,7 +229,7 @@ impl LoadedModel {
         let precision = inner.precision;
         let hasher = Hasher::new("polylink/split-model/v1").fixed(&inner.config_digest.0).fixed(&weights.0);
         let [weights, compute, numerics] =
-            [precision.weight_quantization(), precision.compute_dtype(), precision.numerics()].map(str::as_bytes);
+            [self.weight_quantization(), self.compute_dtype(), precision.numerics()].map(str::as_bytes);
         Ok(hasher.bytes(weights).bytes(compute).bytes(numerics).finish())
     }
 
@@ -277,27 +241,4 @@ impl LoadedModel {
         let inner = &self.inner;
         decoder::load(&inner.config, &inner.weights, inner.precision.form(), split, rank, backend)
     }
-}
-
-/// `SHA-256(tokenizer.json digest ‖ tokenizer_config.json digest)`.
-fn pair_digest(first: &[u8], second: &[u8]) -> Digest {
-    Digest::of(&[Digest::of(first).0, Digest::of(second).0].concat())
-}
-
-/// The template of `tokenizer_config.json` (a text, or a list of named ones), or `chat_template.jinja`.
-fn template_text(folder: &Path, tokenizer_config: &serde_json::Value) -> Result<Option<String>, ModelError> {
-    let field = &tokenizer_config["chat_template"];
-    if let Some(text) = field.as_str() {
-        return Ok(Some(text.to_owned()));
-    }
-    let named = field.as_array().into_iter().flatten().find(|template| template["name"] == "default");
-    if let Some(text) = named.and_then(|template| template["template"].as_str()) {
-        return Ok(Some(text.to_owned()));
-    }
-    let file = folder.join("chat_template.jinja");
-    if !file.exists() {
-        return Ok(None);
-    }
-    let text = String::from_utf8(read_bounded(&file, 1 << 20)?);
-    text.map(Some).map_err(|error| ModelError::Damaged { file, reason: error.to_string() })
 }

@@ -1,4 +1,4 @@
-//! Text to token ids and back: `tokenizer.json` through the `tokenizers` crate, and decoding token by token.
+//! Text to token ids and back: a `tokenizer.json` through the `tokenizers` crate, and decoding token by token.
 //!
 //! What always holds: the pieces that a [`Detokenizer`] gives, joined, are what decoding all of its tokens behind other text
 //! gives (special tokens skipped; decoders that drop the blank at the beginning of a text do not drop it there), and a
@@ -11,8 +11,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::config::read_json;
+use super::config::read_bounded;
 use super::error::ModelError;
+
+/// Largest `tokenizer.json`.
+pub(super) const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
 
 /// A model's tokenizer.
 #[derive(Debug)]
@@ -81,15 +84,23 @@ fn byte_of(character: char) -> Option<u8> {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`.
+    /// Reads a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`ModelError::File`]; [`ModelError::Damaged`] if it is not a tokenizer.
+    pub fn open(file: &Path) -> Result<Self, ModelError> {
+        Self::parse(&read_bounded(file, TOKENIZER_BYTES_MAX)?, file)
+    }
+
+    /// Reads the text of a `tokenizer.json`; `file` is named in errors.
     ///
     /// # Errors
     /// [`ModelError::Damaged`] if it is not a tokenizer.
-    pub fn open(file: &Path) -> Result<Self, ModelError> {
+    pub(super) fn parse(text: &[u8], file: &Path) -> Result<Self, ModelError> {
         let damaged = |reason: String| ModelError::Damaged { file: file.to_owned(), reason };
         // The tokenizers crate panics on some malformed files: JSON that is none is found here, the rest is caught.
-        let (json, _) = read_json(file)?;
-        let inner = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_file(file))
+        let json: Value = serde_json::from_slice(text).map_err(|error| damaged(error.to_string()))?;
+        let inner = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(text))
             .map_err(|_| damaged("it is not a tokenizer that is understood".into()))?
             .map_err(|error| damaged(error.to_string()))?;
         let tokens = inner.get_added_tokens_decoder();

@@ -1,52 +1,86 @@
-//! The weights of a folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+//! The weights of a model under Hugging Face's names, whatever file they lie in: safetensors shards or a GGUF.
 //!
-//! Opening reads the headers only and checks them against the files' lengths; tensors are read one at a time into a
-//! buffer of the caller, so that loading needs little more memory than the backend's own packed copy. (No memory map:
-//! a file that shrinks under one would end the process.)
+//! Opening reads headers only and checks them against the files' lengths; tensors are read one at a time into a buffer of
+//! the caller, so that loading needs little more memory than the backend's own packed copy. Large ones are read by several
+//! threads. (No memory map: a file that shrinks under one would end the process.)
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use polylink_kernels::Dtype;
-use safetensors::tensor::Metadata;
 use sha2::{Digest as _, Sha256};
 
-use super::config::read_json;
 use super::error::ModelError;
+use super::quantized::{Expansion, Scheme};
+use super::safetensors::{self, RawTensor};
 
-/// Largest header of a shard.
-const HEADER_BYTES_MAX: u64 = 64 << 20;
-/// Most shards of a folder.
-const SHARDS_MAX: usize = 1_000;
+/// Bytes of a tensor that one thread reads.
+const PIECE_BYTES: usize = 8 << 20;
+
+/// What is done to a tensor's bytes after they are read.
+#[derive(Clone, Debug)]
+pub(super) enum Reading {
+    /// Nothing.
+    Plain,
+    /// Rows of each head come as pairs of neighbours and are wanted as halves: output `half × j + i` of a head of `head_dim`
+    /// lies at `2 i + j`.
+    Interleaved {
+        /// Rows of a head.
+        head_dim: usize,
+    },
+    /// Of f32: the file holds 1 + weight.
+    PlusOne,
+    /// The place is that of the first of several parts, which make a matrix of f32.
+    Expanded(Box<Expansion>),
+}
 
 /// Where a tensor lies.
 #[derive(Clone, Debug)]
 pub(crate) struct TensorPlace {
-    shard: usize,
-    offset: u64,
-    bytes: usize,
+    pub(super) shard: usize,
+    pub(super) offset: u64,
+    pub(super) bytes: usize,
     pub(crate) shape: Vec<usize>,
     pub(crate) dtype: Dtype,
+    pub(super) reading: Reading,
 }
 
-/// All tensors of a folder.
+/// All tensors of a model.
 #[derive(Debug)]
 pub(crate) struct Weights {
     /// In order of their names.
-    shards: Vec<PathBuf>,
+    files: Vec<PathBuf>,
     tensors: BTreeMap<String, TensorPlace>,
+    has_blocks: bool,
+    quantization: Option<&'static str>,
+    progress: Progress,
 }
 
 impl Weights {
-    pub(crate) fn open(folder: &Path) -> Result<Self, ModelError> {
-        let shards = shard_files(folder)?;
-        let mut tensors = BTreeMap::new();
-        for (index, file) in shards.iter().enumerate() {
-            read_header(file, index, &mut tensors)?;
-        }
-        Ok(Self { shards, tensors })
+    /// Those of a folder, quantised or not.
+    pub(super) fn open(folder: &Path, scheme: Option<Scheme>) -> Result<Self, ModelError> {
+        let (shards, tensors) = safetensors::open(folder, scheme)?;
+        Ok(Self { quantization: scheme.map(Scheme::name), ..Self::of(shards, tensors) })
+    }
+
+    pub(super) fn of(files: Vec<PathBuf>, tensors: BTreeMap<String, TensorPlace>) -> Self {
+        let total = tensors.values().map(|place| place.bytes as u64).sum();
+        let has_blocks = tensors.values().any(|place| !place.dtype.is_float());
+        let progress = Progress { total, ..Progress::default() };
+        Self { files, tensors, has_blocks, quantization: has_blocks.then_some("gguf"), progress }
+    }
+
+    /// Whether a tensor is of blocks, which are computed with as they are.
+    pub(crate) fn has_blocks(&self) -> bool {
+        self.has_blocks
+    }
+
+    /// How the files are quantised, as profiles name it; None if they are not.
+    pub(crate) fn quantization(&self) -> Option<&'static str> {
+        self.quantization
     }
 
     /// A tensor that must be there with this shape.
@@ -69,23 +103,44 @@ impl Weights {
     /// Reads a tensor's bytes into `buffer`, which is made as long as they are.
     pub(crate) fn read(&self, name: &str, place: &TensorPlace, buffer: &mut Vec<u8>) -> Result<(), ModelError> {
         buffer.resize(place.bytes, 0);
-        let file = &self.shards[place.shard];
-        let mut read = || {
-            let mut source = File::open(file)?;
-            source.seek(SeekFrom::Start(place.offset))?;
-            source.read_exact(buffer)
-        };
-        read().map_err(|error| ModelError::Tensor {
+        self.progress.add(place.bytes as u64);
+        if let Reading::Expanded(expansion) = &place.reading {
+            let part = |part: &RawTensor| {
+                let mut data = vec![0; part.bytes];
+                self.fill(name, part.shard, part.offset, &mut data).map(|()| data)
+            };
+            let parts = expansion.parts.iter().map(part).collect::<Result<Vec<_>, _>>()?;
+            return expansion.expand(name, place.shape[1], &parts, buffer);
+        }
+        self.fill(name, place.shard, place.offset, buffer)?;
+        match place.reading {
+            Reading::Plain | Reading::Expanded(_) => {}
+            Reading::Interleaved { head_dim } => {
+                let row_bytes = place.bytes / place.shape[0];
+                separate_halves(buffer, row_bytes, head_dim);
+            }
+            Reading::PlusOne => {
+                for value in buffer.as_chunks_mut::<4>().0 {
+                    *value = (f32::from_le_bytes(*value) - 1.0).to_le_bytes();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn fill(&self, name: &str, file: usize, offset: u64, buffer: &mut [u8]) -> Result<(), ModelError> {
+        let file = &self.files[file];
+        read_at(file, offset, buffer).map_err(|error| ModelError::Tensor {
             tensor: name.into(),
-            reason: format!("{} bytes could not be read from {}: {error}", place.bytes, file.display()),
+            reason: format!("{} bytes could not be read from {}: {error}", buffer.len(), file.display()),
         })
     }
 
-    /// SHA-256 over the SHA-256 of every shard, in order of their names.
+    /// SHA-256 over the SHA-256 of every file, in order of their names.
     pub(crate) fn digest(&self) -> Result<[u8; 32], ModelError> {
         let mut all = Sha256::new();
         let mut buffer = vec![0; 1 << 20];
-        for file in &self.shards {
+        for file in &self.files {
             let mut hasher = Sha256::new();
             let mut source = File::open(file).map_err(|error| unreadable(file, &error))?;
             loop {
@@ -100,75 +155,84 @@ impl Weights {
     }
 }
 
-fn unreadable(file: &Path, error: &std::io::Error) -> ModelError {
+pub(super) fn unreadable(file: &Path, error: &std::io::Error) -> ModelError {
     ModelError::File { file: file.to_owned(), reason: error.to_string() }
 }
 
-/// `model.safetensors`, or the shards of the index, in order of their names.
-fn shard_files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let index_file = folder.join("model.safetensors.index.json");
-    if !index_file.exists() {
-        return Ok(vec![folder.join("model.safetensors")]);
+/// Fills the buffer from an offset of a file, by several threads if it is large.
+fn read_at(file: &Path, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+    let piece = |offset: u64, buffer: &mut [u8]| {
+        let mut source = File::open(file)?;
+        source.seek(SeekFrom::Start(offset))?;
+        source.read_exact(buffer)
+    };
+    if buffer.len() <= PIECE_BYTES {
+        return piece(offset, buffer);
     }
-    let (index, _) = read_json(&index_file)?;
-    let damaged = |reason: &str| ModelError::Damaged { file: index_file.clone(), reason: reason.into() };
-    let map = index["weight_map"].as_object().ok_or_else(|| damaged("it has no weight_map"))?;
-    let mut names: Vec<&str> = map.values().filter_map(|name| name.as_str()).collect();
-    names.sort_unstable();
-    names.dedup();
-    let plain = |name: &&str| !name.is_empty() && !name.contains(['/', '\\']) && !name.starts_with('.');
-    if names.is_empty() || names.len() > SHARDS_MAX || !names.iter().all(plain) {
-        return Err(damaged("its weight_map must name 1 to 1,000 files of the same folder"));
-    }
-    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(buffer.len().div_ceil(PIECE_BYTES));
+    let length = buffer.len().div_ceil(threads);
+    std::thread::scope(|scope| {
+        let pieces = buffer.chunks_mut(length).enumerate();
+        let readers: Vec<_> =
+            pieces.map(|(number, part)| scope.spawn(move || piece(offset + (number * length) as u64, part))).collect();
+        readers.into_iter().try_for_each(|reader| {
+            reader.join().unwrap_or_else(|_| Err(std::io::Error::other("a reading thread panicked")))
+        })
+    })
 }
 
-/// Layout: length of the header (u64 little-endian) ‖ header (JSON) ‖ data.
-fn read_header(file: &Path, shard: usize, tensors: &mut BTreeMap<String, TensorPlace>) -> Result<(), ModelError> {
-    let damaged = |reason: String| ModelError::Damaged { file: file.to_owned(), reason };
-    let mut source = File::open(file).map_err(|error| unreadable(file, &error))?;
-    let file_bytes = source.metadata().map_err(|error| unreadable(file, &error))?.len();
-    let mut length = [0; 8];
-    source.read_exact(&mut length).map_err(|_| damaged(format!("it has only {file_bytes} bytes")))?;
-    let header_bytes = u64::from_le_bytes(length);
-    if header_bytes > HEADER_BYTES_MAX || header_bytes + 8 > file_bytes {
-        return Err(damaged(format!("its header is said to have {header_bytes} bytes, the file has {file_bytes}")));
-    }
-    let mut header = vec![0; header_bytes as usize];
-    source.read_exact(&mut header).map_err(|error| unreadable(file, &error))?;
-    let metadata: Metadata = serde_json::from_slice(&header)
-        .map_err(|error| damaged(format!("its header is not one of safetensors: {error}")))?;
-    let data_start = 8 + header_bytes;
-    for (name, info) in metadata.tensors() {
-        let wrong = |reason: String| ModelError::Tensor { tensor: name.clone(), reason };
-        let (start, end) = info.data_offsets;
-        let dtype = match info.dtype {
-            safetensors::Dtype::F32 => Dtype::F32,
-            safetensors::Dtype::BF16 => Dtype::Bf16,
-            safetensors::Dtype::F16 => Dtype::F16,
-            other => return Err(wrong(format!("dtype {other:?} is not built: bf16, f16 or f32 is expected"))),
-        };
-        let expected = dtype.bytes(&info.shape);
-        if end < start || expected != Some(end - start) {
-            return Err(wrong(format!("shape {:?} of {dtype:?} does not fit its bytes {start}..{end}", info.shape)));
-        }
-        if data_start + end as u64 > file_bytes {
-            return Err(wrong(format!(
-                "{} ends at byte {file_bytes}, the tensor at {}: the file is cut off; download or export it again",
-                file.display(),
-                data_start + end as u64
-            )));
-        }
-        let place = TensorPlace {
-            shard,
-            offset: data_start + start as u64,
-            bytes: end - start,
-            shape: info.shape.clone(),
-            dtype,
-        };
-        if tensors.insert(name.clone(), place).is_some() {
-            return Err(wrong("it occurs in two shards".into()));
+/// See [`Reading::Interleaved`].
+fn separate_halves(rows: &mut [u8], row_bytes: usize, head_dim: usize) {
+    let mut head = vec![0; head_dim * row_bytes];
+    for rows in rows.chunks_exact_mut(head.len()) {
+        head.copy_from_slice(rows);
+        for (number, row) in rows.chunks_exact_mut(row_bytes).enumerate() {
+            let (j, i) = (number / (head_dim / 2), number % (head_dim / 2));
+            row.copy_from_slice(&head[(2 * i + j) * row_bytes..][..row_bytes]);
         }
     }
-    Ok(())
+}
+
+/// Says how far loading is, each time another tenth was read.
+#[derive(Debug, Default)]
+struct Progress {
+    total: u64,
+    read: AtomicU64,
+}
+
+impl Progress {
+    fn add(&self, bytes: u64) {
+        let before = self.read.fetch_add(bytes, Ordering::Relaxed);
+        let tenths = |read: u64| read.saturating_mul(10).checked_div(self.total).unwrap_or(0);
+        let now = tenths(before + bytes);
+        if now > tenths(before) && now <= 10 {
+            tracing::info!(percent = now * 10, megabytes = self.total / 1_000_000, "weights are being read");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_heads_come_back_as_halves() {
+        // Two heads of four rows of two bytes; row r of a head is 10 × head + r.
+        let mut rows: Vec<u8> = [0, 1, 2, 3, 10, 11, 12, 13].into_iter().flat_map(|row| [row, row]).collect();
+        separate_halves(&mut rows, 2, 4);
+        let found: Vec<u8> = rows.chunks(2).map(|row| row[0]).collect();
+        assert_eq!(found, [0, 2, 1, 3, 10, 12, 11, 13]);
+    }
+
+    #[test]
+    fn several_threads_read_what_one_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("data");
+        let data: Vec<u8> = (0..2 * PIECE_BYTES + 77).map(|i| (i * 7 % 251) as u8).collect();
+        std::fs::write(&file, &data).unwrap();
+        let mut found = vec![0; data.len() - 5];
+        read_at(&file, 5, &mut found).unwrap();
+        assert!(found == data[5..]);
+        assert!(read_at(&file, 6, &mut found).is_err(), "beyond the end");
+    }
 }

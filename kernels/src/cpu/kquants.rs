@@ -51,7 +51,7 @@ const fn super_bytes(bits: u8) -> usize {
 /// Packed superblocks.
 pub(crate) struct KQuants {
     kind: KKind,
-    bytes: Aligned<u8>,
+    pub bytes: Aligned<u8>,
     /// Superblocks that the inputs touch, and the first input's block within the first of them.
     supers: usize,
     first: usize,
@@ -64,6 +64,11 @@ impl KQuants {
             KKind::Q5 => Q5,
             KKind::Q6 => Q6,
         }
+    }
+
+    /// Others of the same kind and inputs.
+    pub fn with(&self, bytes: Aligned<u8>) -> Self {
+        Self { kind: self.kind, bytes, supers: self.supers, first: self.first }
     }
 
     /// `blocks: [outputs][inputs / 32]`.

@@ -14,6 +14,7 @@ pub(crate) mod kquants;
 pub(crate) mod lanes;
 pub(crate) mod packed;
 pub(crate) mod pool;
+mod prepare;
 pub(crate) mod vector_math;
 
 use std::num::NonZeroUsize;
@@ -24,7 +25,7 @@ use self::gemm::{Activations, Product, TOGETHER};
 use self::isa::InstructionSet;
 use self::packed::{Packed, PackedValues, Takes};
 use self::pool::{Pool, SharedSlice};
-use crate::backend::{BackendError, KvSpec};
+use crate::backend::{BackendError, KRanges, KvSpec, Part, WeightForm};
 use crate::executor::Executor;
 use crate::operations::{Batch, Operations, Poisoned, Reserve, RopeTable, SketchRow};
 use crate::program::{Activation, AttentionSpec};
@@ -173,6 +174,10 @@ impl Operations for CpuOperations {
 
     fn pack(&mut self, matrix: PlainMatrix) -> Packed {
         Packed::new(matrix)
+    }
+
+    fn prepare(&mut self, parts: &[Part<'_>], ranges: KRanges, form: WeightForm) -> Result<Packed, BackendError> {
+        prepare::prepare(&mut self.pool, parts, ranges, form)
     }
 
     fn shape(&self, matrix: &Packed) -> MatrixShape {

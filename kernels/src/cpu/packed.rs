@@ -149,6 +149,46 @@ impl Packed {
         Self { shape, values }
     }
 
+    /// Space for a matrix of so many outputs of which this is the part that came first; all zeros.
+    pub fn grown(&self, outputs: usize) -> Self {
+        fn space<T: Plain>(part: &Aligned<T>, strips: (usize, usize)) -> Aligned<T> {
+            Aligned::zeroed(part.len() / strips.0 * strips.1)
+        }
+        let strips = (self.strips(), outputs.div_ceil(WIDTH));
+        let values = match &self.values {
+            PackedValues::F32(values) => PackedValues::F32(space(values, strips)),
+            PackedValues::Bf16(values) => PackedValues::Bf16(space(values, strips)),
+            PackedValues::Bf16Pairs(values) => PackedValues::Bf16Pairs(space(values, strips)),
+            PackedValues::Quants(quants) => {
+                let (bytes, scales) = (space(&quants.bytes, strips), space(&quants.scales, strips));
+                PackedValues::Quants(Quants { bytes, scales, nibbles: quants.nibbles })
+            }
+            PackedValues::K(quants) => PackedValues::K(quants.with(space(&quants.bytes, strips))),
+            PackedValues::Stack(_) => unreachable!("a stack is not packed in parts"),
+        };
+        Self { shape: MatrixShape { outputs, ..self.shape }, values }
+    }
+
+    /// Puts a part of this matrix where its first strip lies.
+    pub fn put(&mut self, strip: usize, part: &Packed) {
+        fn copy<T: Plain>(to: &mut Aligned<T>, part: &Aligned<T>, strip: usize, strips: usize) {
+            let start = part.len() / strips * strip;
+            to[start..start + part.len()].copy_from_slice(part);
+        }
+        let strips = part.strips();
+        match (&mut self.values, &part.values) {
+            (PackedValues::F32(to), PackedValues::F32(part)) => copy(to, part, strip, strips),
+            (PackedValues::Bf16(to), PackedValues::Bf16(part)) => copy(to, part, strip, strips),
+            (PackedValues::Bf16Pairs(to), PackedValues::Bf16Pairs(part)) => copy(to, part, strip, strips),
+            (PackedValues::Quants(to), PackedValues::Quants(part)) => {
+                copy(&mut to.bytes, &part.bytes, strip, strips);
+                copy(&mut to.scales, &part.scales, strip, strips);
+            }
+            (PackedValues::K(to), PackedValues::K(part)) => copy(&mut to.bytes, &part.bytes, strip, strips),
+            _ => unreachable!("parts of a matrix have its form"),
+        }
+    }
+
     /// The matrices of a stack, or the one that it is.
     pub fn sections(&self) -> &[Packed] {
         match &self.values {
