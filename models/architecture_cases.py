@@ -141,7 +141,7 @@ CASES = {
         num_key_value_heads=2,
         partial_rotary_factor=0.75,
         rope_scaling=LONG,
-        original_max_position_embeddings=128,
+        original_max_position_embeddings=64,
         tie_word_embeddings=True,
     ),
 }

@@ -89,7 +89,10 @@ def doubled():
 
 @torch.no_grad()
 def run(folder: str, dtype: torch.dtype, prompt: list[int], forced: list[int] | None) -> tuple[torch.Tensor, list[int]]:
-    """Logits of all rows, and the tokens drawn: the prompt at once, then one token after the other from the cache."""
+    """Logits of all rows, and the tokens drawn: the prompt at once, then one token after the other from the cache.
+
+    Where LongRoPE goes over to its long factors the cache is computed anew, as `generate` does.
+    """
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
     ).eval()
@@ -99,9 +102,13 @@ def run(folder: str, dtype: torch.dtype, prompt: list[int], forced: list[int] | 
         token = int(rows[-1][-1].argmax()) if forced is None else forced[step]
         drawn.append(token)
         if step + 1 < GREEDY:
-            position = torch.tensor([[PROMPT + step]])
-            out = model(torch.tensor([[token]]), past_key_values=out.past_key_values, position_ids=position, use_cache=True)
-            rows.append(out.logits[0])
+            rope = model.config.rope_parameters
+            if PROMPT + step == rope.get("original_max_position_embeddings") and "short_factor" in rope:
+                out = model(torch.tensor([prompt + drawn]), use_cache=True)
+            else:
+                position = torch.tensor([[PROMPT + step]])
+                out = model(torch.tensor([[token]]), past_key_values=out.past_key_values, position_ids=position, use_cache=True)
+            rows.append(out.logits[0, -1:])
     return torch.cat(rows).double(), drawn
 
 

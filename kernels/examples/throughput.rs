@@ -111,6 +111,7 @@ impl Runner {
             wanted: 1,
             blocks: Span { start: slot * self.blocks, length: self.blocks },
             noise_key: key(),
+            long: false,
         };
         let sequences: Vec<SequenceRows> = slots.clone().map(sequence).collect();
         let tokens: Vec<TokenInput> =

@@ -7,7 +7,7 @@ use polylink_protocol::exact_math::{f32_to_bf16, rope_turn};
 use polylink_protocol::noise::NoiseKey;
 
 use crate::backend::{BackendError, KRanges, KvSpec, Limits, Part, WeightForm};
-use crate::program::{Activation, AttentionSpec, RopeSpec};
+use crate::program::{Activation, AttentionSpec, RopeGrowth, RopeSpec};
 use crate::sampler::{SampleJob, SampleScratch};
 use crate::step::{SKETCH_VALUES, Sampled, SequenceRows};
 use crate::weights::{self, MatrixShape, PlainMatrix};
@@ -49,30 +49,40 @@ pub(crate) struct RopeTable {
     pub pairs: usize,
     pub sine: Vec<f32>,
     pub cosine: Vec<f32>,
+    /// The same for long sequences, where they differ.
+    pub long: Option<(Vec<f32>, Vec<f32>)>,
 }
 
 impl RopeTable {
     /// The table of positions `0..positions`.
     pub fn new(spec: &RopeSpec, positions: usize) -> Self {
         let pairs = spec.frequencies.len();
-        let (mut sine, mut cosine) = (Vec::with_capacity(positions * pairs), Vec::with_capacity(positions * pairs));
-        for position in 0..positions {
-            let grown = spec.growth.filter(|growth| position >= growth.trained);
-            let grown = grown.map(|growth| growth.frequencies(position, pairs));
-            for &frequency in grown.as_ref().unwrap_or(&spec.frequencies) {
-                let turn = rope_turn(position as u32, frequency);
-                sine.push(turn.0 * spec.scale);
-                cosine.push(turn.1 * spec.scale);
+        let turns = |fixed: &[f32], growth: Option<RopeGrowth>| {
+            let (mut sine, mut cosine) = (Vec::with_capacity(positions * pairs), Vec::with_capacity(positions * pairs));
+            for position in 0..positions {
+                let grown = growth.filter(|growth| position >= growth.trained);
+                let grown = grown.map(|growth| growth.frequencies(position, pairs));
+                for &frequency in grown.as_deref().unwrap_or(fixed) {
+                    let turn = rope_turn(position as u32, frequency);
+                    sine.push(turn.0 * spec.scale);
+                    cosine.push(turn.1 * spec.scale);
+                }
             }
-        }
-        Self { pairs, sine, cosine }
+            (sine, cosine)
+        };
+        let (sine, cosine) = turns(&spec.frequencies, spec.growth);
+        Self { pairs, sine, cosine, long: spec.long.as_ref().map(|long| turns(long, None)) }
     }
 
-    /// Sines and cosines of a position.
+    /// Sines and cosines of a row.
     #[inline(always)]
-    pub fn at(&self, position: usize) -> (&[f32], &[f32]) {
-        let start = position * self.pairs;
-        (&self.sine[start..][..self.pairs], &self.cosine[start..][..self.pairs])
+    pub fn at(&self, batch: &Batch<'_>, row: usize) -> (&[f32], &[f32]) {
+        let start = batch.positions[row] as usize * self.pairs;
+        let (sine, cosine) = match &self.long {
+            Some((sine, cosine)) if batch.sequences[batch.sequence_of[row] as usize].long => (sine, cosine),
+            _ => (&self.sine, &self.cosine),
+        };
+        (&sine[start..][..self.pairs], &cosine[start..][..self.pairs])
     }
 }
 

@@ -205,6 +205,9 @@ impl Checker<'_> {
                 let pairs = 1..=attention.head_dim / 2;
                 let fits = table.is_some_and(|table| pairs.contains(&table.frequencies.len()));
                 self.ensure(fits, || "the RoPE table is empty or longer than half the head dimension".into())?;
+                let long =
+                    table.and_then(|table| table.long.as_ref().map(|long| long.len() == table.frequencies.len()));
+                self.ensure(long.unwrap_or(true), || "a RoPE table's two sets differ in length".into())?;
                 let grows =
                     table.and_then(|table| table.growth.as_ref().map(|growth| (table.frequencies.len(), growth)));
                 self.ensure(

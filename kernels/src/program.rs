@@ -268,6 +268,8 @@ pub struct RopeSpec {
     pub scale: f32,
     /// How frequencies fall beyond the length that the model was trained with; `None`: they do not.
     pub growth: Option<RopeGrowth>,
+    /// The frequencies of sequences that are said to be long ([`crate::SequenceRows::long`]), as many; `None`: the same.
+    pub long: Option<Vec<f32>>,
 }
 
 /// Dynamic NTK scaling: position `p ≥ trained` is turned as the last one of a sequence of `p + 1` is, with the

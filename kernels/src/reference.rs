@@ -284,7 +284,7 @@ impl Operations for ReferenceOperations {
         for (row, qkv) in qkv.chunks_exact_mut(width).enumerate() {
             let position = batch.positions[row] as usize;
             for head in qkv.chunks_exact_mut(dim).take(spec.query_heads + spec.kv_heads) {
-                let (sine, cosine) = rope.at(position);
+                let (sine, cosine) = rope.at(batch, row);
                 for i in 0..pairs {
                     let (low, high) = (head[i], head[i + pairs]);
                     head[i] = low * cosine[i] - high * sine[i];

@@ -60,6 +60,9 @@ pub struct SequenceRows {
     pub blocks: Span,
     /// Key of the sequence's noise; the sketch's signs come from it.
     pub noise_key: NoiseKey,
+    /// Keys and queries are turned by [`crate::RopeSpec::long`], where there is such a table. All rows of the sequence
+    /// whose keys are read must have been turned alike.
+    pub long: bool,
 }
 
 /// Runs the program over ragged rows.

@@ -67,7 +67,15 @@ fn a_step_allocates_nothing() {
                 let blocks = blocks(&backend, slot, &kv);
                 let span = Span { start: tables.len() as u32, length: blocks.len() as u32 };
                 tables.extend(blocks);
-                sequences.push(SequenceRows { slot, first_position, rows, wanted: 1, blocks: span, noise_key: key() });
+                sequences.push(SequenceRows {
+                    slot,
+                    first_position,
+                    rows,
+                    wanted: 1,
+                    blocks: span,
+                    noise_key: key(),
+                    long: false,
+                });
             }
             let mut inputs: Vec<TokenInput> = (0..150).map(|i| TokenInput::Id(i % 199)).collect();
             let history: Vec<u32> = (0..150).map(|i| i % 199).collect();

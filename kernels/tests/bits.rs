@@ -132,7 +132,7 @@ fn generate(backend: &mut dyn Backend, others: u32, count: usize) -> Vec<(u32, u
                 _ => inputs.push(TokenInput::LastSample(slot)),
             }
             let (first_position, rows) = (first as u32, rows as u32);
-            SequenceRows { slot, first_position, rows, wanted: 1, blocks: span(slot), noise_key: key() }
+            SequenceRows { slot, first_position, rows, wanted: 1, blocks: span(slot), noise_key: key(), long: false }
         };
         // Slot 0 comes last in its step: its rows lie elsewhere in the batch than when it is alone.
         let sequences: Vec<SequenceRows> = slots.iter().rev().map(|&slot| sequence(slot, &mut inputs)).collect();

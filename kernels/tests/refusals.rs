@@ -98,8 +98,15 @@ fn steps() {
         let text = reason(forward(&mut backend, &KV, &[chunk]));
         assert!(text.contains(expected), "{text}");
     }
-    let sequence =
-        SequenceRows { slot: 0, first_position: 0, rows: 1, wanted: 1, blocks: Span::default(), noise_key: key() };
+    let sequence = SequenceRows {
+        slot: 0,
+        first_position: 0,
+        rows: 1,
+        wanted: 1,
+        blocks: Span::default(),
+        noise_key: key(),
+        long: false,
+    };
     let mut submit = |blocks: &[u32], tokens: &[TokenInput], sequence: SequenceRows| {
         let step = ForwardStep { sequences: &[sequence], tokens, block_tables: blocks, logits_out: false };
         backend.submit(&Step::Forward(step)).map(|_| ())

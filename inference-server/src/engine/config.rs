@@ -102,6 +102,8 @@ pub struct SplitConfig {
 pub struct EngineInfo {
     /// Prompt and completion together, in tokens.
     pub context_length: usize,
+    /// Sequences of more tokens are turned by other frequencies (LongRoPE): their keys are computed anew.
+    pub long_beyond: Option<usize>,
     /// Positions per KV block.
     pub block_tokens: usize,
     /// KV blocks.

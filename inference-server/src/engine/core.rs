@@ -96,7 +96,8 @@ impl Core {
         let pool = KvPool::new(info.kv_blocks, info.block_tokens);
         let running = info.max_running;
         let guesses_max = limits.wanted_rows - running;
-        let scheduler = Scheduler::new(pool, info.token_budget, running, live_max).with_guesses(guesses_max);
+        let scheduler = Scheduler::new(pool, info.token_budget, running, live_max);
+        let scheduler = scheduler.with_guesses(guesses_max).long_beyond(info.long_beyond);
         let blocks_per_sequence = info.context_length.div_ceil(info.block_tokens);
         let buffers = Buffers {
             sequences: Vec::with_capacity(running),
@@ -244,6 +245,7 @@ impl Core {
                 wanted: if planned.samples { 1 + planned.guesses as u32 } else { 0 },
                 blocks: Span { start: block_tables.len() as u32, length: blocks.len() as u32 },
                 noise_key: job.params[choice as usize].noise_key,
+                long: planned.long,
             });
             block_tables.extend_from_slice(blocks);
             let known = &sequence.tokens[planned.first_position..end - planned.guesses];
@@ -425,7 +427,7 @@ impl Core {
         let pool = KvPool::new(info.kv_blocks, info.block_tokens);
         let live_max = info.max_running + info.max_waiting;
         let scheduler = Scheduler::new(pool, info.token_budget, info.max_running, live_max);
-        self.scheduler = scheduler.with_guesses(self.guesses_max);
+        self.scheduler = scheduler.with_guesses(self.guesses_max).long_beyond(info.long_beyond);
         self.tell_gauges();
     }
 

@@ -140,6 +140,8 @@ impl DraftModel {
                 wanted: u32::from(one.samples),
                 blocks: Span { start, length: slot.blocks.len() as u32 },
                 noise_key: params.noise_key,
+                // Wrong keys would only guess worse.
+                long: false,
             });
             if one.samples {
                 self.samples.push(sample_row(self.samples.len() as u32, number, params));

@@ -54,6 +54,13 @@ impl BlockTable {
         Self { blocks: Vec::with_capacity(blocks_max), named: 0, chain: root, root }
     }
 
+    /// The empty table's chain starts elsewhere from now on: keys of the same tokens are others.
+    pub fn start_apart(&mut self) {
+        assert!(self.blocks.is_empty(), "blocks of the chain before were given back");
+        self.root = ChainHash::root(&self.root.0);
+        self.chain = self.root;
+    }
+
     /// Entry `i` holds positions `i × block_tokens ..`.
     pub fn blocks(&self) -> &[BlockId] {
         &self.blocks

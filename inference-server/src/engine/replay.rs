@@ -4,12 +4,15 @@
 //! what the declared model draws with the request's seed, and the activation sketch. For an exact profile an honest
 //! answer has margin 0 and equal sketch bits at every token, whatever the worker's hardware, batch or prefix hits.
 
+use std::ops::Range;
+
 use polylink_kernels::{
     Backend, BackendError, DrawInputs, ForwardStep, Limits, SampleScratch, SequenceRows, Solo, Span, Step, StepOutput,
     TokenInput, replay_margin,
 };
 use polylink_protocol::market::SKETCH_BYTES;
 use polylink_protocol::market_v1::Sampling;
+use polylink_protocol::noise::NoiseKey;
 
 use super::api::{end_tokens, sample_params, sketch_bytes};
 use super::config::{BackendKind, EngineError};
@@ -71,6 +74,7 @@ pub struct Replayer {
     end_tokens: Vec<u32>,
     grammars: Grammars,
     vocabulary: usize,
+    long_beyond: Option<usize>,
     tokens: Vec<TokenInput>,
     output: StepOutput,
     scratch: SampleScratch,
@@ -98,6 +102,7 @@ impl Replayer {
             end_tokens: model.end_tokens().to_vec(),
             grammars: Grammars::of(model),
             vocabulary,
+            long_beyond: model.config().long_beyond,
             tokens: Vec::with_capacity(CHUNK),
             output: StepOutput::with_limits(&limits, vocabulary, true),
             scratch: SampleScratch::new(vocabulary),
@@ -187,10 +192,30 @@ impl Replayer {
         }
         let noise_key = sample_params(request.sampling, request.seed, request.choice).noise_key;
         // The last token is drawn, never read; rows from the prompt's last on give logits.
-        let (rows, first_wanted) = (total - 1, prompt.len() - 1);
+        let (rows, first) = (total - 1, prompt.len() - 1);
+        // With LongRoPE, rows beyond a border read keys that are others from the first token on: a second pass.
+        let border = self.long_beyond.unwrap_or(rows).min(rows);
+        let passes = [(false, first..border), (true, first.max(border)..rows)];
+        for (long, wanted) in passes.into_iter().filter(|(_, wanted)| !wanted.is_empty()) {
+            self.pass(request, noise_key, long, wanted, each)?;
+        }
+        Ok(())
+    }
+
+    /// Runs the model over all rows up to the end of the wanted ones.
+    fn pass(
+        &mut self,
+        request: &ReplayRequest<'_>,
+        noise_key: NoiseKey,
+        long: bool,
+        wanted: Range<usize>,
+        each: &mut EachToken<'_>,
+    ) -> Result<(), ReplayError> {
+        let all = || request.prompt_ids.iter().chain(request.completion_ids).copied();
+        let Range { start: first_wanted, end: rows } = wanted;
         let mut start = 0;
-        while start < rows && !completion.is_empty() {
-            // A chunk is all prompt or all wanted.
+        while start < rows {
+            // A chunk has only wanted rows, or none.
             let end = if start < first_wanted { first_wanted.min(start + CHUNK) } else { rows.min(start + CHUNK) };
             let wanted = if start < first_wanted { 0 } else { end - start };
             self.tokens.clear();
@@ -203,6 +228,7 @@ impl Replayer {
                 wanted: wanted as u32,
                 blocks,
                 noise_key,
+                long,
             };
             let step = ForwardStep {
                 sequences: &[sequence],
@@ -214,7 +240,8 @@ impl Replayer {
             self.backend.wait(ticket, &mut self.output)?;
             for row in 0..wanted {
                 let logits = &self.output.logits[row * self.vocabulary..][..self.vocabulary];
-                each(logits, sketch_bytes(&self.output.sketches[row]), start + row - first_wanted, &mut self.scratch);
+                let index = start + row + 1 - request.prompt_ids.len();
+                each(logits, sketch_bytes(&self.output.sketches[row]), index, &mut self.scratch);
             }
             start = end;
         }

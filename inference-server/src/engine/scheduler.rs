@@ -16,6 +16,9 @@
 //!    that is ahead as in 1.
 //! 4. What is still left goes to guesses of what running sequences will draw next, if there are any.
 //!
+//! A sequence that outgrows `long_beyond` tokens (LongRoPE) gives its blocks back and starts from zero, once: the keys of
+//! all its tokens change then.
+//!
 //! What always holds: a plan has at most `token_budget` rows; every running sequence is in it; the first running one by
 //! priority and arrival is never preempted for want of blocks, and each fits alone (checked at admission), so the engine
 //! always moves on. Of one priority, nobody waits for ever: a tenant's turn comes when those that run are ahead of it by
@@ -42,6 +45,7 @@ pub struct Scheduler {
     token_budget: usize,
     running_max: usize,
     guesses_max: usize,
+    long_beyond: usize,
     sequences: Vec<Option<Sequence>>,
     unused: Vec<SequenceId>,
     /// Best rank first.
@@ -61,6 +65,11 @@ impl Scheduler {
         Self { guesses_max, ..self }
     }
 
+    /// Sequences of more tokens than this have other keys from their first token on; `None`: none has.
+    pub fn long_beyond(self, tokens: Option<usize>) -> Self {
+        Self { long_beyond: tokens.unwrap_or(usize::MAX), ..self }
+    }
+
     /// `sequences_max`: live sequences, running and waiting. `running_max` is at most `token_budget`.
     pub fn new(pool: KvPool, token_budget: usize, running_max: usize, sequences_max: usize) -> Self {
         assert!(0 < running_max && running_max <= token_budget, "the configuration is checked");
@@ -69,6 +78,7 @@ impl Scheduler {
             token_budget,
             running_max,
             guesses_max: 0,
+            long_beyond: usize::MAX,
             sequences: (0..sequences_max).map(|_| None).collect(),
             unused: (0..sequences_max as u32).rev().map(SequenceId).collect(),
             running: Vec::with_capacity(running_max),
@@ -125,6 +135,7 @@ impl Scheduler {
             computed: 0,
             charged: 0,
             started: false,
+            long: false,
             resumed_at: 0,
             state,
             table: new.table,
@@ -153,12 +164,30 @@ impl Scheduler {
         plan.rows.clear();
         plan.preempted.clear();
         plan.started.clear();
+        for index in 0..self.running.len() {
+            self.outgrow(self.running[index]);
+        }
         self.make_way(plan);
         let enough = self.one_row_each(plan);
         let left = self.spend(self.token_budget - self.running.len(), enough, plan);
         self.spend_on_guesses(left);
         self.write_down(plan);
         debug_assert!(plan.total_rows() <= self.token_budget);
+    }
+
+    /// Starts a sequence that has just outgrown `long_beyond` from zero, or from what is cached of such a one.
+    fn outgrow(&mut self, id: SequenceId) {
+        let sequence = self.sequences[id.index()].as_mut().expect("ids are held by live sequences only");
+        if sequence.long || sequence.tokens.len() <= self.long_beyond {
+            return;
+        }
+        sequence.long = true;
+        self.pool.release(&mut sequence.table);
+        sequence.table.start_apart();
+        sequence.computed = match sequence.state {
+            State::Running { .. } => self.pool.match_prefix(&mut sequence.table, &sequence.tokens),
+            State::Waiting | State::Parked => 0,
+        };
     }
 
     /// Smaller goes first.
@@ -252,7 +281,9 @@ impl Scheduler {
         for &id in &self.running {
             let sequence = self.sequences[id.index()].as_mut().expect("running sequences are live");
             let end = sequence.computed + sequence.planned;
-            let wanted = sequence.guesses.count.min(left);
+            // Beyond the border a guess would have to be computed with other keys.
+            let room = if sequence.long { left } else { left.min(self.long_beyond - sequence.tokens.len()) };
+            let wanted = sequence.guesses.count.min(room);
             if wanted > 0 && end == sequence.tokens.len() {
                 self.pool.grow(&mut sequence.table, end + wanted);
                 sequence.guesses.count = wanted.min(self.pool.covered(&sequence.table) - end);
@@ -275,6 +306,7 @@ impl Scheduler {
 
     /// Starts a waiting sequence, if blocks are there for all its tokens.
     fn start(&mut self, id: SequenceId, budget: &mut usize, plan: &mut StepPlan) -> bool {
+        self.outgrow(id);
         let sequence = self.sequences[id.index()].as_mut().expect("waiting sequences are live");
         if self.pool.available() == 0 {
             return false;
@@ -336,8 +368,8 @@ impl Scheduler {
             self.queue.charge(sequence.flow, end.saturating_sub(sequence.charged.max(sequence.computed)));
             sequence.charged = sequence.charged.max(end);
             let samples = planned == sequence.remaining();
-            let first_position = sequence.computed;
-            plan.rows.push(PlannedRows { sequence: id, slot, first_position, rows, samples, guesses });
+            let (first_position, long) = (sequence.computed, sequence.long);
+            plan.rows.push(PlannedRows { sequence: id, slot, first_position, rows, samples, guesses, long });
         }
         for planned in &plan.rows {
             self.queue.settle(self.sequence(planned.sequence).flow);

@@ -145,6 +145,7 @@ pub(super) fn build(model: &LoadedModel, config: &EngineConfig) -> Result<Built,
     };
     let info = EngineInfo {
         context_length: positions,
+        long_beyond: model.config().long_beyond,
         block_tokens: layout.block_tokens,
         kv_blocks: limits.kv_blocks,
         max_running: config.max_running,

@@ -174,6 +174,8 @@ pub struct DecoderConfig {
     pub head_dim: usize,
     /// Prompt and completion together: `max_position_embeddings`, or as far as the RoPE variant reaches.
     pub context_length: usize,
+    /// LongRoPE: sequences of more tokens are turned by other frequencies, from their first token on.
+    pub long_beyond: Option<usize>,
     /// Added to the mean square.
     pub rms_norm_eps: f32,
     /// Norms multiply by 1 + weight, as the files of Gemma hold them.
@@ -210,6 +212,14 @@ pub struct DecoderConfig {
     pub tie_word_embeddings: bool,
     /// End tokens named here, if any.
     pub eos_token_ids: Vec<u32>,
+}
+
+/// The RoPE tables, which of them each layer uses, how far they reach, and where their long sets begin.
+struct Ropes {
+    specs: Vec<RopeSpec>,
+    tables: Vec<usize>,
+    reach: usize,
+    long_beyond: Option<usize>,
 }
 
 impl Architecture {
@@ -327,13 +337,8 @@ impl Architecture {
         Ok((Some(mixture), at))
     }
 
-    /// The RoPE tables, which of them each layer uses, and how far they reach.
-    fn ropes(
-        &self,
-        config: &Value,
-        head_dim: usize,
-        windows: &[Option<usize>],
-    ) -> Result<(Vec<RopeSpec>, Vec<usize>, usize), ModelError> {
+    /// The RoPE tables.
+    fn ropes(&self, config: &Value, head_dim: usize, windows: &[Option<usize>]) -> Result<Ropes, ModelError> {
         let shape = rope::Shape {
             head_dim,
             partial: self.phi,
@@ -343,7 +348,8 @@ impl Architecture {
         };
         if !self.local_rope {
             let rope = rope::parse(config, rope::parameters(config), &shape)?;
-            return Ok((vec![rope.spec], vec![0; windows.len()], rope.reach));
+            let rope::Rope { spec, reach, long_beyond } = rope;
+            return Ok(Ropes { specs: vec![spec], tables: vec![0; windows.len()], reach, long_beyond });
         }
         let by_kind = &config["rope_parameters"];
         let global = if by_kind.is_object() { &by_kind["full_attention"] } else { &config["rope_scaling"] };
@@ -356,7 +362,8 @@ impl Architecture {
         };
         let local = rope::parse(config, &local, &shape)?;
         let tables = windows.iter().map(|window| usize::from(window.is_some())).collect();
-        Ok((vec![global.spec, local.spec], tables, global.reach.min(local.reach)))
+        let reach = global.reach.min(local.reach);
+        Ok(Ropes { specs: vec![global.spec, local.spec], tables, reach, long_beyond: None })
     }
 }
 
@@ -372,7 +379,8 @@ impl DecoderConfig {
         let head_dim = size_or(config, "head_dim", hidden_size / heads)?;
         let num_hidden_layers = size(config, "num_hidden_layers")?;
         let windows = architecture.windows(config, num_hidden_layers)?;
-        let (ropes, tables, context_length) = architecture.ropes(config, head_dim, &windows)?;
+        let Ropes { specs: ropes, tables, reach: context_length, long_beyond } =
+            architecture.ropes(config, head_dim, &windows)?;
         let (mixture, mixed) = architecture.mixture(config, num_hidden_layers)?;
         let layers = windows.into_iter().zip(tables).zip(mixed);
         let asked_bias = architecture.biases == Biases::Asked && flag(config, "attention_bias", false)?;
@@ -395,6 +403,7 @@ impl DecoderConfig {
             num_key_value_heads: size_or(config, "num_key_value_heads", heads)?,
             head_dim,
             context_length,
+            long_beyond,
             rms_norm_eps: config["rms_norm_eps"]
                 .as_f64()
                 .ok_or_else(|| wrong("rms_norm_eps", "a number is expected"))? as f32,

@@ -30,6 +30,8 @@ pub(super) struct Shape {
 pub(super) struct Rope {
     pub spec: RopeSpec,
     pub reach: usize,
+    /// Sequences of more tokens are turned by the table's long set.
+    pub long_beyond: Option<usize>,
 }
 
 /// The object that describes RoPE, under its old or its new name.
@@ -68,7 +70,9 @@ pub(super) fn parse(config: &Value, parameters: &Value, shape: &Shape) -> Result
         frequencies: frequencies.into_iter().map(|frequency| frequency as f32).collect(),
         scale: scale as f32,
         growth: None,
+        long: None,
     };
+    let mut long_beyond = None;
     let (spec, reach) = match kind {
         "default" => (fixed(base.frequencies().collect(), 1.0), shape.positions),
         "linear" => {
@@ -90,16 +94,18 @@ pub(super) fn parse(config: &Value, parameters: &Value, shape: &Shape) -> Result
         }
         "llama3" => (fixed(base.llama3(parameters, original)?, 1.0), shape.positions),
         "longrope" => {
-            let (frequencies, scale) = base.long(parameters, shape.positions, original)?;
-            // Beyond it other factors would turn the positions before it as well.
-            (fixed(frequencies, scale), shape.positions.min(original))
+            let scale = long_scale(parameters, shape.positions, original)?;
+            let [short, long] = ["short_factor", "long_factor"].map(|field| base.divided(parameters, field));
+            let (short, long) = (fixed(short?, scale), fixed(long?, scale));
+            long_beyond = (original < shape.positions).then_some(original);
+            (RopeSpec { long: long_beyond.map(|_| long.frequencies), ..short }, shape.positions)
         }
         kind => {
             let known = "default, linear, dynamic, yarn, llama3 and longrope are built";
             return Err(wrong("rope_scaling", &format!("{known}, {kind} was found")));
         }
     };
-    Ok(Rope { spec, reach })
+    Ok(Rope { spec, reach, long_beyond })
 }
 
 /// How many values of a head are turned.
@@ -180,23 +186,25 @@ impl Base {
         Ok(frequencies.collect())
     }
 
-    /// Every frequency divided by a factor of its own: those for sequences within the original length.
-    fn long(&self, parameters: &Value, positions: usize, original: usize) -> Result<(Vec<f64>, f64), ModelError> {
-        let ratio = positions as f64 / original as f64;
-        let factor = positive(parameters, "factor")?.unwrap_or(ratio);
-        let scale = match positive(parameters, "attention_factor")? {
-            Some(scale) => scale,
-            None if factor <= 1.0 => 1.0,
-            None => (1.0 + ln_f64(factor) / ln_f64(original as f64)).sqrt(),
-        };
-        let field = "short_factor";
+    /// LongRoPE: every frequency divided by a factor of its own.
+    fn divided(&self, parameters: &Value, field: &str) -> Result<Vec<f64>, ModelError> {
         let factors = parameters[field].as_array().map(|factors| factors.iter().filter_map(Value::as_f64));
         let factors: Vec<f64> = factors.into_iter().flatten().filter(|factor| *factor > 0.0).collect();
         if factors.len() != self.turned / 2 {
             return Err(wrong(field, &format!("{} positive numbers are expected", self.turned / 2)));
         }
-        Ok((self.frequencies().zip(factors).map(|(frequency, factor)| frequency / factor).collect(), scale))
+        Ok(self.frequencies().zip(factors).map(|(frequency, factor)| frequency / factor).collect())
     }
+}
+
+/// LongRoPE's scale, by how far the context was extended.
+fn long_scale(parameters: &Value, positions: usize, original: usize) -> Result<f64, ModelError> {
+    let factor = positive(parameters, "factor")?.unwrap_or(positions as f64 / original as f64);
+    Ok(match positive(parameters, "attention_factor")? {
+        Some(scale) => scale,
+        None if factor <= 1.0 => 1.0,
+        None => (1.0 + ln_f64(factor) / ln_f64(original as f64)).sqrt(),
+    })
 }
 
 /// `mscale` and `mscale_all_dim`, if both are there and not 0.

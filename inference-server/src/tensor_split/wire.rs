@@ -136,9 +136,9 @@ pub(super) fn encode_step(step: &ForwardStep<'_>, frame: &mut Vec<u8>) {
     put(step.tokens.len() as u32);
     put(step.block_tables.len() as u32);
     for sequence in step.sequences {
-        let SequenceRows { slot, first_position, rows, wanted, blocks, noise_key } = *sequence;
+        let SequenceRows { slot, first_position, rows, wanted, blocks, noise_key, long } = *sequence;
         [slot, first_position, rows, wanted, blocks.start, blocks.length].into_iter().for_each(&mut put);
-        [noise_key.0 as u32, (noise_key.0 >> 32) as u32].into_iter().for_each(&mut put);
+        [noise_key.0 as u32, (noise_key.0 >> 32) as u32, u32::from(long)].into_iter().for_each(&mut put);
     }
     for token in step.tokens {
         match *token {
@@ -166,7 +166,7 @@ impl ReceivedStep {
         let whole = payload.len().is_multiple_of(4);
         let mut next = || words.next().ok_or_else(|| "it ends early".to_owned());
         let (sequences, tokens, entries) = (next()? as usize, next()? as usize, next()? as usize);
-        let expected = 3 + 8 * sequences + 2 * tokens + entries;
+        let expected = 3 + 9 * sequences + 2 * tokens + entries;
         if !whole || payload.len() / 4 != expected {
             return Err(format!("a step of {expected} words is announced, it has {} bytes", payload.len()));
         }
@@ -181,6 +181,7 @@ impl ReceivedStep {
                 wanted: next()?,
                 blocks: Span { start: next()?, length: next()? },
                 noise_key: NoiseKey(u64::from(next()?) | u64::from(next()?) << 32),
+                long: next()? != 0,
             });
         }
         for _ in 0..tokens {
@@ -210,6 +211,7 @@ mod tests {
             wanted: 1,
             blocks: Span { start: 1, length: 2 },
             noise_key: NoiseKey(0x0123_4567_89ab_cdef),
+            long: true,
         }];
         let tokens = [TokenInput::Id(u32::MAX), TokenInput::LastSample(3)];
         let step = ForwardStep { sequences: &sequences, tokens: &tokens, block_tables: &[9, 8, 7], logits_out: false };

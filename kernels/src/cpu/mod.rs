@@ -294,7 +294,7 @@ impl Operations for CpuOperations {
         let width = (spec.query_heads + 2 * spec.kv_heads) * dim;
         for (row, qkv) in qkv.chunks_exact_mut(width).enumerate() {
             let position = batch.positions[row] as usize;
-            let (sine, cosine) = rope.at(position);
+            let (sine, cosine) = rope.at(batch, row);
             for head in qkv.chunks_exact_mut(dim).take(spec.query_heads + spec.kv_heads) {
                 let (low, high) = head[..2 * pairs].split_at_mut(pairs);
                 for i in 0..pairs {

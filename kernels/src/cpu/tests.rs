@@ -190,6 +190,7 @@ impl Sequence {
             wanted: 0,
             blocks: Span { start: 0, length: count },
             noise_key: NoiseKey(0),
+            long: first > 0,
         }];
         // 37 has no common factor with 256: a permutation of the blocks.
         let tables = (0..count).map(|i| (i * 37 + 11) % 256).collect();
@@ -210,7 +211,9 @@ fn attend<O: Operations>(operations: &mut O, spec: &AttentionSpec, dtype: KvDtyp
     // All pairs of a head, or three quarters of them.
     let pairs = spec.head_dim / 2 - if length.is_multiple_of(2) { spec.head_dim / 8 } else { 0 };
     let (sine, cosine) = (values(3, 1024 * pairs), values(4, 1024 * pairs));
-    let rope = RopeTable { pairs, sine, cosine };
+    // The few rows that come later are turned as those of a long sequence.
+    let long = Some((values(5, 1024 * pairs), values(6, 1024 * pairs)));
+    let rope = RopeTable { pairs, sine, cosine, long };
     let width = (spec.query_heads + 2 * spec.kv_heads) * spec.head_dim;
     let mut all = Vec::new();
     for (first, length) in [(0, length), (length, 3)] {

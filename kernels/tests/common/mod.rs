@@ -173,7 +173,12 @@ pub fn build(
     let qkv = builder.step_buffer((queries.len() + 2 * kv.len()) * head_dim);
     let mixed = builder.step_buffer(queries.len() * head_dim);
     let (gate_up, act) = (builder.step_buffer(2 * columns.len()), builder.step_buffer(columns.len()));
-    let rope = builder.rope(RopeSpec { frequencies: rope_frequencies(10_000.0, head_dim), scale: 1.0, growth: None });
+    let rope = builder.rope(RopeSpec {
+        frequencies: rope_frequencies(10_000.0, head_dim),
+        scale: 1.0,
+        growth: None,
+        long: None,
+    });
     let attention = AttentionSpec {
         query_heads: queries.len(),
         kv_heads: kv.len(),
@@ -308,6 +313,7 @@ pub fn forward(backend: &mut dyn Backend, kv: &KvSpec, chunks: &[Chunk]) -> Resu
             wanted: chunk.wanted,
             blocks: span,
             noise_key: key(),
+            long: false,
         });
     }
     let step = ForwardStep { sequences: &sequences, tokens: &tokens, block_tables: &tables, logits_out: true };

@@ -44,6 +44,8 @@ pub struct Sequence {
     /// Rows of positions below are counted as served.
     pub(super) charged: usize,
     pub(super) started: bool,
+    /// It has outgrown `long_beyond`.
+    pub(super) long: bool,
     /// Tokens that it had when it came back from a preemption last.
     pub(super) resumed_at: usize,
     pub(super) state: State,
@@ -129,6 +131,8 @@ pub struct PlannedRows {
     pub samples: bool,
     /// How many rows at the end are guesses; from each of them a token is to be drawn too.
     pub guesses: usize,
+    /// The sequence has more tokens than `long_beyond`.
+    pub long: bool,
 }
 
 /// One step. Reused, so that making it allocates nothing.

@@ -49,6 +49,37 @@ fn a_prompt_longer_than_the_budget_is_computed_in_chunks_beside_decodes() {
 }
 
 #[test]
+fn a_sequence_that_outgrows_the_border_starts_from_zero_once_with_keys_of_its_own() {
+    let mut scheduler = scheduler(64, 8, 4).long_beyond(Some(10));
+    let a = add(&mut scheduler, 0..9, 1, 0);
+    for (expected, long) in [
+        ((0, 8, false), false),
+        ((8, 1, true), false),
+        ((9, 1, true), false),
+        // Eleven tokens: all of them again.
+        ((0, 8, false), true),
+        ((8, 3, true), true),
+        ((11, 1, true), true),
+    ] {
+        let plan = step(&mut scheduler);
+        assert_eq!(rows(&plan), [(a.0, expected.0, expected.1, expected.2)]);
+        assert_eq!(plan.rows[0].long, long, "{expected:?}");
+    }
+    scheduler.remove(a);
+    // Prefixes of either side are found by sequences of that side: two blocks of the short one, two of the long one.
+    let short = add(&mut scheduler, 0..9, 1, 0);
+    assert_eq!(rows(&step(&mut scheduler)), [(short.0, 8, 1, true)]);
+    scheduler.remove(short);
+    let tokens = (0..9).chain([7, 7, 3, 4]).collect();
+    let long = scheduler.add(new(tokens, 1, 0)).expect("there is room");
+    let plan = step(&mut scheduler);
+    assert_eq!((rows(&plan), plan.rows[0].long), (vec![(long.0, 8, 5, true)], true));
+    let other = scheduler.add(new((0..9).chain([1, 2, 3, 4]).collect(), 2, 0)).expect("there is room");
+    step(&mut scheduler);
+    assert_eq!(scheduler.sequence(other).cached_tokens, 0, "another tenant");
+}
+
+#[test]
 fn a_long_prefill_does_not_starve_later_decodes() {
     let mut scheduler = scheduler(64, 8, 4);
     let long = add(&mut scheduler, 0..100, 1, 0);

@@ -137,6 +137,7 @@ fn phi() {
         fields[name] = value;
     }
     let phi4 = parse("Phi3ForCausalLM", fields);
-    assert_eq!((phi4.head_dim, phi4.ropes[0].frequencies.len(), phi4.context_length), (128, 48, 4096));
+    assert_eq!((phi4.head_dim, phi4.ropes[0].frequencies.len()), (128, 48));
+    assert_eq!((phi4.context_length, phi4.long_beyond, mini.long_beyond), (131_072, Some(4096), None));
     assert!((phi4.ropes[0].scale - 1.190_238).abs() < 1e-5, "√(1 + ln 32 ÷ ln 4096)");
 }
