@@ -11,7 +11,7 @@ use polylink_inference_server::gateway::{self, GatewayConfig, GatewayModel, Pric
 use polylink_inference_server::http::FrontLimits;
 use polylink_inference_server::http::local::TextModel;
 use polylink_inference_server::http::server;
-use polylink_inference_server::model::Precision;
+use polylink_inference_server::model::{Computation, KvDtype, Precision, kv_dtype_name};
 use polylink_protocol::Amount;
 use polylink_protocol::keys::ServiceKey;
 use polylink_protocol::market_v1::{ModelProfile, TokenPrices};
@@ -166,16 +166,22 @@ fn text_models(names: &[String]) -> Result<Vec<GatewayModel>, CliError> {
         }
         let text = TextModel::of(&model);
         // Only the profile's word on how it is computed differs: the files are the same.
-        found.push(GatewayModel { profile: profile.clone(), text: text.clone() });
-        found.extend(model.other_precisions().iter().map(|&precision| GatewayModel {
+        let precisions = std::iter::once(Precision::F32).chain(model.other_precisions().iter().copied());
+        let caches = [KvDtype::F32, KvDtype::Int8];
+        let computations = precisions.flat_map(|precision| caches.map(|kv_dtype| Computation { precision, kv_dtype }));
+        found.extend(computations.map(|computation| GatewayModel {
             profile: ModelProfile {
-                id: id.map_or_else(|| models::profile_id(&folder, precision), str::to_owned),
+                id: id.map_or_else(|| models::profile_id(&folder, computation), str::to_owned),
                 weight_quantization: match profile.weight_quantization.as_str() {
-                    "none" => precision.weight_quantization().into(),
+                    "none" => computation.precision.weight_quantization().into(),
                     of_the_files => of_the_files.into(),
                 },
-                compute_dtype: precision.compute_dtype().into(),
-                numerics: precision.numerics().into(),
+                compute_dtype: match computation.precision {
+                    Precision::F32 => profile.compute_dtype.clone(),
+                    other => other.compute_dtype().into(),
+                },
+                kv_dtype: kv_dtype_name(computation.kv_dtype).into(),
+                numerics: computation.precision.numerics().into(),
                 ..profile.clone()
             },
             text: text.clone(),

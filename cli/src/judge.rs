@@ -74,15 +74,15 @@ pub async fn run(args: &JudgeArgs, home: &Path) -> Result<(), CliError> {
     let account = ring.account(&args.key)?;
     let chain = args.rpc.client(home)?;
     let folder = models::resolve(&args.model);
-    let precision = args.precision.precision()?;
-    let id = args.id.clone().unwrap_or_else(|| models::profile_id(&folder, precision));
+    let computation = args.precision.computation()?;
+    let id = args.id.clone().unwrap_or_else(|| models::profile_id(&folder, computation));
     let (endpoint, own) = match &args.llm_endpoint {
         Some(url) => {
             let model = args.llm_model.clone().unwrap_or_default();
             (Endpoint { url: url.clone(), model, api_key: args.llm_api_key.clone() }, None)
         }
         None => {
-            let (model, profile) = models::open(&folder, precision, Some(&id))?;
+            let (model, profile) = models::open(&folder, computation, Some(&id))?;
             let config = EngineConfig {
                 threads: args.threads,
                 max_running: 8,
@@ -100,7 +100,7 @@ pub async fn run(args: &JudgeArgs, home: &Path) -> Result<(), CliError> {
     };
     let own_models = models::models_folder();
     let config = AuditorConfig {
-        models: vec![HeldModel { folder, precision, id }],
+        models: vec![HeldModel { folder, computation, id }],
         cross_encoder: args.cross_encoder.clone().unwrap_or_else(|| own_models.join("cross-encoder")),
         rubric: args.rubric.clone().unwrap_or_else(|| own_models.join("judge_prompt.json")),
         endpoint: Some(endpoint),

@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 
-use polylink_inference_server::model::{LoadedModel, Precision};
+use polylink_inference_server::model::{Computation, KvDtype, LoadedModel, Precision, kv_dtype_name};
 use polylink_protocol::market_v1::ModelProfile;
 
 use crate::error::CliError;
@@ -42,6 +42,16 @@ pub enum Dtype {
     Bf16,
 }
 
+/// What keys and values are kept in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Cache {
+    /// As they are computed
+    #[default]
+    F32,
+    /// 8-bit integers: a quarter of the memory; exact, a profile of its own
+    Int8,
+}
+
 /// How a model is held and computed with.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct PrecisionArgs {
@@ -51,37 +61,47 @@ pub struct PrecisionArgs {
     /// What weights that are not quantised are computed in
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Dtype,
+    /// What keys and values are kept in
+    #[arg(long, value_enum, default_value = "f32")]
+    kv_dtype: Cache,
 }
 
 impl PrecisionArgs {
-    /// Both together.
+    /// All together.
     ///
     /// # Errors
     /// [`CliError`] for bf16 products of quantised weights, which are computed in integers.
-    pub fn precision(self) -> Result<Precision, CliError> {
-        match (self.quantize, self.dtype) {
-            (Quantize::None, Dtype::F32) => Ok(Precision::F32),
-            (Quantize::None, Dtype::Bf16) => Ok(Precision::Bf16),
-            (Quantize::Q8_0, Dtype::F32) => Ok(Precision::Q8_0),
-            (Quantize::Q4_0, Dtype::F32) => Ok(Precision::Q4_0),
-            (Quantize::Q4K, Dtype::F32) => Ok(Precision::Q4K),
-            (Quantize::Q5K, Dtype::F32) => Ok(Precision::Q5K),
-            (Quantize::Q6K, Dtype::F32) => Ok(Precision::Q6K),
+    pub fn computation(self) -> Result<Computation, CliError> {
+        let precision = match (self.quantize, self.dtype) {
+            (Quantize::None, Dtype::F32) => Precision::F32,
+            (Quantize::None, Dtype::Bf16) => Precision::Bf16,
+            (Quantize::Q8_0, Dtype::F32) => Precision::Q8_0,
+            (Quantize::Q4_0, Dtype::F32) => Precision::Q4_0,
+            (Quantize::Q4K, Dtype::F32) => Precision::Q4K,
+            (Quantize::Q5K, Dtype::F32) => Precision::Q5K,
+            (Quantize::Q6K, Dtype::F32) => Precision::Q6K,
             (_, Dtype::Bf16) => {
                 let reason = "quantised weights are computed in exact integers: leave out --dtype or --quantize";
-                Err(CliError::value("dtype", reason))
+                return Err(CliError::value("dtype", reason));
             }
-        }
+        };
+        let kv_dtype = match self.kv_dtype {
+            Cache::F32 => KvDtype::F32,
+            Cache::Int8 => KvDtype::Int8,
+        };
+        Ok(Computation { precision, kv_dtype })
     }
 
     /// As flags of another `polylink`.
-    pub fn flags(self) -> [String; 4] {
+    pub fn flags(self) -> [String; 6] {
         let name = |value: Option<clap::builder::PossibleValue>| value.map(|v| v.get_name().to_owned());
         [
             "--quantize".into(),
             name(self.quantize.to_possible_value()).unwrap_or_default(),
             "--dtype".into(),
             name(self.dtype.to_possible_value()).unwrap_or_default(),
+            "--kv-dtype".into(),
+            name(self.kv_dtype.to_possible_value()).unwrap_or_default(),
         ]
     }
 }
@@ -104,23 +124,34 @@ pub fn resolve(model: &str) -> PathBuf {
 }
 
 /// `org/name@revision` of a model: the name of its folder or file, marked where it is not computed as it is.
-pub fn profile_id(folder: &Path, precision: Precision) -> String {
+pub fn profile_id(folder: &Path, computation: impl Into<Computation>) -> String {
     let name = if folder.is_file() { folder.file_stem() } else { folder.file_name() };
     let name = name.map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
     let clean: String =
         name.chars().map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '-' }).collect();
-    match precision {
-        Precision::F32 => format!("polylink/{clean}@1"),
-        Precision::Bf16 => format!("polylink/{clean}-bf16@1"),
-        quantised => format!("polylink/{clean}-{}@1", quantised.weight_quantization()),
-    }
+    let Computation { precision, kv_dtype } = computation.into();
+    let weights = match precision {
+        Precision::F32 => String::new(),
+        Precision::Bf16 => "-bf16".into(),
+        quantised => format!("-{}", quantised.weight_quantization()),
+    };
+    let cache = match kv_dtype {
+        KvDtype::F32 => String::new(),
+        KvDtype::Int8 => format!("-kv-{}", kv_dtype_name(kv_dtype)),
+    };
+    format!("polylink/{clean}{weights}{cache}@1")
 }
 
 /// Opens a folder or a GGUF file and computes its profile, reading all weights.
-pub fn open(folder: &Path, precision: Precision, id: Option<&str>) -> Result<(LoadedModel, ModelProfile), CliError> {
+pub fn open(
+    folder: &Path,
+    computation: impl Into<Computation>,
+    id: Option<&str>,
+) -> Result<(LoadedModel, ModelProfile), CliError> {
     let wrong = |e: polylink_inference_server::model::ModelError| CliError::value("model", e);
-    let model = LoadedModel::open(folder, precision).map_err(wrong)?;
-    let id = id.map_or_else(|| profile_id(folder, precision), str::to_owned);
+    let computation = computation.into();
+    let model = LoadedModel::open(folder, computation).map_err(wrong)?;
+    let id = id.map_or_else(|| profile_id(folder, computation), str::to_owned);
     let profile = model.profile(&id).map_err(wrong)?;
     polylink_protocol::market::check_profile(&profile).map_err(|e| CliError::value("profile", e))?;
     Ok((model, profile))

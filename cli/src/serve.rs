@@ -143,8 +143,8 @@ enum Guessing {
 
 fn speculation(args: &ServeArgs) -> Result<Speculation, CliError> {
     if let Some(draft) = &args.draft_model {
-        let precision = args.precision.precision()?;
-        let model = LoadedModel::open(models::resolve(draft), precision);
+        let computation = args.precision.computation()?;
+        let model = LoadedModel::open(models::resolve(draft), computation);
         return model.map(Speculation::Draft).map_err(|e| CliError::role("draft model", e));
     }
     Ok(match args.speculation {
@@ -210,7 +210,7 @@ pub async fn run(args: &ServeArgs, home: &Path) -> Result<(), CliError> {
         return Err(CliError::value("--split-secret", reason));
     }
     let folder = models::resolve(&args.model);
-    let (model, own_profile) = models::open(&folder, args.precision.precision()?, args.id.as_deref())?;
+    let (model, own_profile) = models::open(&folder, args.precision.computation()?, args.id.as_deref())?;
     if args.join {
         return join(args, model).await;
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use polylink_inference_server::model::{LoadedModel, Precision};
+use polylink_inference_server::model::{Computation, LoadedModel};
 use polylink_protocol::market;
 
 use crate::cross_encoder::CrossEncoder;
@@ -18,7 +18,7 @@ pub struct HeldModel {
     /// Hugging Face folder.
     pub folder: PathBuf,
     /// As the profile declares.
-    pub precision: Precision,
+    pub computation: Computation,
     /// `org/name@revision`, as the profile declares.
     pub id: String,
 }
@@ -58,7 +58,7 @@ impl Auditor {
 
 fn hold(model: &HeldModel, threads: usize) -> Result<Held, JudgeError> {
     let wrong = |reason: String| JudgeError::Folder { path: model.folder.clone(), reason };
-    let loaded = LoadedModel::open(&model.folder, model.precision).map_err(|e| wrong(e.to_string()))?;
+    let loaded = LoadedModel::open(&model.folder, model.computation).map_err(|e| wrong(e.to_string()))?;
     let profile = loaded.profile(&model.id).map_err(|e| wrong(e.to_string()))?;
     market::check_profile(&profile).map_err(|e| wrong(e.to_string()))?;
     Ok(Held {

@@ -21,7 +21,7 @@ const USER_DEPOSIT: u128 = 1_000_000_000;
 pub(super) fn prepare(args: &UpArgs, home: &Home, progress: &Progress) -> Result<Network, CliError> {
     let wanted =
         [("rpc", args.rpc_port), ("p2p", args.p2p_port), ("gateway", args.gateway_port), ("worker", args.worker_port)];
-    let (model, profile) = models::open(&models::resolve(&args.model), args.precision.precision()?, None)?;
+    let (model, profile) = models::open(&models::resolve(&args.model), args.precision.computation()?, None)?;
     let digest = market::profile_digest(&profile).to_string();
     if let Some(mut network) = home.read_network()?
         && genesis::exists(&home.node())

@@ -107,7 +107,8 @@ pub(crate) fn empty_backend(kind: BackendKind, threads: usize) -> Result<Box<dyn
 /// KV cache shape of one rank.
 pub(crate) fn kv_spec(model: &LoadedModel, split: &SplitPlan, rank: usize) -> KvSpec {
     let shard = &split.shards[rank];
-    KvSpec::f32(shard.layers.len(), shard.kv_heads.len(), model.config().head_dim)
+    let dtype = model.kv_dtype();
+    KvSpec { dtype, ..KvSpec::f32(shard.layers.len(), shard.kv_heads.len(), model.config().head_dim) }
 }
 
 /// A backend that is ready to compute.

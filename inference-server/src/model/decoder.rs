@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use polylink_kernels::{
-    AttentionSpec, Backend, BufferId, Epilogue, ExpertWeights, ExpertsSpec, KRanges, KvSpec, Op, Program,
+    AttentionSpec, Backend, BufferId, Epilogue, ExpertWeights, ExpertsSpec, KRanges, KvDtype, KvSpec, Op, Program,
     ProgramBuilder, RopeId, Shard, WeightForm, WeightId,
 };
 
@@ -123,12 +123,13 @@ pub(crate) fn load(
     config: &DecoderConfig,
     weights: &Weights,
     form: WeightForm,
+    kv_dtype: KvDtype,
     split: &SplitPlan,
     rank: usize,
     backend: &mut dyn Backend,
 ) -> Result<Program, ModelError> {
     let loader = Loader { weights, backend, form, norm_plus_one: config.norm_plus_one, buffers: Default::default() };
-    let mut decoder = Decoder::new(config, split, rank, loader);
+    let mut decoder = Decoder::new(config, kv_dtype, split, rank, loader);
     let table = decoder.embedding()?;
     for layer in split.shards[rank].layers.clone() {
         decoder.attention(layer)?;
@@ -168,9 +169,15 @@ struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    fn new(config: &'a DecoderConfig, split: &'a SplitPlan, rank: usize, loader: Loader<'a>) -> Self {
+    fn new(
+        config: &'a DecoderConfig,
+        kv_dtype: KvDtype,
+        split: &'a SplitPlan,
+        rank: usize,
+        loader: Loader<'a>,
+    ) -> Self {
         let (own, hidden, head_dim) = (&split.shards[rank], config.hidden_size, config.head_dim);
-        let kv = KvSpec::f32(own.layers.len(), own.kv_heads.len(), head_dim);
+        let kv = KvSpec { dtype: kv_dtype, ..KvSpec::f32(own.layers.len(), own.kv_heads.len(), head_dim) };
         let mut program = ProgramBuilder::new(kv, config.vocab_size);
         let ropes = config.ropes.iter().map(|rope| program.rope(rope.clone())).collect();
         let query_heads = own.kv_heads.len() * config.group_heads();

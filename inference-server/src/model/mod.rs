@@ -34,7 +34,8 @@ pub use architecture::{DecoderConfig, LayerConfig, MixtureConfig};
 pub use chat_template::{ChatMessage, ChatTemplate, Conversation};
 pub use config::GenerationDefaults;
 pub use error::ModelError;
-pub use precision::Precision;
+pub use polylink_kernels::KvDtype;
+pub use precision::{Computation, Precision, kv_dtype_name};
 pub use split_plan::{ModelShard, SplitPlan};
 pub use tokenizer::{Detokenizer, Tokenizer};
 
@@ -58,7 +59,7 @@ struct Inner {
     tokenizer: Arc<Tokenizer>,
     chat_template: Option<Arc<ChatTemplate>>,
     end_tokens: Vec<u32>,
-    precision: Precision,
+    computation: Computation,
     weights: Weights,
     /// Digests of the small files, as profiles name them.
     config_digest: Digest,
@@ -73,8 +74,9 @@ impl LoadedModel {
     ///
     /// # Errors
     /// What is missing, damaged or not built, by name.
-    pub fn open(folder: impl AsRef<Path>, precision: Precision) -> Result<Self, ModelError> {
-        let folder = folder.as_ref();
+    pub fn open(folder: impl AsRef<Path>, computation: impl Into<Computation>) -> Result<Self, ModelError> {
+        let (folder, computation) = (folder.as_ref(), computation.into());
+        let precision = computation.precision;
         let contents = Contents::open(folder)?;
         let config = DecoderConfig::parse(&contents.config)?;
         let generation = GenerationDefaults::parse(&contents.generation)?;
@@ -113,7 +115,7 @@ impl LoadedModel {
                 tokenizer: Arc::new(tokenizer),
                 chat_template,
                 end_tokens,
-                precision,
+                computation,
                 weights,
             }),
         })
@@ -156,7 +158,12 @@ impl LoadedModel {
 
     /// How its weights are computed with.
     pub fn precision(&self) -> Precision {
-        self.inner.precision
+        self.inner.computation.precision
+    }
+
+    /// How its keys and values are kept.
+    pub fn kv_dtype(&self) -> KvDtype {
+        self.inner.computation.kv_dtype
     }
 
     /// Quantisation of the weights as profiles name it: the precision's, or that of the files (`gguf`: each tensor as it
@@ -206,8 +213,8 @@ impl LoadedModel {
             weights_digest: weights_digest.to_vec(),
             weight_quantization: self.weight_quantization().into(),
             compute_dtype: self.compute_dtype().into(),
-            kv_dtype: "f32".into(),
-            numerics: inner.precision.numerics().into(),
+            kv_dtype: kv_dtype_name(self.kv_dtype()).into(),
+            numerics: self.precision().numerics().into(),
         })
     }
 
@@ -226,11 +233,14 @@ impl LoadedModel {
     pub(crate) fn split_digest(&self) -> Result<Digest, ModelError> {
         let weights = self.weights_digest()?;
         let inner = &self.inner;
-        let precision = inner.precision;
         let hasher = Hasher::new("polylink/split-model/v1").fixed(&inner.config_digest.0).fixed(&weights.0);
-        let [weights, compute, numerics] =
-            [self.weight_quantization(), self.compute_dtype(), precision.numerics()].map(str::as_bytes);
-        Ok(hasher.bytes(weights).bytes(compute).bytes(numerics).finish())
+        let names = [
+            self.weight_quantization(),
+            self.compute_dtype(),
+            self.precision().numerics(),
+            kv_dtype_name(self.kv_dtype()),
+        ];
+        Ok(names.into_iter().fold(hasher, |hasher, name| hasher.bytes(name.as_bytes())).finish())
     }
 
     /// Prepares the weights of one rank on a backend, and gives its program.
@@ -239,6 +249,14 @@ impl LoadedModel {
     /// Unreadable or unsuitable tensors, by name.
     pub fn load(&self, split: &SplitPlan, rank: usize, backend: &mut dyn Backend) -> Result<Program, ModelError> {
         let inner = &self.inner;
-        decoder::load(&inner.config, &inner.weights, inner.precision.form(), split, rank, backend)
+        decoder::load(
+            &inner.config,
+            &inner.weights,
+            inner.computation.precision.form(),
+            self.kv_dtype(),
+            split,
+            rank,
+            backend,
+        )
     }
 }

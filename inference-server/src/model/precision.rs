@@ -1,6 +1,29 @@
 //! How weights are held and computed with, by the names that profiles and the command line use.
 
-use polylink_kernels::WeightForm;
+use polylink_kernels::{KvDtype, WeightForm};
+
+/// How a model is held and computed with: its weights, and its cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Computation {
+    /// Weights and products.
+    pub precision: Precision,
+    /// Keys and values.
+    pub kv_dtype: KvDtype,
+}
+
+impl From<Precision> for Computation {
+    fn from(precision: Precision) -> Self {
+        Self { precision, kv_dtype: KvDtype::F32 }
+    }
+}
+
+/// Type of the cache as profiles name it: `f32` or `int8`.
+pub fn kv_dtype_name(dtype: KvDtype) -> &'static str {
+    match dtype {
+        KvDtype::F32 => "f32",
+        KvDtype::Int8 => "int8",
+    }
+}
 
 /// How a model's weights are held and computed with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use polylink_inference_server::engine::{
     BackendKind, EngineConfig, EngineHandle, GenerateRequest, KvCacheSize, ReplayRequest, Replayer,
 };
-use polylink_inference_server::model::Precision;
+use polylink_inference_server::model::{Computation, KvDtype, Precision};
 
 use crate::support::*;
 
@@ -82,7 +82,8 @@ fn same_bits_after_a_forced_preemption() {
 
 #[test]
 fn quantised_models_have_the_same_bits_too() {
-    for quantization in [Precision::Q8_0, Precision::Q4_0, Precision::Bf16] {
+    let eight_bit_cache = Computation { precision: Precision::F32, kv_dtype: KvDtype::Int8 };
+    for quantization in [Precision::Q8_0.into(), Precision::Q4_0.into(), Precision::Bf16.into(), eight_bit_cache] {
         let start =
             |config| polylink_inference_server::engine::Engine::start(quantized("pico", quantization), config).unwrap();
         let alone = run(&start(small()), probe(5));
@@ -143,7 +144,13 @@ fn a_replay_finds_the_same_tokens_and_sketches_and_sees_every_change() {
     forged[3] = (forged[3] + 1) % 2048;
     let seen = replayer.replay(&ReplayRequest { completion_ids: &forged, ..honest.clone() }).unwrap();
     assert!(seen[3].margin > 0.0 && seen[2].margin == 0.0, "{seen:?}");
-    for (name, quantization) in [("pico", Precision::F32), ("nano", Precision::Q8_0), ("nano", Precision::Q4_0)] {
+    let eight_bit_cache = Computation { precision: Precision::F32, kv_dtype: KvDtype::Int8 };
+    for (name, quantization) in [
+        ("pico", Precision::F32.into()),
+        ("nano", Precision::Q8_0.into()),
+        ("nano", Precision::Q4_0.into()),
+        ("nano", eight_bit_cache),
+    ] {
         let mut cheat = Replayer::new(&quantized(name, quantization), BackendKind::Cpu, 1).unwrap();
         let cheating = cheat.replay(&honest).unwrap();
         let differ = cheating.iter().zip(&replayed).filter(|(cheat, honest)| cheat.sketch != honest.sketch).count();

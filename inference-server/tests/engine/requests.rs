@@ -229,7 +229,11 @@ fn overflowing_weights_fail_the_request_and_not_the_engine() {
     let place = |index: usize| 8 + header + offsets[index].as_u64().unwrap() as usize;
     bytes[place(0)..place(1)].chunks_exact_mut(2).for_each(|value| value.copy_from_slice(&[0x7f, 0x7f]));
     std::fs::write(&file, bytes).unwrap();
-    let model = polylink_inference_server::model::LoadedModel::open(copy.path(), Default::default()).unwrap();
+    let model = polylink_inference_server::model::LoadedModel::open(
+        copy.path(),
+        polylink_inference_server::model::Precision::F32,
+    )
+    .unwrap();
     let engine = polylink_inference_server::engine::Engine::start(model, small()).unwrap();
     for _ in 0..2 {
         let mut stream = engine.submit(request(prompt(1, 20), sampling(), 0)).unwrap();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use polylink_inference_server::engine::{
     BackendKind, Engine, EngineConfig, EngineHandle, EngineStatus, Event, FailureCode, SplitConfig,
 };
-use polylink_inference_server::model::{LoadedModel, Precision};
+use polylink_inference_server::model::{Computation, KvDtype, LoadedModel, Precision};
 use polylink_inference_server::tensor_split::{Peer, PeerConfig};
 use polylink_protocol::market_v1::Sampling;
 
@@ -49,7 +49,8 @@ pub fn bits(engine: &EngineHandle, prompt: Vec<u32>) -> Vec<(u32, u32, [u8; 16])
 
 #[test]
 fn two_and_three_devices_give_the_bits_of_one() {
-    for quantization in [Precision::F32, Precision::Q8_0] {
+    let eight_bit_cache = Computation { precision: Precision::Q8_0, kv_dtype: KvDtype::Int8 };
+    for quantization in [Precision::F32.into(), eight_bit_cache] {
         let alone = Engine::start(quantized("nano", quantization), small()).unwrap();
         let peer = || peer_thread(quantized("nano", quantization));
         for (shares, peers) in

@@ -6,7 +6,7 @@ use polylink_inference_server::engine::{
     BackendKind, Engine, EngineConfig, EngineHandle, Event, FinishReason, GenerateRequest, KvCacheSize, RequestStream,
     TokenEvent, Usage,
 };
-use polylink_inference_server::model::{ChatMessage, LoadedModel, Precision};
+use polylink_inference_server::model::{ChatMessage, Computation, LoadedModel, Precision};
 use polylink_protocol::market_v1::Sampling;
 
 /// A folder of the project's own models.
@@ -19,8 +19,8 @@ pub fn model(name: &str) -> LoadedModel {
     quantized(name, Precision::F32)
 }
 
-pub fn quantized(name: &str, quantization: Precision) -> LoadedModel {
-    LoadedModel::open(folder(name), quantization).unwrap()
+pub fn quantized(name: &str, computation: impl Into<Computation>) -> LoadedModel {
+    LoadedModel::open(folder(name), computation).unwrap()
 }
 
 /// One thread, few blocks: small and quick.

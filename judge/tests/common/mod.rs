@@ -148,7 +148,11 @@ pub fn auditor() -> Auditor {
 
 /// That holds nano's profiles with these weights.
 pub fn auditor_with(weights: &[Precision], endpoint: Option<Endpoint>, llm_fraction_bps: u32) -> Auditor {
-    let held = |precision| HeldModel { folder: models().join("nano"), precision, id: ID.into() };
+    let held = |precision: Precision| HeldModel {
+        folder: models().join("nano"),
+        computation: precision.into(),
+        id: ID.into(),
+    };
     let config = AuditorConfig {
         models: weights.iter().copied().map(held).collect(),
         cross_encoder: models().join("cross-encoder"),
