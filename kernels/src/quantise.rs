@@ -23,7 +23,7 @@ fn largest_magnitude(values: &[f32]) -> f32 {
 pub fn q8_0(values: &[f32; BLOCK], quants: &mut [i8]) -> f32 {
     let scale = f16_to_f32(f32_to_f16_saturating(largest_magnitude(values) / 127.0));
     for (quant, value) in quants.iter_mut().zip(values) {
-        *quant = if scale == 0.0 { 0 } else { (value / scale).clamp(-127.0, 127.0).round_ties_even() as i8 };
+        *quant = if scale == 0.0 { 0 } else { round_to_integer((value / scale).clamp(-127.0, 127.0)) as i8 };
     }
     scale
 }
@@ -76,7 +76,7 @@ pub fn vector(values: &[f32], quants: &mut [i8]) -> f32 {
 
 /// Nearest integer, ties to even, of |x| < 2²²: the addition does the rounding, whatever the instruction set.
 #[inline(always)]
-fn round_to_integer(x: f32) -> i32 {
+pub(crate) fn round_to_integer(x: f32) -> i32 {
     const SHIFT: f32 = 12_582_912.0;
     ((x + SHIFT).to_bits() as i32).wrapping_sub(SHIFT.to_bits() as i32)
 }

@@ -134,7 +134,7 @@ struct Ahead {
 const LINE: usize = 64;
 
 /// Bytes ahead in the same stream.
-const NEAR: usize = 4096;
+const NEAR: usize = 8192;
 
 /// Inputs between two requests for weights ahead, in products of floats: a whole number of cache lines.
 const AHEAD_INPUTS: usize = 32;

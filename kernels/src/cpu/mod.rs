@@ -64,10 +64,10 @@ pub struct CpuOperations {
 }
 
 /// Rows per tile of a product; a run of rows reuses the weights from cache.
-const TILE_ROWS: usize = 48;
+const TILE_ROWS: usize = 96;
 
 /// Rows up to which the weights are read once, in long stretches: tiles are then as wide as the workers' number allows.
-const FEW_ROWS: usize = 48;
+const FEW_ROWS: usize = TILE_ROWS;
 
 /// Tiles per worker of a product of few rows: enough that no worker waits long for the last one.
 const FEW_ROWS_TILES: usize = 12;

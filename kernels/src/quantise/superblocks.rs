@@ -20,7 +20,7 @@ pub(crate) fn superblock(kind: KKind, values: &[f32; SUPER], out: &mut Vec<u8>) 
 
 /// To the nearest integer of a range; 0 steps have nothing but 0.
 fn step(value: f32, step: f32, low: f32, high: f32) -> i32 {
-    if step == 0.0 { 0 } else { (value / step).clamp(low, high).round_ties_even() as i32 }
+    if step == 0.0 { 0 } else { super::round_to_integer((value / step).clamp(low, high)) }
 }
 
 fn q6(values: &[f32; SUPER], out: &mut Vec<u8>) {
