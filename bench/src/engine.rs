@@ -17,6 +17,7 @@ mod start;
 mod worker;
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 pub use load::{Figure, Load};
 pub use peers::Peers;
@@ -57,6 +58,8 @@ pub struct Options {
     pub growth: bool,
     /// Repetitions.
     pub runs: usize,
+    /// No repetition of a figure begins after this time.
+    pub figure_time: Duration,
     /// Compute threads of every contestant.
     pub threads: usize,
     /// Whom to measure beside us.
@@ -153,7 +156,11 @@ async fn compare(
             contestant.prepare(figure).await?;
         }
         limits.measure(&options.shape, precision, options.threads);
-        for _ in 0..options.runs {
+        let begun = Instant::now();
+        for turn in 0..options.runs {
+            if turn > 0 && begun.elapsed() > options.figure_time {
+                break;
+            }
             for (at, contestant) in contestants.iter_mut().enumerate() {
                 rates[at].extend(rate(contestant, figure).await?);
                 if let Some(without) = figure.free_prefix().filter(|_| at == 0) {

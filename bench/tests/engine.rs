@@ -37,6 +37,7 @@ fn options(ours: &str) -> Options {
         start: false,
         growth: false,
         runs: 1,
+        figure_time: std::time::Duration::from_secs(60),
         threads: 1,
         peers: Peers::none("not part of this test"),
         serve_flags: Vec::new(),

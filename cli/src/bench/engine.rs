@@ -82,6 +82,9 @@ pub struct EngineArgs {
     /// Repetitions; medians are shown
     #[arg(long, default_value_t = 3)]
     runs: usize,
+    /// Seconds of a figure after which it is not repeated again, however few runs it has had
+    #[arg(long, default_value_t = 300)]
+    figure_seconds: u64,
     /// Compute threads of every contestant; 0: one per core
     #[arg(long, env = "POLYLINK_THREADS", default_value_t = 0)]
     threads: usize,
@@ -172,6 +175,7 @@ pub async fn run(args: &EngineArgs, output: &Output) -> Result<(), CliError> {
         start: groups.contains(&Group::Start),
         growth: groups.contains(&Group::Growth),
         runs: args.runs,
+        figure_time: std::time::Duration::from_secs(args.figure_seconds),
         threads: if args.threads == 0 { cores } else { args.threads },
         peers: Peers::find(&cache, &args.peer)?,
         serve_flags: args.serve_flag.clone(),

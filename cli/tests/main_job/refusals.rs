@@ -37,7 +37,7 @@ async fn at_the_gateway(net: &Net) {
         ("wrong key", "sk-polylink-wrong", ask(json!({})), 401, "key"),
         ("no key", "", ask(json!({})), 401, "key"),
         ("tools", key, ask(json!({"tools": [{"type": "function", "function": {"name": "f"}}]})), 400, "tools"),
-        ("response_format", key, ask(json!({"response_format": {"type": "json_object"}})), 400, "response_format"),
+        ("response_format", key, ask(json!({"response_format": {"type": "xml"}})), 400, "response_format"),
         ("temperature", key, ask(json!({"temperature": 9})), 400, "temperature"),
         ("body over the limit", key, "x".repeat(2 << 20), 413, "1048576"),
     ] {
