@@ -19,7 +19,7 @@ pub(super) struct Asked {
 enum Kind {
     /// An answer of the usual priority.
     Usual,
-    /// An answer of another priority.
+    /// An answer of a higher priority.
     Prior,
     /// Leaves after so many tokens.
     Leaves(u64),
@@ -82,7 +82,8 @@ impl Asked {
             body["presence_penalty"] = json!(0.5);
         }
         match kind {
-            Kind::Prior => body["priority"] = json!(if rng.random_bool(0.5) { -1 } else { 1 }),
+            // A lower one than usual would wait for as long as the load lasts, and its client with it.
+            Kind::Prior => body["priority"] = json!(1),
             Kind::Nonsense => {
                 let (field, value) = NONSENSE[rng.random_range(0..NONSENSE.len())];
                 body[field] = value.parse().unwrap_or(Value::Null);
