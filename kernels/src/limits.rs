@@ -13,8 +13,6 @@ use crate::cpu::lanes::{Lanes, WIDTH};
 use crate::memory::Aligned;
 
 const TRIES: usize = 5;
-/// Values of a cache line.
-const LINE: usize = 16;
 
 /// What a product is computed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,33 +44,76 @@ fn together(threads: usize, work: impl Fn(usize) + Sync) -> f64 {
     begun.zip(ended).map_or(0.0, |(begun, ended)| (ended - begun).as_secs_f64())
 }
 
-/// Reads all lines, `STREAMS` parts of the slice side by side.
-fn sum<const STREAMS: usize>(values: &[i32]) -> i32 {
-    let part = values.len() / STREAMS / LINE * LINE;
-    let mut sums = [[0i32; LINE]; STREAMS];
-    for at in (0..part).step_by(LINE) {
-        for (stream, sums) in sums.iter_mut().enumerate() {
-            let line = &values[stream * part + at..][..LINE];
-            sums.iter_mut().zip(line).for_each(|(sum, value)| *sum = sum.wrapping_add(*value));
+/// Reads all lines, `STREAMS` parts of the slice side by side, and adds them up.
+///
+/// # Safety
+/// The machine has `L`.
+#[inline(always)]
+unsafe fn sum<L: Lanes, const STREAMS: usize>(values: &[f32], result: &mut f32) {
+    /// Vectors of each stream that are read at once: they hide the additions' latency.
+    const EACH: usize = 4;
+    let part = values.len() / STREAMS / (EACH * WIDTH) * (EACH * WIDTH);
+    // SAFETY: the machine has L (the caller's promise); every vector lies within its stream's part.
+    unsafe {
+        let mut sums = [[L::zero(); EACH]; STREAMS];
+        let mut at = 0;
+        while at < part {
+            for (stream, sums) in sums.iter_mut().enumerate() {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    *sum = L::add(*sum, L::load(values.as_ptr().add(stream * part + at + i * WIDTH)));
+                }
+            }
+            at += EACH * WIDTH;
         }
+        *result = total::<L>(sums.as_flattened());
     }
-    sums.iter().flatten().fold(0, |total, sum| total.wrapping_add(*sum))
 }
+
+#[inline(always)]
+unsafe fn sum_one_of<L: Lanes>(values: &[f32], result: &mut f32) {
+    // SAFETY: as the caller's.
+    unsafe { sum::<L, 1>(values, result) }
+}
+
+#[inline(always)]
+unsafe fn sum_four_of<L: Lanes>(values: &[f32], result: &mut f32) {
+    // SAFETY: as the caller's.
+    unsafe { sum::<L, 4>(values, result) }
+}
+
+multiversioned!(unsafe fn sum_one(values: &[f32], result: &mut f32) = sum_one_of);
+multiversioned!(unsafe fn sum_four(values: &[f32], result: &mut f32) = sum_four_of);
+
+/// Bytes that are read in one try at least: smaller buffers are read again and again.
+const READ_BYTES: usize = 64 << 20;
 
 /// Bytes per second that `threads` threads read together from a buffer of `bytes`, a share each, in one stream or four,
 /// whichever is faster here. None if there is not that much memory.
 pub fn read_bandwidth(bytes: usize, threads: usize) -> Option<f64> {
-    let share = (bytes / size_of::<i32>() / threads).next_multiple_of(4 * LINE);
-    let buffer = Aligned::<i32>::try_zeroed(share * threads)?;
+    let set = InstructionSet::detect();
+    let share = (bytes / size_of::<f32>() / threads).next_multiple_of(16 * WIDTH);
+    let mut buffer = Aligned::<f32>::try_zeroed(share * threads)?;
+    // Pages of zeros may be kept once only, by the system or by what it runs on.
+    buffer
+        .iter_mut()
+        .zip(0u32..)
+        .for_each(|(value, number)| *value = f32::from_bits(0x3f80_0000 | (number % (1 << 20))));
+    let size = share * threads * size_of::<f32>();
+    let passes = READ_BYTES.div_ceil(size);
     let part = |thread: usize| &buffer[thread * share..][..share];
-    let read = |sum: fn(&[i32]) -> i32| {
+    let read = |sum: unsafe fn(InstructionSet, &[f32], &mut f32)| {
         together(threads, |thread| {
-            black_box(sum(part(thread)));
+            let mut result = 0.0;
+            for _ in 0..passes {
+                // SAFETY: `detect` gives a set that this machine has.
+                unsafe { sum(set, black_box(part(thread)), &mut result) };
+            }
+            black_box(result);
         })
     };
-    let tries = (0..TRIES).flat_map(|_| [read(sum::<1>), read(sum::<4>)]);
+    let tries = (0..TRIES).flat_map(|_| [read(sum_one), read(sum_four)]);
     let best = tries.fold(f64::INFINITY, f64::min);
-    Some((share * threads * size_of::<i32>()) as f64 / best)
+    Some((size * passes) as f64 / best)
 }
 
 /// Operations (a multiply-add is two) per second of `threads` threads together, registers only, with the instructions
@@ -198,9 +239,13 @@ mod tests {
 
     #[test]
     fn every_value_is_read_once() {
-        let values: Vec<i32> = (0..64 * LINE as i32).collect();
-        let expected: i32 = values.iter().sum();
-        assert_eq!((sum::<1>(&values), sum::<4>(&values)), (expected, expected));
+        let values: Vec<f32> = (0..512).map(|i| i as f32).collect();
+        for sum in [sum_one, sum_four] {
+            let mut result = 0.0;
+            // SAFETY: the machine has the set.
+            unsafe { sum(InstructionSet::detect(), &values, &mut result) };
+            assert_eq!(result, (0..512).sum::<i32>() as f32);
+        }
     }
 
     #[test]

@@ -93,7 +93,7 @@ impl CpuOperations {
     }
 
     /// Converts the rows of a product to what the matrix takes.
-    fn convert(&mut self, matrix: &Packed, input: &[f32]) -> Result<(), Poisoned> {
+    pub(crate) fn convert(&mut self, matrix: &Packed, input: &[f32]) -> Result<(), Poisoned> {
         let (set, inputs) = (self.set, matrix.shape.inputs);
         let (rows, blocks, bytes) = (input.len() / inputs, inputs / BLOCK, inputs / 4 * set.quad_bytes());
         let mut activations = std::mem::take(&mut self.activations);
