@@ -6,7 +6,7 @@
 
 use polylink_protocol::noise::NoiseKey;
 
-use crate::sampler::{self, Candidates, DrawInputs, SampleScratch};
+use crate::sampler::{self, Candidates, DrawInputs, Plain, SampleScratch};
 
 /// Distance of a committed token from the draw. Unit: logits after penalties, bias and division by the temperature
 /// (for temperature 0: not divided).
@@ -39,7 +39,7 @@ pub fn replay_margin(
     if committed as usize >= logits.len() {
         return None;
     }
-    let (kind, likeliest) = sampler::candidates(logits, inputs, scratch)?;
+    let (kind, likeliest) = sampler::candidates(logits, inputs, scratch, &Plain)?;
     let scores = &scratch.scores[..logits.len()];
     let score = scores[committed as usize];
     let key: NoiseKey = inputs.params.noise_key;

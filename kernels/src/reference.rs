@@ -420,7 +420,7 @@ impl Operations for ReferenceOperations {
         output: &mut [Sampled],
     ) -> Result<(), Poisoned> {
         for (job, output) in jobs.iter().zip(output) {
-            sampler::run(job, logits, context, &mut scratch[0], &sampler::log_sum_exp, output);
+            sampler::run(job, logits, context, &mut scratch[0], &sampler::Plain, output);
         }
         Ok(())
     }

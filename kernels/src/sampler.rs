@@ -14,7 +14,7 @@ use polylink_protocol::noise::{GUMBEL_MAX, NoiseKey};
 use crate::step::{SampleParams, SampleRow, Sampled, TOP_LOGPROBS_MAX, TokenLogprob};
 
 /// Fixed point of a token's weight in top-p: `⌊exp(z − max) × 2⁴⁰⌋`; sums of 2²⁴ of them fit in u64.
-const WEIGHT_ONE: f32 = (1u64 << 40) as f32;
+pub(crate) const WEIGHT_ONE: f32 = (1u64 << 40) as f32;
 
 /// Stands for "every token is masked"; the executor turns it into an error.
 pub(crate) const NO_TOKEN: u32 = u32::MAX;
@@ -69,6 +69,8 @@ pub struct SampleScratch {
     pub(crate) scores: Vec<f32>,
     /// Tokens that may be drawn, once a cut-off is on.
     pub(crate) tokens: Vec<u32>,
+    /// `exp(score − max)` by token, or a cut-off's bounds.
+    weights: Vec<f32>,
     /// Occurrences in the completion, by token; bit 31: occurs in prompt or completion. All 0 between draws.
     counts: Vec<u32>,
 }
@@ -78,7 +80,40 @@ const SEEN: u32 = 1 << 31;
 impl SampleScratch {
     /// For a vocabulary of this size.
     pub fn new(vocabulary: usize) -> Self {
-        Self { scores: vec![0.0; vocabulary], tokens: Vec::with_capacity(vocabulary), counts: vec![0; vocabulary] }
+        Self {
+            scores: vec![0.0; vocabulary],
+            tokens: Vec::with_capacity(vocabulary),
+            weights: vec![0.0; vocabulary],
+            counts: vec![0; vocabulary],
+        }
+    }
+}
+
+/// What is computed of every logit: plain loops, or a backend's vectors with the same bits.
+pub(crate) trait Math {
+    /// [`log_sum_exp`].
+    fn log_sum_exp(&self, logits: &[f32]) -> (f32, f32);
+    /// [`draw`] of all tokens.
+    fn draw(&self, scores: &[f32], likeliest: u32, key: NoiseKey, position: u32) -> (u32, f32);
+    /// `exp(score − max)` of every score; returns their sum in fixed point ([`fixed`]).
+    fn weigh(&self, scores: &[f32], max: f32, weights: &mut [f32]) -> u64;
+}
+
+/// The definition.
+pub(crate) struct Plain;
+
+impl Math for Plain {
+    fn log_sum_exp(&self, logits: &[f32]) -> (f32, f32) {
+        log_sum_exp(logits)
+    }
+
+    fn draw(&self, scores: &[f32], likeliest: u32, key: NoiseKey, position: u32) -> (u32, f32) {
+        draw(scores, 0..scores.len() as u32, likeliest, key, position)
+    }
+
+    fn weigh(&self, scores: &[f32], max: f32, weights: &mut [f32]) -> u64 {
+        weights.iter_mut().zip(scores).for_each(|(weight, score)| *weight = exp(score - max));
+        weights.iter().map(|&weight| fixed(weight)).sum()
     }
 }
 
@@ -157,11 +192,12 @@ pub(crate) fn candidates(
     logits: &[f32],
     inputs: &DrawInputs<'_>,
     scratch: &mut SampleScratch,
+    math: &dyn Math,
 ) -> Option<(Candidates, u32)> {
     adjust(logits, inputs, scratch);
     let SampleParams { temperature, top_k, top_p, min_p, .. } = *inputs.params;
     let vocabulary = logits.len();
-    let SampleScratch { scores, tokens, .. } = scratch;
+    let SampleScratch { scores, tokens, weights, .. } = scratch;
     let scores = &scores[..vocabulary];
     let likeliest = largest(scores)?;
     let (top_k, max) = (top_k as usize, scores[likeliest as usize]);
@@ -169,38 +205,135 @@ pub(crate) fn candidates(
     if temperature <= 0.0 || !(by_rank || by_weight || by_share) {
         return Some((Candidates::All, likeliest));
     }
-    // What weighs nothing in fixed point can only be kept by rank, and would be cut by top-p anyway.
-    let weight = |token: u32| (exp(scores[token as usize] - max) * WEIGHT_ONE) as u64;
-    let before = |a: &u32, b: &u32| {
-        let (x, y) = (scores[*a as usize], scores[*b as usize]);
-        y.partial_cmp(&x).unwrap_or(Ordering::Equal).then(a.cmp(b))
-    };
+    let weights = &mut weights[..vocabulary];
     tokens.clear();
-    tokens.extend((0..vocabulary as u32).filter(|&token| scores[token as usize] > f32::NEG_INFINITY));
-    if by_rank && top_k < tokens.len() {
-        tokens.select_nth_unstable_by(top_k - 1, before);
-        tokens.truncate(top_k);
+    if by_rank {
+        rank(scores, top_k, weights, tokens);
     }
-    if by_weight {
-        tokens.retain(|&token| weight(token) > 0);
-        tokens.sort_unstable_by(before);
-        let total: u64 = tokens.iter().map(|&token| weight(token)).sum();
-        // top_p in units of 2⁻³²: exact, since f64 holds an f32 times a power of two.
-        let share = (top_p.max(0.0) as f64 * 4_294_967_296.0) as u128;
-        let threshold = ((total as u128 * share) >> 32) as u64;
-        let mut sum = 0;
-        let kept = tokens.iter().take_while(|&&token| {
-            let keep = sum < threshold;
-            sum += weight(token);
-            keep
-        });
-        let kept = kept.count().max(1);
-        tokens.truncate(kept);
+    // Of few tokens, weights are computed one by one; of all, at once.
+    if tokens.is_empty() {
+        let total = math.weigh(scores, max, weights);
+        if by_weight {
+            heaviest(scores, max, (weights, total), top_p, tokens);
+        } else {
+            at_least(weights, min_p, tokens);
+        }
+    } else {
+        tokens.iter().for_each(|&token| weights[token as usize] = exp(scores[token as usize] - max));
+        if by_weight {
+            tokens.retain(|&token| fixed(weights[token as usize]) > 0);
+            tokens.sort_unstable_by(|a, b| before(scores, *a, *b));
+            let total = tokens.iter().map(|&token| fixed(weights[token as usize])).sum();
+            let kept = reaching(share(total, top_p), 0, tokens, weights).max(1);
+            tokens.truncate(kept);
+        }
     }
     if by_share {
-        tokens.retain(|&token| exp(scores[token as usize] - max) >= min_p);
+        tokens.retain(|&token| weights[token as usize] >= min_p && scores[token as usize] > f32::NEG_INFINITY);
     }
     Some((Candidates::Listed, likeliest))
+}
+
+/// The order of tokens: largest score first, ties by id.
+fn before(scores: &[f32], a: u32, b: u32) -> Ordering {
+    let (x, y) = (scores[a as usize], scores[b as usize]);
+    y.partial_cmp(&x).unwrap_or(Ordering::Equal).then(a.cmp(&b))
+}
+
+/// A weight in fixed point. What weighs nothing in it can only be kept by rank, and would be cut by top-p anyway.
+#[inline(always)]
+pub(crate) fn fixed(weight: f32) -> u64 {
+    (weight * WEIGHT_ONE) as u64
+}
+
+/// The part `top_p` of a sum of weights. In units of 2⁻³²: exact, since f64 holds an f32 times a power of two.
+fn share(total: u64, top_p: f32) -> u64 {
+    ((total as u128 * (top_p.max(0.0) as f64 * 4_294_967_296.0) as u128) >> 32) as u64
+}
+
+/// How many of these tokens, in this order, come before the sum of weights, `sum` so far, has reached the threshold.
+fn reaching(threshold: u64, mut sum: u64, tokens: &[u32], weights: &[f32]) -> usize {
+    let kept = tokens.iter().take_while(|&&token| {
+        let keep = sum < threshold;
+        sum += fixed(weights[token as usize]);
+        keep
+    });
+    kept.count()
+}
+
+/// Adds the tokens whose value is at least `bound`, in their order.
+fn at_least(values: &[f32], bound: f32, tokens: &mut Vec<u32>) {
+    for (run, values) in values.chunks(RUN).enumerate() {
+        // Most runs have none: asked of all at once, without a branch each.
+        if values.iter().fold(false, |any, &value| any | (value >= bound)) {
+            let these = values.iter().zip((run * RUN) as u32..).filter(|(value, _)| **value >= bound);
+            tokens.extend(these.map(|(_, token)| token));
+        }
+    }
+}
+
+/// Tokens that share one bound.
+const RUN: usize = 64;
+
+/// The `count` first tokens, in no order; all that may be drawn, if there are no more.
+///
+/// The `count`-th largest of the runs' largest scores is no larger than the `count`-th largest score: what is below it is
+/// none of them, and hardly anything else is left to be ordered.
+fn rank(scores: &[f32], count: usize, bounds: &mut [f32], tokens: &mut Vec<u32>) {
+    let runs = scores.len().div_ceil(RUN);
+    let mut bound = f32::NEG_INFINITY;
+    if count <= runs {
+        for (bound, scores) in bounds.iter_mut().zip(scores.chunks(RUN)) {
+            *bound = scores.iter().fold(f32::NEG_INFINITY, |max, &score| if score > max { score } else { max });
+        }
+        bound = *bounds[..runs].select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1;
+    }
+    at_least(scores, bound.max(f32::MIN), tokens);
+    if count < tokens.len() {
+        tokens.select_nth_unstable_by(count - 1, |a, b| before(scores, *a, *b));
+        tokens.truncate(count);
+    }
+}
+
+/// Parts of a unit of score, and how many of them there are: what is further behind weighs nothing.
+const PARTS: f32 = 32.0;
+const BUCKETS: usize = 28 * PARTS as usize;
+
+/// The first tokens up to the share `top_p` of all weights, whose sum is `total`, in no order; always the first one.
+///
+/// All that weigh less than `(1 − top_p) × total ÷ their number` are together less than what is not kept, so none of them
+/// is. The others fall into buckets by their score: all of a bucket come before all of the next, so only the tokens of the
+/// bucket in which the share is reached have to be put in order.
+fn heaviest(scores: &[f32], max: f32, (weights, total): (&[f32], u64), top_p: f32, tokens: &mut Vec<u32>) {
+    let threshold = share(total, top_p);
+    let (beyond, least) = ((total - threshold) as f64 / weights.len() as f64, 1.0);
+    // Half of it, for what rounding does; at least one in fixed point.
+    at_least(weights, ((0.5 * beyond).max(least) / f64::from(WEIGHT_ONE)) as f32, tokens);
+    // Rounding keeps the order of differences, and so does the cut of the fraction.
+    let bucket = |token: u32| (((max - scores[token as usize]) * PARTS) as usize).min(BUCKETS - 1);
+    let mut sums = [0u64; BUCKETS];
+    tokens.iter().for_each(|&token| sums[bucket(token)] += fixed(weights[token as usize]));
+    let (mut sum, mut last) = (0, 0);
+    while last + 1 < BUCKETS && sum + sums[last] < threshold {
+        sum += sums[last];
+        last += 1;
+    }
+    tokens.retain(|&token| bucket(token) <= last);
+    // Those of the last bucket to the end, in order.
+    let mut first = tokens.len();
+    let mut at = 0;
+    while at < first {
+        if bucket(tokens[at]) == last {
+            first -= 1;
+            tokens.swap(at, first);
+        } else {
+            at += 1;
+        }
+    }
+    let of_last = &mut tokens[first..];
+    of_last.sort_unstable_by(|a, b| before(scores, *a, *b));
+    let kept = reaching(threshold, sum, of_last, weights);
+    tokens.truncate((first + kept).max(1));
 }
 
 /// The candidate with the largest `score + noise`, ties to the lowest id.
@@ -235,13 +368,23 @@ pub fn sample_token(
     position: u32,
     scratch: &mut SampleScratch,
 ) -> Option<u32> {
-    let (kind, likeliest) = candidates(logits, inputs, scratch)?;
+    sample_with(logits, inputs, position, scratch, &Plain)
+}
+
+fn sample_with(
+    logits: &[f32],
+    inputs: &DrawInputs<'_>,
+    position: u32,
+    scratch: &mut SampleScratch,
+    math: &dyn Math,
+) -> Option<u32> {
+    let (kind, likeliest) = candidates(logits, inputs, scratch, math)?;
     if inputs.params.temperature <= 0.0 {
         return Some(likeliest);
     }
     let (scores, key) = (&scratch.scores[..logits.len()], inputs.params.noise_key);
     Some(match kind {
-        Candidates::All => draw(scores, 0..logits.len() as u32, likeliest, key, position).0,
+        Candidates::All => math.draw(scores, likeliest, key, position).0,
         Candidates::Listed => draw(scores, scratch.tokens.iter().copied(), likeliest, key, position).0,
     })
 }
@@ -271,14 +414,13 @@ pub(crate) fn fold_lanes(lanes: &mut [f32; 64]) -> f32 {
     lanes[0]
 }
 
-/// Draws one row's token and its logprobs. The caller has checked every span and token, and says how it computes
-/// [`log_sum_exp`].
+/// Draws one row's token and its logprobs. The caller has checked every span and token.
 pub(crate) fn run(
     job: &SampleJob,
     logits: &[f32],
     context: &SampleContext<'_>,
     scratch: &mut SampleScratch,
-    log_sum_exp: &dyn Fn(&[f32]) -> (f32, f32),
+    math: &dyn Math,
     output: &mut Sampled,
 ) {
     let row = &job.row;
@@ -293,9 +435,9 @@ pub(crate) fn run(
         mask: row.mask.of(context.masks).unwrap_or_default(),
     };
     let logits = &logits[row.row as usize * context.vocabulary..][..context.vocabulary];
-    let (max, log_sum) = log_sum_exp(logits);
+    let (max, log_sum) = math.log_sum_exp(logits);
     let logprob = |token: u32| TokenLogprob { token, logprob: (logits[token as usize] - max) - log_sum };
-    output.token = match sample_token(logits, &inputs, job.position, scratch) {
+    output.token = match sample_with(logits, &inputs, job.position, scratch, math) {
         Some(token) => logprob(token),
         None => TokenLogprob { token: NO_TOKEN, logprob: f32::NEG_INFINITY },
     };

@@ -75,6 +75,12 @@ impl NoiseKey {
 pub struct SketchKey(u64);
 
 impl SketchKey {
+    /// Philox's key.
+    #[inline(always)]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
     /// Signs of hidden values `16 × block .. 16 × block + 16` for the token at `position`: bit `j` of byte `i` set means
     /// that projection `j` takes value `16 × block + i` negatively. (Byte `i` is byte `i % 4`, little-endian, of word
     /// `i / 4` of Philox at counter `(position, block, 0, 0)`.)

@@ -9,6 +9,7 @@
 
 use polylink_protocol::exact_math::{exp, f32_to_f16_saturating, gelu_tanh, ln, silu, soft_cap};
 
+use super::draw;
 use super::isa::multiversioned;
 use super::lanes::{Lanes, WIDTH};
 use super::vector_math;
@@ -231,18 +232,37 @@ multiversioned! {
     pub(crate) unsafe fn round(input: &[f32], output: &mut [u16]) = round_body
 }
 
+/// Blocks of 16 values whose signs are made at once.
+const SIGNED: usize = WIDTH;
+
 #[inline(always)]
 unsafe fn sketch_body<L: Lanes>(input: &[f32], row: &SketchRow, output: &mut [u16; SKETCH_VALUES]) {
     let key = row.noise_key.sketch_key();
     let mut lanes = [[0f32; 64]; SKETCH_VALUES];
-    for (block, values) in input.chunks(16).enumerate() {
-        let signs = key.signs(row.position, block as u32);
-        let first = block % 4 * 16;
-        for (projection, lanes) in lanes.iter_mut().enumerate() {
-            for ((lane, value), sign) in lanes[first..first + 16].iter_mut().zip(values).zip(signs) {
-                let minus = (sign as u32 >> projection & 1) << 31;
-                *lane += f32::from_bits(value.to_bits() ^ minus);
+    let (whole, rest) = input.as_chunks::<16>();
+    for (run, blocks) in whole.chunks(SIGNED).enumerate() {
+        let words = draw::philox(row.position, (run * SIGNED) as u32, key.bits());
+        for (within, values) in blocks.iter().enumerate() {
+            let mut signs = [0u32; 16];
+            for i in 0..16 {
+                signs[i] = words[i / 4][within] >> (8 * (i % 4));
             }
+            let first = within % 4 * 16;
+            for projection in 0..SKETCH_VALUES {
+                let lanes = &mut lanes[projection][first..first + 16];
+                for i in 0..16 {
+                    let minus = signs[i] << (31 - projection) & 0x8000_0000;
+                    lanes[i] += f32::from_bits(values[i].to_bits() ^ minus);
+                }
+            }
+        }
+    }
+    let signs = key.signs(row.position, whole.len() as u32);
+    let first = whole.len() % 4 * 16;
+    for (projection, lanes) in lanes.iter_mut().enumerate() {
+        for (i, value) in rest.iter().enumerate() {
+            let minus = (signs[i] as u32 >> projection & 1) << 31;
+            lanes[first + i] += f32::from_bits(value.to_bits() ^ minus);
         }
     }
     for (output, lanes) in output.iter_mut().zip(&mut lanes) {

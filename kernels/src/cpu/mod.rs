@@ -7,6 +7,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod cache;
+pub(crate) mod draw;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod isa;
@@ -18,6 +19,8 @@ mod prepare;
 pub(crate) mod vector_math;
 
 use std::num::NonZeroUsize;
+
+use polylink_protocol::noise::NoiseKey;
 
 use self::attention::Queries;
 use self::cache::{BLOCK_TOKENS, part_number, part_words};
@@ -424,17 +427,32 @@ impl Operations for CpuOperations {
     ) -> Result<(), Poisoned> {
         let set = self.set;
         let (scratch, output) = (SharedSlice::new(scratch), SharedSlice::new(output));
-        let log_sum_exp = |logits: &[f32]| {
-            let mut result = (0.0, 0.0);
-            // SAFETY: the machine has `set`.
-            unsafe { elementwise::log_sum_exp(set, logits, &mut result) };
-            result
-        };
         self.pool.run(jobs.len(), &|item, worker| {
             // SAFETY: each worker has its own scratch, each item its own output.
             let (scratch, output) = unsafe { (&mut scratch.part(worker, 1)[0], &mut output.part(item, 1)[0]) };
-            sampler::run(&jobs[item], logits, context, scratch, &log_sum_exp, output);
+            sampler::run(&jobs[item], logits, context, scratch, &set, output);
         })
+    }
+}
+
+impl sampler::Math for InstructionSet {
+    // SAFETY (all): operations are made only of sets that the machine has.
+    fn log_sum_exp(&self, logits: &[f32]) -> (f32, f32) {
+        let mut result = (0.0, 0.0);
+        unsafe { elementwise::log_sum_exp(*self, logits, &mut result) };
+        result
+    }
+
+    fn draw(&self, scores: &[f32], likeliest: u32, key: NoiseKey, position: u32) -> (u32, f32) {
+        let mut drawn = (likeliest, 0.0);
+        unsafe { draw::draw(*self, scores, likeliest, key, position, &mut drawn) };
+        drawn
+    }
+
+    fn weigh(&self, scores: &[f32], max: f32, weights: &mut [f32]) -> u64 {
+        let mut total = 0;
+        unsafe { draw::weigh(*self, scores, max, weights, &mut total) };
+        total
     }
 }
 

@@ -114,10 +114,18 @@ impl Pool {
         let helpers = (1..threads).map_while(|worker| {
             let shared = Arc::clone(&shared);
             let builder = std::thread::Builder::new().name(format!("kernel-{worker}"));
-            let handle = builder.spawn(move || shared.serve(worker)).ok()?;
+            let life = move || {
+                shared.done.fetch_add(1, Ordering::AcqRel);
+                shared.serve(worker);
+            };
+            let handle = builder.spawn(life).ok()?;
             Some((handle.thread().clone(), Some(handle)))
         });
-        let helpers = helpers.collect();
+        let helpers: Vec<_> = helpers.collect();
+        // What the system allocates for a thread is allocated now, not within a step.
+        while shared.done.load(Ordering::Acquire) < helpers.len() {
+            std::thread::yield_now();
+        }
         Self { shared, helpers, operation: 0 }
     }
 

@@ -1,6 +1,7 @@
 //! The sampler against a naive one written from the definition, and each rule by itself.
 
 use super::*;
+use crate::cpu::isa::InstructionSet;
 use polylink_protocol::noise::noise_key;
 
 fn logits(seed: u32, count: usize) -> Vec<f32> {
@@ -91,6 +92,9 @@ fn agrees_with_the_naive_sampler() {
         let inputs = if logits.len() < 500 { DrawInputs { mask: &[], ..inputs } } else { inputs };
         let token = sample_token(&logits, &inputs, seed, &mut scratch);
         assert_eq!(token, naive(&logits, &inputs, seed), "{params:?}");
+        for set in InstructionSet::ALL.into_iter().filter(|set| set.available()) {
+            assert_eq!(sample_with(&logits, &inputs, seed, &mut scratch, &set), token, "{set}: {params:?}");
+        }
         drawn.extend(token);
     }
     assert!(drawn.len() > 100, "the table draws widely: {}", drawn.len());
