@@ -6,6 +6,7 @@ use crate::blocks::{KKind, SUPER, SUPER_BLOCKS, k_block};
 use crate::memory::Aligned;
 use crate::quantise::superblocks::superblock;
 use crate::reference::ReferenceOperations;
+use crate::sampler::Math;
 use crate::step::{SequenceRows, Span};
 use crate::weights::PlainValues;
 use polylink_protocol::exact_math::f32_to_bf16;
@@ -102,7 +103,7 @@ fn products_of_awkward_sizes() {
             (33, 45, 45),
             (5, 7, 3),
         ] {
-            for (rows, kind) in (0..9).flat_map(|kind| [1, 2, 5, 6, 8, 13, 20, 101].map(|rows| (rows, kind))) {
+            for (rows, kind) in (0..9).flat_map(|kind| [0, 1, 2, 5, 6, 8, 13, 20, 101].map(|rows| (rows, kind))) {
                 if kind == 4 && (inputs % 2 != 0 || range_length % 2 != 0) {
                     continue;
                 }
@@ -182,30 +183,40 @@ fn norms_of_heads_leave_values_alone() {
     }
 }
 
-/// One sequence of `length` positions on blocks in a scattered order, and its rows' bookkeeping.
-struct Sequence {
-    rows: [SequenceRows; 1],
+/// Sequences of a step, `(positions before, rows)` each, on blocks in a scattered order, and their rows' bookkeeping.
+struct Sequences {
+    rows: Vec<SequenceRows>,
     tables: Vec<u32>,
     sequence_of: Vec<u32>,
     positions: Vec<u32>,
 }
 
-impl Sequence {
-    fn new(first: usize, length: usize, block_tokens: usize) -> Self {
-        let count = (first + length).div_ceil(block_tokens) as u32;
-        let rows = [SequenceRows {
-            slot: 0,
-            first_position: first as u32,
-            rows: length as u32,
-            wanted: 0,
-            blocks: Span { start: 0, length: count },
-            noise_key: NoiseKey(0),
-            long: first > 0,
-        }];
-        // 37 has no common factor with 256: a permutation of the blocks.
-        let tables = (0..count).map(|i| (i * 37 + 11) % 256).collect();
-        let positions = (first..first + length).map(|position| position as u32).collect();
-        Self { rows, tables, sequence_of: vec![0; length], positions }
+/// Blocks of a sequence in the cache, and of all.
+const SEQUENCE_BLOCKS: usize = 134;
+const BLOCKS: usize = 3 * SEQUENCE_BLOCKS;
+
+impl Sequences {
+    fn new(sequences: &[(usize, usize)], block_tokens: usize) -> Self {
+        let (mut rows, mut tables, mut sequence_of, mut positions) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (slot, &(first, length)) in sequences.iter().enumerate() {
+            let count = (first + length).div_ceil(block_tokens);
+            assert!(count <= SEQUENCE_BLOCKS);
+            rows.push(SequenceRows {
+                slot: slot as u32,
+                first_position: first as u32,
+                rows: length as u32,
+                wanted: 0,
+                blocks: Span { start: tables.len() as u32, length: count as u32 },
+                noise_key: NoiseKey(0),
+                long: first > 0,
+            });
+            // 37 has no common factor with their number: a permutation of the blocks, which begins with the last one.
+            let block = |i| (BLOCKS - 1 - (slot * SEQUENCE_BLOCKS + i) * 37 % BLOCKS) as u32;
+            tables.extend((0..count).map(block));
+            sequence_of.extend((0..length).map(|_| slot as u32));
+            positions.extend((first..first + length).map(|position| position as u32));
+        }
+        Self { rows, tables, sequence_of, positions }
     }
 
     fn batch(&self) -> Batch<'_> {
@@ -214,10 +225,11 @@ impl Sequence {
     }
 }
 
-/// Appends `length` positions and attends from all of them, then from a few more: the bits of both outputs.
+/// Appends `length` positions, fewer, and one, of three sequences, and attends from all of them; then from a few more: the
+/// bits of all outputs. What was never written is NaN.
 fn attend<O: Operations>(operations: &mut O, spec: &AttentionSpec, dtype: KvDtype, length: usize) -> Vec<u32> {
     let kv = KvSpec { dtype, ..KvSpec::f32(2, spec.kv_heads, spec.head_dim) };
-    let mut cache = vec![0f32; 256 * operations.block_floats(&kv)];
+    let mut cache = guarded(&vec![f32::NAN; BLOCKS * operations.block_floats(&kv)]);
     // All pairs of a head, or three quarters of them.
     let pairs = spec.head_dim / 2 - if length.is_multiple_of(2) { spec.head_dim / 8 } else { 0 };
     let (sine, cosine) = (values(3, 1024 * pairs), values(4, 1024 * pairs));
@@ -225,14 +237,17 @@ fn attend<O: Operations>(operations: &mut O, spec: &AttentionSpec, dtype: KvDtyp
     let long = Some((values(5, 1024 * pairs), values(6, 1024 * pairs)));
     let rope = RopeTable { pairs, sine, cosine, long };
     let width = (spec.query_heads + 2 * spec.kv_heads) * spec.head_dim;
+    let (shorter, one) = (length.div_ceil(3), 1);
     let mut all = Vec::new();
-    for (first, length) in [(0, length), (length, 3)] {
-        let sequence = Sequence::new(first, length, operations.block_tokens());
-        let mut qkv = values(20 + first as u32, length * width);
-        operations.rope_append(spec, &rope, &sequence.batch(), &kv, 1, &mut cache, &mut qkv).unwrap();
-        let mut output = vec![0f32; length * spec.query_heads * spec.head_dim];
-        operations.attention(spec, &sequence.batch(), &kv, 1, &cache, &qkv, &mut output).unwrap();
-        assert!(output.iter().all(|value| value.is_finite()));
+    for sequences in [[(0, length), (0, shorter), (0, one)], [(length, 3), (shorter, 1), (one, 9)]] {
+        let sequences = Sequences::new(&sequences, operations.block_tokens());
+        let rows = sequences.positions.len();
+        let mut qkv = guarded(&values(20 + rows as u32, rows * width));
+        operations.rope_append(spec, &rope, &sequences.batch(), &kv, 1, &mut cache, &mut qkv).unwrap();
+        all.extend(bits(&qkv));
+        let mut output = guarded(&vec![f32::NAN; rows * spec.query_heads * spec.head_dim]);
+        operations.attention(spec, &sequences.batch(), &kv, 1, &cache, &qkv, &mut output).unwrap();
+        assert!(output.iter().all(|value| value.is_finite()), "{} {dtype:?} length {length}", operations.name());
         all.extend(bits(&output));
     }
     all
@@ -287,5 +302,26 @@ fn bf16_pairs_flush_denormals_alike() {
         }
         let zeros = expected.iter().filter(|sum| **sum == 0.0).count();
         assert!(exponent > -24 || zeros > 0, "some sums are flushed at 2^{exponent}: {zeros}");
+    }
+}
+
+/// What a draw computes of every logit, of numbers of logits around those that vectors and runs take together.
+#[test]
+fn draws_from_awkward_vocabularies() {
+    for operations in packed() {
+        let set = operations.set;
+        for (count, position) in [1, 15, 16, 17, 63, 64, 65, 127, 200, 1031].into_iter().zip(0u32..) {
+            let logits = guarded(&values(count as u32, count));
+            let (mut weights, mut expected) = (guarded(&vec![f32::NAN; count]), vec![0.0; count]);
+            let likeliest =
+                (0..count as u32).max_by(|a, b| logits[*a as usize].total_cmp(&logits[*b as usize])).unwrap();
+            let max = logits[likeliest as usize];
+            let (plain, key) = (&sampler::Plain as &dyn sampler::Math, noise_key(b"draw", position));
+            let totals = (plain.weigh(&logits, max, &mut expected), set.weigh(&logits, max, &mut weights));
+            assert_eq!((totals.0, bits(&expected)), (totals.1, bits(&weights)), "{set}: weights of {count}");
+            assert_eq!(plain.log_sum_exp(&logits), set.log_sum_exp(&logits), "{set}: sum of {count}");
+            let draws = [plain, &set].map(|math| math.draw(&logits, likeliest, key, position));
+            assert_eq!(draws[0], draws[1], "{set}: draw from {count}");
+        }
     }
 }
