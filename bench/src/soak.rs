@@ -1,11 +1,15 @@
 //! `polylink bench soak`: more than a server can take, for hours, of everything that clients do.
 //!
 //! Clients of several tenants (one bearer token each, with unequal numbers of clients) ask in closed loops for answers of
-//! random lengths; some leave in the middle, some ask for nonsense, some have a priority. Whatever is asked must be
+//! random lengths; some leave in the middle, some ask for nonsense, some have another priority. Whatever is asked must be
 //! answered, or refused with a reason; tokens must come all the time; tenants must have equal shares; and in the end the
 //! server must hold no KV block and no more memory than after it had warmed up.
+//!
+//! A share is what the scheduler counts, seen from outside: tokens of the usual priority that were computed for a tenant,
+//! those found in the cache not among them, as long as somebody of it always waits. The fewest clients must be enough for that.
 
 mod client;
+mod clock;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,11 +22,14 @@ use reqwest::Client;
 use crate::BenchError;
 use crate::row::Row;
 use client::Outcome;
+use clock::Clock;
 
 /// Time between two looks at the server.
 const LOOK: Duration = Duration::from_secs(5);
 /// No token of anybody for so long is a stall.
 const STALL: Duration = Duration::from_secs(30);
+/// Who is refused asks again after so many milliseconds.
+const PAUSE_MS: std::ops::Range<u64> = 50..500;
 /// Largest deviation of a tenant's share from the mean.
 const SHARE_DEVIATION_MAX: f64 = 0.1;
 /// Memory may grow by this part of what it was after the warm-up, and by so many bytes.
@@ -95,10 +102,11 @@ fn memory_bytes(pid: Option<u32>) -> f64 {
     line.and_then(|line| line.trim().split(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0) * 1024.0
 }
 
-async fn look(client: &Client, options: &Options) -> Result<Look, String> {
+async fn look(client: &Client, options: &Options, clock: &Clock) -> Result<Look, String> {
     let url = format!("{}/metrics", options.endpoint.trim_end_matches('/').trim_end_matches("/v1"));
-    let reply = client.get(url).timeout(STALL).send().await.map_err(|e| format!("/metrics: {e}"))?;
-    let text = reply.text().await.map_err(|e| format!("/metrics: {e}"))?;
+    let text = async { client.get(url).send().await?.text().await };
+    let text = clock.within(STALL, text).await.ok_or("/metrics: nothing comes")?;
+    let text = text.map_err(|e| format!("/metrics: {e}"))?;
     Ok(Look {
         tokens: metric(&text, "polylink:generation_tokens_total"),
         running: metric(&text, "polylink:num_requests_running"),
@@ -117,12 +125,13 @@ async fn ask_on(
     number: usize,
     counts: Arc<Counts>,
     given: Arc<Vec<AtomicU64>>,
+    clock: Arc<Clock>,
 ) {
     let mut rng = StdRng::seed_from_u64(options.seed ^ (number as u64) << 20);
     let key = format!("soak-{tenant}");
     while !counts.stop.load(Ordering::Relaxed) {
-        let asked = client::Asked::random(&mut rng, &options.model);
-        match client::ask(&client, &options.endpoint, &key, &asked, STALL).await {
+        let asked = client::Asked::random(&mut rng, &options.model, tenant);
+        match client::ask(&client, &options.endpoint, &key, &asked, &clock).await {
             Ok(outcome) => {
                 let (counter, tokens) = match outcome {
                     Outcome::Answered { tokens } => (&counts.answered, tokens),
@@ -135,7 +144,7 @@ async fn ask_on(
                     given[tenant].fetch_add(tokens, Ordering::Relaxed);
                 }
                 if outcome == Outcome::Refused {
-                    tokio::time::sleep(Duration::from_millis(rng.random_range(5..50))).await;
+                    tokio::time::sleep(Duration::from_millis(rng.random_range(PAUSE_MS))).await;
                 }
             }
             Err(error) => counts.fail(format!("{asked:?}: {error}")),
@@ -155,28 +164,27 @@ pub async fn run(options: &Options, mut progress: impl FnMut(String)) -> Result<
         return Err(BenchError::Option { option: "--clients", reason });
     }
     let client = Client::builder().pool_max_idle_per_host(total).build().map_err(BenchError::Client)?;
-    let (options, counts) = (Arc::new(options.clone()), Arc::new(Counts::default()));
+    let (options, counts, clock) = (Arc::new(options.clone()), Arc::new(Counts::default()), Clock::start());
     let given: Arc<Vec<AtomicU64>> = Arc::new(options.clients.iter().map(|_| AtomicU64::new(0)).collect());
     let mut tasks = Vec::new();
     for (tenant, &clients) in options.clients.iter().enumerate() {
         for _ in 0..clients {
-            let (client, options, counts, given) =
-                (client.clone(), Arc::clone(&options), Arc::clone(&counts), Arc::clone(&given));
-            let number = tasks.len();
-            tasks.push(tokio::spawn(ask_on(client, options, tenant, number, counts, given)));
+            let (client, options, counts) = (client.clone(), Arc::clone(&options), Arc::clone(&counts));
+            let (given, clock, number) = (Arc::clone(&given), Arc::clone(&clock), tasks.len());
+            tasks.push(tokio::spawn(ask_on(client, options, tenant, number, counts, given, clock)));
         }
     }
     let begun = Instant::now();
     let (mut warm, mut last) = (Look::default(), Look::default());
-    let mut moved = Instant::now();
+    let mut moved = clock.now();
     while begun.elapsed() < options.duration {
         tokio::time::sleep(LOOK.min(options.duration)).await;
-        match look(&client, &options).await {
+        match look(&client, &options, &clock).await {
             Ok(now) => {
                 if now.tokens > last.tokens {
-                    moved = Instant::now();
-                } else if moved.elapsed() > STALL {
-                    counts.fail(format!("no token came for {} s", moved.elapsed().as_secs()));
+                    moved = clock.now();
+                } else if clock.now() - moved > STALL {
+                    counts.fail(format!("no token came for {} s", (clock.now() - moved).as_secs()));
                 }
                 last = now;
                 progress(format!("{:>6} s: {}", begun.elapsed().as_secs(), shown(&now, &counts)));
@@ -197,7 +205,7 @@ pub async fn run(options: &Options, mut progress: impl FnMut(String)) -> Result<
             counts.fail("a client of the load panicked".into());
         }
     }
-    let idle = idle(&client, &options).await;
+    let idle = idle(&client, &options, &clock).await;
     judged(&options, &counts, &given, (warm, last), idle, seconds)
 }
 
@@ -220,11 +228,11 @@ fn shown(look: &Look, counts: &Counts) -> String {
 }
 
 /// The server once it has nothing to do; the last look if that does not come.
-async fn idle(client: &Client, options: &Options) -> Result<Look, String> {
-    let begun = Instant::now();
+async fn idle(client: &Client, options: &Options, clock: &Clock) -> Result<Look, String> {
+    let begun = clock.now();
     loop {
-        let now = look(client, options).await?;
-        if now.running + now.waiting + now.kv_usage == 0.0 || begun.elapsed() > STALL {
+        let now = look(client, options, clock).await?;
+        if now.running + now.waiting + now.kv_usage == 0.0 || clock.now() - begun > STALL {
             return Ok(now);
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

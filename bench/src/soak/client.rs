@@ -8,6 +8,11 @@ use rand::rngs::StdRng;
 use reqwest::Client;
 use serde_json::{Value, json};
 
+use super::clock::Clock;
+
+/// An answer that has begun stands still when nothing comes of it for so long; it may have been preempted for others.
+const STANDS_STILL: Duration = Duration::from_secs(300);
+
 /// What is asked.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
@@ -21,6 +26,8 @@ enum Kind {
     Usual,
     /// An answer of a higher priority.
     Prior,
+    /// One of a lower priority, which may wait for as long as the load lasts: leaves if it is not whole in time.
+    Later(Duration),
     /// Leaves after so many tokens.
     Leaves(u64),
     /// Must be refused.
@@ -53,22 +60,25 @@ const NONSENSE: [(&str, &str); 8] = [
 ];
 
 impl Asked {
-    pub(super) fn random(rng: &mut StdRng, model: &str) -> Self {
+    /// The higher a tenant's number, the longer are its prompts and answers: a share is one of tokens, not of requests.
+    pub(super) fn random(rng: &mut StdRng, model: &str, tenant: usize) -> Self {
         let kind = match rng.random_range(0..100) {
-            0..80 => Kind::Usual,
-            80..86 => Kind::Prior,
-            86..94 => Kind::Leaves(rng.random_range(1..20)),
+            0..78 => Kind::Usual,
+            78..84 => Kind::Prior,
+            84..87 => Kind::Later(Duration::from_millis(rng.random_range(100..4_000))),
+            87..94 => Kind::Leaves(rng.random_range(1..20)),
             _ => Kind::Nonsense,
         };
         // Prompts that share their beginnings, sometimes.
         let topic = rng.random_range(0..6);
-        let length = rng.random_range(1..120);
+        let longest = 40 * (1 + tenant.min(2));
+        let length = rng.random_range(1..longest);
         let words = (0..length).map(|i| if i < 40 { topic * 50 + i } else { rng.random_range(0..900) });
         let prompt: Vec<String> = words.map(|word| word.to_string()).collect();
         let mut body = json!({
             "model": model,
             "prompt": prompt.join(" "),
-            "max_tokens": rng.random_range(1..100),
+            "max_tokens": rng.random_range(1..longest),
             "temperature": f64::from(rng.random_range(0..12)) / 10.0,
             "seed": rng.random_range(0..1_000_000),
             "ignore_eos": true,
@@ -82,8 +92,9 @@ impl Asked {
             body["presence_penalty"] = json!(0.5);
         }
         match kind {
-            // A lower one than usual would wait for as long as the load lasts, and its client with it.
-            Kind::Prior => body["priority"] = json!(1),
+            // Smaller goes first.
+            Kind::Prior => body["priority"] = json!(-1),
+            Kind::Later(_) => body["priority"] = json!(1),
             Kind::Nonsense => {
                 let (field, value) = NONSENSE[rng.random_range(0..NONSENSE.len())];
                 body[field] = value.parse().unwrap_or(Value::Null);
@@ -105,8 +116,16 @@ pub(super) async fn ask(
     endpoint: &str,
     key: &str,
     asked: &Asked,
-    stall: Duration,
+    clock: &Clock,
 ) -> Result<Outcome, String> {
+    let answer = read(client, endpoint, key, asked, clock);
+    match asked.kind {
+        Kind::Later(patience) => clock.within(patience, answer).await.unwrap_or(Ok(Outcome::Left { tokens: 0 })),
+        _ => answer.await,
+    }
+}
+
+async fn read(client: &Client, endpoint: &str, key: &str, asked: &Asked, clock: &Clock) -> Result<Outcome, String> {
     let url = format!("{}/completions", endpoint.trim_end_matches('/'));
     let reply = client.post(url).bearer_auth(key).json(&asked.body).send();
     // Whoever waits for a place waits for others' answers: the stall of the whole server is watched elsewhere.
@@ -130,8 +149,8 @@ pub(super) async fn ask(
     let mut stream = reply.bytes_stream();
     let (mut buffer, mut chunks, mut usage, mut done) = (Vec::new(), 0, None, false);
     loop {
-        let next = tokio::time::timeout(10 * stall, stream.next()).await;
-        let Some(bytes) = next.map_err(|_| "an answer that had begun stands still".to_owned())? else { break };
+        let next = clock.within(STANDS_STILL, stream.next()).await;
+        let Some(bytes) = next.ok_or("an answer that had begun stands still")? else { break };
         buffer.extend_from_slice(&bytes.map_err(|e| format!("the stream broke: {e}"))?);
         while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = buffer.drain(..=end).collect();
