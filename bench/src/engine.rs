@@ -165,6 +165,8 @@ async fn compare(
                 rates[at].extend(rate(contestant, figure).await?);
                 if let Some(without) = figure.free_prefix().filter(|_| at == 0) {
                     free.extend(rate(contestant, &without).await?);
+                    // That has taken the cache for itself.
+                    contestant.prepare(figure).await?;
                 }
             }
         }
@@ -179,7 +181,7 @@ async fn compare(
             Figure::Decode => Some(("read limit", limits.decode(&options.shape, precision))),
             Figure::Prefill { .. } => Some(("product limit", limits.prefill(&options.shape))),
             Figure::SharedPrefix(_) => free.map(|free| ("hit tokens free", free.p50)),
-            Figure::Serve(_) => None,
+            Figure::Serve(_) | Figure::FreePrefix(_) => None,
         };
         let name = format!("{}.{}", precision.name(), figure.name());
         report.compared.push(Compared { name, unit: "tokens/s", more_is_better: true, series, limit });

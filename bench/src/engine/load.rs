@@ -50,6 +50,9 @@ pub enum Figure {
     Serve(Load),
     /// The same, where most of each prompt is in the cache.
     SharedPrefix(Load),
+    /// What that would be if tokens found in the cache cost nothing: steps at this depth, as all prompts are found in the
+    /// cache with and without them, and prompts computed as a whole, less the same up to where they differ.
+    FreePrefix(Load),
 }
 
 impl Figure {
@@ -61,6 +64,7 @@ impl Figure {
             Figure::Decode => "decode".into(),
             Figure::Serve(of) => format!("serve_{}", load(of)),
             Figure::SharedPrefix(of) => format!("shared_prefix_{}", load(of)),
+            Figure::FreePrefix(of) => format!("free_prefix_{}", load(of)),
         }
     }
 
@@ -70,6 +74,12 @@ impl Figure {
             Figure::Prefill { tokens } => vec![Load::new(1, *tokens, 1)],
             Figure::Decode => vec![Load::new(1, BEFORE, 1 + DECODED), Load::new(1, BEFORE, 1)],
             Figure::Serve(load) | Figure::SharedPrefix(load) => vec![*load],
+            Figure::FreePrefix(of) => {
+                let found = Load { shared: of.prompt, completion: 1, ..*of };
+                let steps = Load { shared: of.prompt, ..*of };
+                // The first one only puts the prompt into the cache.
+                vec![found, steps, found, Load::new(of.streams, of.prompt, 1), Load::new(of.streams, of.shared, 1)]
+            }
         }
     }
 
@@ -79,15 +89,18 @@ impl Figure {
             (Figure::Prefill { tokens }, [time]) => (*tokens, *time),
             (Figure::Decode, [long, short]) => (DECODED, long - short),
             (Figure::Serve(load) | Figure::SharedPrefix(load), [time]) => (load.completed(), *time),
+            (Figure::FreePrefix(load), [_, steps, found, whole, shared]) => {
+                (load.completed(), (steps - found).max(0.0) + (whole - shared).max(0.0))
+            }
             _ => return None,
         };
         (time > 0.0).then(|| tokens as f64 / time)
     }
 
-    /// What a shared prefix would take if its tokens cost nothing: prompts without them.
+    /// What a shared prefix is compared with.
     pub fn free_prefix(&self) -> Option<Figure> {
         let Figure::SharedPrefix(load) = self else { return None };
-        Some(Figure::Serve(Load::new(load.streams, load.prompt - load.shared, load.completion)))
+        Some(Figure::FreePrefix(*load))
     }
 }
 
@@ -136,7 +149,10 @@ mod tests {
         assert_eq!(Figure::Decode.rate(&[0.5, 0.5]), None);
         let shared = Figure::SharedPrefix(Load { shared: 90, ..Load::new(8, 100, 10) });
         assert_eq!(shared.rate(&[4.0]), Some(20.0));
-        assert_eq!(shared.free_prefix(), Some(Figure::Serve(Load::new(8, 10, 10))));
+        let free = shared.free_prefix().unwrap();
+        let prompts: Vec<(usize, usize)> = free.loads().iter().map(|load| (load.prompt, load.shared)).collect();
+        assert_eq!(prompts, [(100, 100), (100, 100), (100, 100), (100, 0), (90, 0)]);
+        assert_eq!(free.rate(&[9.0, 4.0, 1.0, 7.0, 6.0]), Some(20.0));
         assert_eq!(shared.name(), "shared_prefix_8x100+10");
     }
 }
