@@ -130,7 +130,7 @@ pub(crate) fn load(
 ) -> Result<Program, ModelError> {
     let loader = Loader { weights, backend, form, norm_plus_one: config.norm_plus_one, buffers: Default::default() };
     let mut decoder = Decoder::new(config, kv_dtype, split, rank, loader);
-    let table = decoder.embedding()?;
+    let head = decoder.tables()?;
     for layer in split.shards[rank].layers.clone() {
         decoder.attention(layer)?;
         match &config.mixture {
@@ -138,7 +138,7 @@ pub(crate) fn load(
             _ => decoder.mlp(layer)?,
         }
     }
-    decoder.head(table)
+    decoder.head(head)
 }
 
 /// Activation buffers of the program.
@@ -226,13 +226,24 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    fn embedding(&mut self) -> Result<WeightId, ModelError> {
-        let (vocabulary, hidden) = (self.config.vocab_size, self.config.hidden_size);
-        let shard = Shard::rows(0..vocabulary, hidden);
-        let piece = Piece { name: EMBEDDING.into(), shape: [vocabulary, hidden], shard };
-        let table = self.loader.matrix(&[piece], KRanges::whole(hidden))?;
-        self.program.push(Op::Embed { table, scale: self.config.embedding_scale, output: self.buffers.x });
-        Ok(table)
+    /// Embedding and output head, the largest tensors: the first ones, so that nothing else is held beside their files'
+    /// bytes. Returns the head.
+    fn tables(&mut self) -> Result<WeightId, ModelError> {
+        let (config, own) = (self.config, self.own);
+        let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
+        let tied = is_tied(config, self.loader.weights);
+        let mut load = |name: &str, rows| {
+            let piece = Piece { name: name.into(), shape: [vocabulary, hidden], shard: Shard::rows(rows, hidden) };
+            self.loader.matrix(&[piece], KRanges::whole(hidden))
+        };
+        let table = load(EMBEDDING, 0..vocabulary)?;
+        let head = match own.vocabulary.clone() {
+            all if tied && all.len() == vocabulary => table,
+            rows => load(if tied { EMBEDDING } else { HEAD }, rows)?,
+        };
+        self.loader.release();
+        self.program.push(Op::Embed { table, scale: config.embedding_scale, output: self.buffers.x });
+        Ok(head)
     }
 
     fn attention(&mut self, layer: usize) -> Result<(), ModelError> {
@@ -352,22 +363,14 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    fn head(mut self, table: WeightId) -> Result<Program, ModelError> {
-        let (config, own, Buffers { x, .. }) = (self.config, self.own, self.buffers);
+    fn head(mut self, head: WeightId) -> Result<Program, ModelError> {
+        let (config, Buffers { x, .. }) = (self.config, self.buffers);
         let (hidden, vocabulary) = (config.hidden_size, config.vocab_size);
         let (last, normed) = (self.program.wanted_buffer(hidden), self.program.wanted_buffer(hidden));
         let logits = self.program.wanted_buffer(vocabulary);
         self.program.push(Op::GatherRows { input: x, output: last });
         self.norm(FINAL_NORM, last, normed)?;
         self.program.push(Op::Sketch { input: normed });
-        let name = if is_tied(config, self.loader.weights) { EMBEDDING } else { HEAD };
-        let head = if name == EMBEDDING && own.vocabulary.len() == vocabulary {
-            table
-        } else {
-            let shard = Shard::rows(own.vocabulary.clone(), hidden);
-            let piece = Piece { name: name.into(), shape: [vocabulary, hidden], shard };
-            self.loader.matrix(&[piece], KRanges::whole(hidden))?
-        };
         let widths: Vec<usize> = self.split.shards.iter().map(|shard| shard.vocabulary.len()).collect();
         self.program.column_parallel_gathered(head, normed, &widths, self.rank, logits);
         if let Some(cap) = config.logit_soft_cap {

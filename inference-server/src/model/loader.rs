@@ -27,6 +27,12 @@ pub(super) struct Loader<'a> {
 }
 
 impl Loader<'_> {
+    /// Gives the buffers' memory back: after the largest tensors, which come first, so that it is not held while the rest
+    /// is packed.
+    pub fn release(&mut self) {
+        self.buffers = Default::default();
+    }
+
     /// Prepares one weight of pieces stacked along their outputs.
     pub fn matrix(&mut self, pieces: &[Piece], ranges: KRanges) -> Result<WeightId, ModelError> {
         let form = self.form;
