@@ -336,10 +336,11 @@ impl Operations for CpuOperations {
         let rows = batch.positions.len();
         // Few rows are handed out one by one, so that all workers have some.
         let run = if rows >= RUN_ROWS * 4 * self.pool.workers() { RUN_ROWS } else { 1 };
-        let items = rows.div_ceil(run) * spec.kv_heads;
+        let runs = rows.div_ceil(run);
         let output = SharedSlice::new(output);
-        self.each(items, seen * dim * spec.query_heads, &|item| {
-            let (mut row, kv_head) = (item / spec.kv_heads * run, item % spec.kv_heads);
+        // Head by head: rows that see the same blocks find a head's keys and values in the second-level cache.
+        self.each(runs * spec.kv_heads, seen * dim * spec.query_heads, &|item| {
+            let (mut row, kv_head) = (item % runs * run, item / runs);
             let end = rows.min(row + run);
             while row < end {
                 let same = |other: &usize| batch.sequence_of[*other] == batch.sequence_of[row];
