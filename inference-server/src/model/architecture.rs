@@ -227,6 +227,7 @@ impl Architecture {
         let name = config["architectures"][0].as_str().unwrap_or("(none named)");
         ARCHITECTURES.iter().find(|known| known.name == name).ok_or_else(|| {
             let supported = ARCHITECTURES.each_ref().map(|known| known.name).join(", ");
+            let supported = format!("{supported}, Gemma3ForConditionalGeneration (its text part)");
             ModelError::Architecture { architecture: name.into(), supported }
         })
     }
@@ -367,12 +368,41 @@ impl Architecture {
     }
 }
 
+/// The configuration of a multimodal model's text part, as if it stood alone; `None` for a model that does.
+///
+/// Such a `text_config` names only what differs from its class's defaults (transformers, `Gemma3TextConfig`).
+fn text_config(config: &Value) -> Result<Option<Value>, ModelError> {
+    if config["architectures"][0] != "Gemma3ForConditionalGeneration" {
+        return Ok(None);
+    }
+    let Value::Object(text) = &config["text_config"] else {
+        return Err(wrong("text_config", "the text part's fields are expected"));
+    };
+    let mut whole = serde_json::json!({
+        "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256, "sliding_window": 4096, "rope_theta": 1e6,
+    });
+    for (field, value) in text.iter().filter(|(_, value)| !value.is_null()) {
+        whole[field] = value.clone();
+    }
+    for field in ["eos_token_id", "tie_word_embeddings"] {
+        if set(config, field) {
+            whole[field] = config[field].clone();
+        }
+    }
+    whole["architectures"] = serde_json::json!(["Gemma3ForCausalLM"]);
+    Ok(Some(whole))
+}
+
 impl DecoderConfig {
     /// Reads and checks the text of `config.json`.
     ///
     /// # Errors
     /// [`ModelError::Architecture`] for another architecture, [`ModelError::Config`] for a field.
     pub fn parse(config: &Value) -> Result<Self, ModelError> {
+        let text = text_config(config)?;
+        let config = text.as_ref().unwrap_or(config);
         let architecture = Architecture::of(config)?;
         architecture.refuse_others(config)?;
         let (hidden_size, heads) = (size(config, "hidden_size")?, size(config, "num_attention_heads")?);

@@ -78,6 +78,16 @@ fn shard_files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }
 
+/// A tensor's name within the text model: multimodal files put a prefix before it.
+fn text_name(name: &str) -> String {
+    // As transformers writes them since 4.52, and as it did before.
+    match (name.strip_prefix("model.language_model."), name.strip_prefix("language_model.")) {
+        (Some(rest), _) => format!("model.{rest}"),
+        (None, Some(rest)) => rest.into(),
+        (None, None) => name.into(),
+    }
+}
+
 fn read_header(file: &Path, shard: usize, tensors: &mut BTreeMap<String, RawTensor>) -> Result<(), ModelError> {
     let damaged = |reason: String| ModelError::Damaged { file: file.to_owned(), reason };
     let mut source = File::open(file).map_err(|error| unreadable(file, &error))?;
@@ -117,7 +127,7 @@ fn read_header(file: &Path, shard: usize, tensors: &mut BTreeMap<String, RawTens
             shape: info.shape.clone(),
             dtype: info.dtype,
         };
-        if tensors.insert(name.clone(), tensor).is_some() {
+        if tensors.insert(text_name(&name), tensor).is_some() {
             return Err(wrong("it occurs in two shards".into()));
         }
     }

@@ -7,7 +7,7 @@ use polylink_inference_server::engine::{BackendKind, Engine, Replayer};
 use polylink_inference_server::model::{LoadedModel, Precision};
 use polylink_protocol::Digest;
 use polylink_protocol::market_v1::Sampling;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::split::{bits, peer_thread, split_over};
 use crate::support::*;
@@ -113,6 +113,47 @@ fn every_architecture_has_the_same_bits_split_over_two_devices() {
         let split = Engine::start(model, split).unwrap();
         let prompt = golden.tokens("prompt");
         assert_eq!(bits(&split, prompt.clone()), bits(&alone, prompt), "{}", golden.name);
+    }
+}
+
+/// The same model as the text part of a multimodal one, with either way of naming tensors, and a picture's tensors beside it.
+#[test]
+fn the_text_part_of_a_multimodal_model_is_the_same_model() {
+    let goldens = goldens();
+    let golden = goldens.iter().find(|golden| golden.name == "gemma3").unwrap();
+    let expected = bits_of(&logits(&golden.open(FileType::Bf16, Precision::F32), golden, BackendKind::Cpu));
+    for (model, head) in [("language_model.model.", "language_model."), ("model.language_model.", "")] {
+        let folder = golden.write(FileType::Bf16);
+        let mut text = golden.value["config"].clone();
+        text.as_object_mut().unwrap().retain(|field, _| !["architectures", "eos_token_id"].contains(&field.as_str()));
+        let mut config = json!({
+            "architectures": ["Gemma3ForConditionalGeneration"],
+            "eos_token_id": golden.value["config"]["eos_token_id"],
+            "vision_config": {"hidden_size": 8},
+            "text_config": text,
+        });
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let file = folder.path().join("model.safetensors");
+        let bytes = fs::read(&file).unwrap();
+        let header_bytes = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header: Map<String, Value> = serde_json::from_slice(&bytes[8..][..header_bytes]).unwrap();
+        let renamed = header.into_iter().map(|(name, place)| match name.strip_prefix("model.") {
+            Some(rest) => (format!("{model}{rest}"), place),
+            None => (format!("{head}{name}"), place),
+        });
+        let mut header: Map<String, Value> = renamed.collect();
+        let data = &bytes[8 + header_bytes..];
+        let offsets = [data.len(), data.len() + 2];
+        header.insert("vision_tower.patch".into(), json!({"dtype": "BF16", "shape": [1], "data_offsets": offsets}));
+        let header = Value::from(header).to_string();
+        let file_bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data, &[0, 0]];
+        fs::write(&file, file_bytes.concat()).unwrap();
+        let opened = LoadedModel::open(folder.path(), Precision::F32).unwrap();
+        assert!(bits_of(&logits(&opened, golden, BackendKind::Cpu)) == expected, "{model}");
+        config["text_config"] = Value::Null;
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let error = LoadedModel::open(folder.path(), Precision::F32).unwrap_err().to_string();
+        assert!(error.contains("text_config"), "{error}");
     }
 }
 
