@@ -176,6 +176,8 @@ pub enum WeightForm {
     Float,
     /// A matrix of bf16 (rounded to it if the tensor is wider), computed in bf16 pairs: numerics `vdp-bf16`, not exact.
     Bf16,
+    /// As [`WeightForm::Bf16`], in the order of AMX tiles: numerics `amx-bf16`.
+    AmxBf16,
     /// A matrix of 8-bit integers, one f16 scale per 32 inputs; quantised here unless given so; exact int8.
     Q8_0,
     /// A matrix of 4-bit integers, one f16 scale per 32 inputs; exact int8.
@@ -188,6 +190,15 @@ pub enum WeightForm {
     Q6K,
     /// As each of the tensors is: floats as [`WeightForm::Float`], blocks in exact int8 as they are. The parts may differ.
     Stored,
+}
+
+/// In which order products of bf16 are summed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PairOrder {
+    /// As `vdpbf16ps`: pair by pair, the odd element first.
+    Vdp,
+    /// As `tdpbf16ps`: in steps of 32 inputs, even and odd elements apart.
+    Amx,
 }
 
 /// One tensor's share in a weight. Parts are stacked along the outputs (q over k over v; gate over up).

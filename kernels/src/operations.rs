@@ -226,6 +226,23 @@ pub(crate) fn flush(x: f32) -> f32 {
     if x.abs() < f32::MIN_POSITIVE { f32::from_bits(x.to_bits() & 0x8000_0000) } else { x }
 }
 
+/// 2³²: brings denormal products of two values and their sums far from the denormals.
+pub(crate) const UP: f32 = 4_294_967_296.0;
+
+/// What bf16 products make of a fused multiply-add: a result is flushed if it is denormal **as rounded to 24 bits**, so
+/// also what lies so near the least normal number that IEEE rounding makes that number of it (Intel SDM, volume 1,
+/// "Numeric Underflow Exception": tiny is judged after rounding). No argument is denormal.
+#[inline(always)]
+pub(crate) fn fma_flushed(a: f32, b: f32, c: f32) -> f32 {
+    let result = a.mul_add(b, c);
+    if result == 0.0 || result.abs() > f32::MIN_POSITIVE {
+        return result;
+    }
+    // The same sum times 2⁶⁴, where nothing is denormal.
+    let scaled = (a * UP).mul_add(b * UP, c * (UP * UP));
+    if scaled.abs() < f32::MIN_POSITIVE * (UP * UP) { f32::from_bits(result.to_bits() & 0x8000_0000) } else { result }
+}
+
 /// A value as a bf16 product takes it: rounded to nearest even, denormals flushed.
 #[inline(always)]
 pub(crate) fn to_bf16_flushed(x: f32) -> u16 {

@@ -6,9 +6,11 @@
 
 use polylink_protocol::exact_math::{bf16_to_f32, exp, f32_to_f16_saturating, gelu_tanh, silu, soft_cap};
 
-use crate::backend::{KvDtype, KvSpec};
+use crate::backend::{KvDtype, KvSpec, PairOrder};
 use crate::blocks::{KBlock, KKind};
-use crate::operations::{Batch, Operations, Poisoned, Reserve, RopeTable, SketchRow, finish, flush, to_bf16_flushed};
+use crate::operations::{
+    Batch, Operations, Poisoned, Reserve, RopeTable, SketchRow, finish, flush, fma_flushed, to_bf16_flushed,
+};
 use crate::program::{Activation, AttentionSpec};
 use crate::quantise::{self, BLOCK};
 use crate::sampler::{self, SampleContext, SampleJob, SampleScratch, fold_lanes};
@@ -31,7 +33,7 @@ impl PlainMatrix {
         let index = n * self.shape.inputs + k;
         match &self.values {
             PlainValues::F32(values) => values[index],
-            PlainValues::Bf16(values) | PlainValues::Bf16Pairs(values) => bf16_to_f32(values[index]),
+            PlainValues::Bf16(values) | PlainValues::Bf16Pairs(values, _) => bf16_to_f32(values[index]),
             PlainValues::Int8 { quants, scales, .. } => quants[index] as f32 * scales[index / BLOCK],
             PlainValues::K { kind, blocks, .. } => blocks[index / BLOCK].value(*kind, index % BLOCK),
             PlainValues::Stack(_) => {
@@ -71,8 +73,18 @@ impl PlainMatrix {
 
 /// bf16 pairs: as `vdpbf16ps` sums them, the odd element of a pair first, denormal sums flushed.
 fn range_sum_bf16(weights: &[u16], x: &[f32], range: (usize, usize)) -> f32 {
-    let product = |sum: f32, k: usize| flush(bf16_to_f32(to_bf16_flushed(x[k])).mul_add(bf16_to_f32(weights[k]), sum));
+    let product = |sum: f32, k: usize| fma_flushed(bf16_to_f32(to_bf16_flushed(x[k])), bf16_to_f32(weights[k]), sum);
     (range.0..range.1).step_by(2).fold(0.0, |sum, k| product(product(sum, k + 1), k))
+}
+
+/// bf16 pairs as `tdpbf16ps` sums them: per step of 32 inputs even and odd elements apart, then both, then onto the sum;
+/// denormal sums flushed.
+fn range_sum_amx_bf16(weights: &[u16], x: &[f32], range: (usize, usize)) -> f32 {
+    let product = |sum: f32, k: usize| fma_flushed(bf16_to_f32(to_bf16_flushed(x[k])), bf16_to_f32(weights[k]), sum);
+    (range.0..range.1).step_by(BLOCK).fold(0.0, |sum, step| {
+        let of = |first: usize| (first..step + BLOCK).step_by(2).fold(0.0, product);
+        flush(sum + flush(of(step) + of(step + 1)))
+    })
 }
 
 /// Rule 3: integer dots per block, folded into one chain per range.
@@ -161,7 +173,7 @@ impl Operations for ReferenceOperations {
     }
 
     fn converts(&self, matrix: &PlainMatrix) -> bool {
-        matrix.takes_integers() || matches!(matrix.values, PlainValues::Bf16Pairs(_))
+        matrix.takes_integers() || matches!(matrix.values, PlainValues::Bf16Pairs(..))
     }
 
     fn block_tokens(&self) -> usize {
@@ -253,7 +265,13 @@ impl Operations for ReferenceOperations {
                             let own = &blocks[within * (inputs / BLOCK)..][..inputs / BLOCK];
                             range_sum_k(*kind, own, &quants, &scales, range)
                         }
-                        PlainValues::Bf16Pairs(w) => range_sum_bf16(&w[within * inputs..][..inputs], x, range),
+                        PlainValues::Bf16Pairs(w, order) => {
+                            let w = &w[within * inputs..][..inputs];
+                            match order {
+                                PairOrder::Vdp => range_sum_bf16(w, x, range),
+                                PairOrder::Amx => range_sum_amx_bf16(w, x, range),
+                            }
+                        }
                         _ => section.range_sum_f32(within, x, range),
                     };
                     if planes > 1 {

@@ -2,7 +2,7 @@
 //!
 //! Every backend packs from the same [`PlainMatrix`], so that they agree on the quantised integers by construction.
 
-use crate::backend::{BackendError, Dtype, KRanges, Part, Shard, TensorView, WeightForm};
+use crate::backend::{BackendError, Dtype, KRanges, PairOrder, Part, Shard, TensorView, WeightForm};
 use crate::blocks::{self, KBlock, KKind, SUPER, SUPER_BLOCKS};
 use crate::operations::to_bf16_flushed;
 use crate::quantise::{self, BLOCK, superblocks::superblock};
@@ -37,7 +37,7 @@ pub(crate) enum PlainValues {
     /// bf16 bits.
     Bf16(Vec<u16>),
     /// bf16 bits without denormals, for products in bf16 pairs.
-    Bf16Pairs(Vec<u16>),
+    Bf16Pairs(Vec<u16>, PairOrder),
     /// Integers with a scale (an f16 value) per block of 32 inputs: `scales` is `[outputs][inputs / 32]`. With `nibbles`
     /// all of them lie in −8..=7.
     Int8 { quants: Vec<i8>, scales: Vec<f32>, nibbles: bool },
@@ -211,6 +211,11 @@ fn one_form(
         WeightForm::Q6K => Some(KKind::Q6),
         _ => None,
     };
+    let order = match form {
+        WeightForm::Bf16 => Some(PairOrder::Vdp),
+        WeightForm::AmxBf16 => Some(PairOrder::Amx),
+        _ => None,
+    };
     let integers = kind.is_some() || matches!(form, WeightForm::Q8_0 | WeightForm::Q4_0);
     if integers && (!inputs.is_multiple_of(BLOCK) || !shape.range_length.is_multiple_of(BLOCK)) {
         let reason = format!(
@@ -231,6 +236,13 @@ fn one_form(
             format!("{inputs} inputs in ranges of {} are no pairs: serve this model in f32", shape.range_length);
         return Err(wrong(first, reason));
     }
+    if form == WeightForm::AmxBf16 && (!inputs.is_multiple_of(BLOCK) || !shape.range_length.is_multiple_of(BLOCK)) {
+        let reason = format!(
+            "{inputs} inputs in ranges of {} are no whole steps of {BLOCK}: serve this model in bf16 or f32",
+            shape.range_length
+        );
+        return Err(wrong(first, reason));
+    }
     // Blocks are taken as they are, or expanded to floats: to quantise them once more would change the model twice.
     let stored = |part: &&Part<'_>| part.tensor.dtype.is_float() || stored_form(part.tensor.dtype) == form;
     if let Some(part) = parts.iter().find(|part| integers && !stored(part)) {
@@ -242,10 +254,10 @@ fn one_form(
         k_values(parts, columns, kind)?
     } else if integers {
         int8_values(parts, count, form == WeightForm::Q4_0)?
-    } else if form == WeightForm::Bf16 {
+    } else if let Some(order) = order {
         let mut values = Vec::with_capacity(count);
         for_each_row(parts, 2, |row| values.extend(row.iter().map(|&value| to_bf16_flushed(value))))?;
-        PlainValues::Bf16Pairs(values)
+        PlainValues::Bf16Pairs(values, order)
     } else if parts.iter().all(|part| part.tensor.dtype == Dtype::Bf16) {
         let mut values = Vec::with_capacity(count);
         for_each_row(parts, 2, |row| values.extend(row.iter().map(|&value| f32_to_bf16(value))))?;

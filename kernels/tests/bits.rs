@@ -14,7 +14,7 @@ const KV: KvSpec = KvSpec::f32(TINY.layers, TINY.kv_heads, TINY.head_dim);
 /// Every backend that this machine can run; prints what it cannot.
 fn backends() -> Vec<Box<dyn Backend>> {
     let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(ReferenceBackend::new())];
-    for set in InstructionSet::ALL {
+    for set in InstructionSet::ALL.into_iter().chain([InstructionSet::AmxEmulated]) {
         for threads in [1, 3] {
             match CpuBackend::new(CpuOptions { threads: NonZeroUsize::new(threads), instructions: Some(set) }) {
                 Ok(backend) => backends.push(Box::new(backend)),
@@ -30,12 +30,13 @@ fn built(mut backend: Box<dyn Backend>, sizes: &Sizes, dtype: Dtype, form: Weigh
     backend
 }
 
-const FORMS: [(&Sizes, Dtype, WeightForm); 6] = [
+const FORMS: [(&Sizes, Dtype, WeightForm); 7] = [
     (&TINY, Dtype::F32, WeightForm::Float),
     (&TINY, Dtype::Bf16, WeightForm::Float),
     (&TINY, Dtype::Bf16, WeightForm::Q8_0),
     (&TINY, Dtype::Bf16, WeightForm::Q4_0),
     (&TINY, Dtype::F32, WeightForm::Bf16),
+    (&TINY, Dtype::F32, WeightForm::AmxBf16),
     (&TINY_KV8, Dtype::Bf16, WeightForm::Q8_0),
 ];
 

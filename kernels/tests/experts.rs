@@ -83,11 +83,11 @@ fn rows(count: u32) -> Chunk {
 
 #[test]
 fn every_implementation_and_every_batch_gives_the_reference_bits() {
-    for form in [WeightForm::Float, WeightForm::Q8_0, WeightForm::Q4_0, WeightForm::Bf16] {
+    for form in [WeightForm::Float, WeightForm::Q8_0, WeightForm::Q4_0, WeightForm::Bf16, WeightForm::AmxBf16] {
         for choice in [(1, false), (2, true), (3, false), (EXPERTS, true)] {
             let mut reference = whole(Box::new(ReferenceBackend::new()), form, choice);
             let expected = forward(&mut *reference, &KV, &[rows(61)]).unwrap().logits;
-            for set in InstructionSet::ALL {
+            for set in InstructionSet::ALL.into_iter().chain([InstructionSet::AmxEmulated]) {
                 let Ok(backend) = cpu(2, Some(set)) else {
                     println!("skipped {set}: this machine does not have it");
                     continue;

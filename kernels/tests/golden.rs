@@ -60,6 +60,7 @@ fn lines(make: &dyn Fn() -> Box<dyn Backend>) -> String {
         (Dtype::Bf16, WeightForm::Q8_0),
         (Dtype::Bf16, WeightForm::Q4_0),
         (Dtype::Bf16, WeightForm::Bf16),
+        (Dtype::Bf16, WeightForm::AmxBf16),
     ];
     let superblocks = [
         (Dtype::Bf16, WeightForm::Q4K),
@@ -148,7 +149,7 @@ fn every_implementation_gives_the_pinned_bits() {
         println!("{name}: meets {} golden lines", pinned.lines().count());
     };
     compare("reference", &reference);
-    for set in InstructionSet::ALL {
+    for set in InstructionSet::ALL.into_iter().chain([InstructionSet::AmxEmulated]) {
         let options = |threads| CpuOptions { threads: NonZeroUsize::new(threads), instructions: Some(set) };
         if let Err(reason) = CpuBackend::new(options(1)) {
             println!("skipped {set}: {reason}");

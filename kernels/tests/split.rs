@@ -90,6 +90,7 @@ fn two_to_one_gives_the_unsharded_bits_in_every_form() {
     check(&plan, Dtype::Bf16, WeightForm::Q8_0, false);
     check(&plan, Dtype::Bf16, WeightForm::Q4_0, false);
     check(&plan, Dtype::Bf16, WeightForm::Bf16, false);
+    check(&plan, Dtype::Bf16, WeightForm::AmxBf16, false);
 }
 
 /// The cuts lie within superblocks: each device has a part of some.

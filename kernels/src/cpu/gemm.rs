@@ -11,6 +11,7 @@ use super::isa::multiversioned;
 use super::lanes::{Lanes, WIDTH};
 use super::packed::{Packed, PackedValues, Quants};
 use super::pool::SharedSlice;
+use super::tiles::Laid;
 use crate::memory::Aligned;
 use crate::operations::finish;
 use crate::quantise::BLOCK;
@@ -29,6 +30,8 @@ pub(crate) struct Activations {
     pub sums: Aligned<i32>,
     /// `[rows][inputs / 32]`: sums of the first 16 integers of each block.
     pub halves: Aligned<i32>,
+    /// For products by tiles: the rows once more, as tiles read them.
+    pub laid: Laid,
 }
 
 impl Activations {
@@ -37,7 +40,7 @@ impl Activations {
         // Quads take at most twice their values' bytes.
         let (pairs, quads) = (Aligned::zeroed(values), Aligned::zeroed(2 * values));
         let (sums, halves) = (Aligned::zeroed(blocks), Aligned::zeroed(blocks));
-        Self { pairs, quads, scales: Aligned::zeroed(blocks), sums, halves }
+        Self { pairs, quads, scales: Aligned::zeroed(blocks), sums, halves, laid: Laid::default() }
     }
 }
 
@@ -453,7 +456,7 @@ unsafe fn tile_body<L: Lanes>(product: &Product<'_>, rows: (usize, usize), strip
         match &product.matrix.values {
             PackedValues::F32(values) => blocks::<L, _>(&values[..], product, rows, strips),
             PackedValues::Bf16(values) => blocks::<L, _>(&values[..], product, rows, strips),
-            PackedValues::Bf16Pairs(values) => blocks::<L, _>(Pairs(values), product, rows, strips),
+            PackedValues::Bf16Pairs(values, _) => blocks::<L, _>(Pairs(values), product, rows, strips),
             PackedValues::Quants(quants) if quants.nibbles => {
                 blocks::<L, _>(Integers::<true>(quants), product, rows, strips);
             }

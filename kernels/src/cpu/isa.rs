@@ -6,6 +6,8 @@ use std::fmt;
 /// An instruction set that the CPU operations were compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstructionSet {
+    /// As [`InstructionSet::Avx512Bf16`], and AMX tiles of bytes and of bf16 pairs.
+    Amx,
     /// AVX-512 F, BW, DQ, VL with FMA, VNNI: byte dot products, and BF16: dot products of bf16 pairs.
     Avx512Bf16,
     /// AVX-512 F, BW, DQ, VL with FMA, and VNNI: byte dot products.
@@ -19,11 +21,14 @@ pub enum InstructionSet {
     /// What the compiler's target has: NEON on aarch64, SSE2 on x86-64 (there fused multiply-adds are library calls:
     /// right, and slow).
     Baseline,
+    /// For tests, never detected: the code over AMX tiles on tiles in software, slow, on any machine.
+    AmxEmulated,
 }
 
 impl InstructionSet {
-    /// All there are, best first.
-    pub const ALL: [InstructionSet; 6] = [
+    /// All that processors have, best first.
+    pub const ALL: [InstructionSet; 7] = [
+        InstructionSet::Amx,
         InstructionSet::Avx512Bf16,
         InstructionSet::Avx512Vnni,
         InstructionSet::Avx512,
@@ -35,7 +40,9 @@ impl InstructionSet {
     /// Whether this machine has it.
     pub fn available(self) -> bool {
         match self {
-            InstructionSet::Baseline => true,
+            InstructionSet::Baseline | InstructionSet::AmxEmulated => true,
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Amx => super::tiles::granted(),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512Bf16 => {
                 InstructionSet::Avx512Vnni.available() && is_x86_feature_detected!("avx512bf16")
@@ -66,6 +73,22 @@ impl InstructionSet {
         Self::ALL.into_iter().find(|set| set.available()).unwrap_or(InstructionSet::Baseline)
     }
 
+    /// Whether it has tiles.
+    pub(crate) fn has_tiles(self) -> bool {
+        matches!(self, InstructionSet::Amx | InstructionSet::AmxEmulated)
+    }
+
+    /// What runs everything but tiles; with tiles, a set that takes activations by four bytes.
+    #[inline(always)]
+    pub(crate) fn lanes(self) -> Self {
+        match self {
+            InstructionSet::Amx => InstructionSet::Avx512Bf16,
+            InstructionSet::AmxEmulated if InstructionSet::Avx512Vnni.available() => InstructionSet::Avx512Vnni,
+            InstructionSet::AmxEmulated => InstructionSet::Baseline,
+            set => set,
+        }
+    }
+
     /// Bytes that four activations of an integer product take.
     pub(crate) fn quad_bytes(self) -> usize {
         match self {
@@ -78,6 +101,8 @@ impl InstructionSet {
     /// Name of a backend that uses it.
     pub(crate) fn backend_name(self) -> &'static str {
         match self {
+            InstructionSet::Amx => "cpu-amx",
+            InstructionSet::AmxEmulated => "cpu-amx-emulated",
             InstructionSet::Avx512Bf16 => "cpu-avx512-bf16",
             InstructionSet::Avx512Vnni => "cpu-avx512-vnni",
             InstructionSet::Avx512 => "cpu-avx512",
@@ -138,7 +163,7 @@ macro_rules! multiversioned {
             }
             // SAFETY: the backend checked at its making that the machine has `set`; the rest is the caller's promise.
             unsafe {
-                match set {
+                match set.lanes() {
                     #[cfg(target_arch = "x86_64")]
                     $crate::cpu::isa::InstructionSet::Avx512Bf16 => avx512_bf16($($arg),*),
                     #[cfg(target_arch = "x86_64")]

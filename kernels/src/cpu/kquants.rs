@@ -34,9 +34,9 @@ const SCALES: usize = 4 * WIDTH;
 const NIBBLES: usize = SCALES + SUPER_BLOCKS * 2 * WIDTH;
 const UPPER: usize = NIBBLES + SUPER_BLOCKS * QUADS / 2 * QUAD;
 
-const Q4: u8 = 4;
-const Q5: u8 = 5;
-const Q6: u8 = 6;
+pub(super) const Q4: u8 = 4;
+pub(super) const Q5: u8 = 5;
+pub(super) const Q6: u8 = 6;
 
 /// Bytes of upper bits of a block.
 const fn upper_bytes(bits: u8) -> usize {
@@ -58,6 +58,10 @@ pub(crate) struct KQuants {
 }
 
 impl KQuants {
+    pub fn kind(&self) -> KKind {
+        self.kind
+    }
+
     fn bits(&self) -> u8 {
         match self.kind {
             KKind::Q4 => Q4,
@@ -92,6 +96,48 @@ impl KQuants {
     fn place(&self, n: usize, block: usize) -> (usize, usize) {
         let number = self.first + block;
         ((n / WIDTH * self.supers + number / SUPER_BLOCKS) * super_bytes(self.bits()), number % SUPER_BLOCKS)
+    }
+
+    /// Block `block` of a strip as tiles take it: quads of integers with their sign, `[8][16][4]` bytes; `beside`, `[3][16]`
+    /// f32: the outputs' scales and minima, or (Q6_K) d and the scales of both halves.
+    ///
+    /// # Safety
+    /// The machine has `L`, BITS are this kind's, strip and block exist, and there is space for both.
+    #[inline(always)]
+    pub(super) unsafe fn unpack<L: BitLanes, const BITS: u8>(
+        &self,
+        strip: usize,
+        block: usize,
+        bytes: *mut u8,
+        beside: *mut f32,
+    ) {
+        let number = self.first + block;
+        let (super_block, j) = (strip * self.supers + number / SUPER_BLOCKS, number % SUPER_BLOCKS);
+        let from = self.bytes[super_block * super_bytes(BITS)..][..super_bytes(BITS)].as_ptr();
+        // SAFETY: j < 8, step < 4: all within the superblock; the caller's space is as large as what is written.
+        unsafe {
+            for line in 0..super_bytes(BITS) / SUPER_BLOCKS / QUAD + 1 {
+                // Some of the next superblock but one, so that all of it is asked for by its blocks.
+                let part = j * super_bytes(BITS) / SUPER_BLOCKS + line * QUAD;
+                L::prefetch(from.wrapping_add(2 * super_bytes(BITS) + part));
+            }
+            let (d, own) = (L::load_f16(from.cast()), from.add(SCALES + 2 * j * WIDTH));
+            let (first, second) = (L::load_bytes(own), L::load_bytes(own.add(WIDTH)));
+            if BITS == Q6 {
+                L::store(beside, d);
+                L::store(beside.add(WIDTH), L::load_i8(own.cast()));
+                L::store(beside.add(2 * WIDTH), L::load_i8(own.add(WIDTH).cast()));
+            } else {
+                L::store(beside, L::mul(d, first));
+                L::store(beside.add(WIDTH), L::mul(L::load_f16(from.add(2 * WIDTH).cast()), second));
+            }
+            for step in 0..QUADS / 2 {
+                let [low, high] = quads_of::<L, BITS>(from, j, step);
+                let offset = if BITS == Q6 { 32 } else { 0 };
+                L::store_quads(bytes.add(step * QUAD), L::sub_bytes(low, offset));
+                L::store_quads(bytes.add((step + QUADS / 2) * QUAD), L::sub_bytes(high, offset));
+            }
+        }
     }
 
     /// Output `n` as f32.
@@ -154,6 +200,29 @@ fn take(from: &[u8], bits: u8, lane: usize, j: usize) -> KBlock {
     KBlock { quants, scales: [first as i8, last as i8], min, d: half(0), dmin: half(2 * WIDTH) }
 }
 
+/// Quads `step` and `step + 4` of block `j` of a superblock.
+///
+/// # Safety
+/// The machine has `L`; a superblock lies there.
+#[inline(always)]
+unsafe fn quads_of<L: BitLanes, const BITS: u8>(from: *const u8, j: usize, step: usize) -> [L::Quads; 2] {
+    // SAFETY: j < 8, step < 4: within the superblock.
+    unsafe {
+        let [mut low, mut high] = L::load_nibbles(from.add(NIBBLES + (j * QUADS / 2 + step) * QUAD));
+        let upper = from.add(UPPER + j * upper_bytes(BITS));
+        if BITS == Q5 {
+            let bits = L::load_quads(upper);
+            low = L::with_upper(low, bits, 4 - step as i32, 0x10);
+            high = L::with_upper(high, bits, -(step as i32), 0x10);
+        }
+        if BITS == Q6 {
+            low = L::with_upper(low, L::load_quads(upper), 4 - 2 * step as i32, 0x30);
+            high = L::with_upper(high, L::load_quads(upper.add(QUAD)), 4 - 2 * step as i32, 0x30);
+        }
+        [low, high]
+    }
+}
+
 /// R rows by S strips of a product. A range's chain takes its blocks in order: rule 3.
 ///
 /// # Safety
@@ -197,18 +266,7 @@ unsafe fn block<L: BitLanes, const BITS: u8, const R: usize, const S: usize>(
                 }
                 for step in 0..QUADS / 2 {
                     for s in 0..S {
-                        let w = w.add(s * strip_bytes);
-                        let [mut low, mut high] = L::load_nibbles(w.add(NIBBLES + (j * QUADS / 2 + step) * QUAD));
-                        let upper = w.add(UPPER + j * upper_bytes(BITS));
-                        if BITS == Q5 {
-                            let bits = L::load_quads(upper);
-                            low = L::with_upper(low, bits, 4 - step as i32, 0x10);
-                            high = L::with_upper(high, bits, -(step as i32), 0x10);
-                        }
-                        if BITS == Q6 {
-                            low = L::with_upper(low, L::load_quads(upper), 4 - 2 * step as i32, 0x30);
-                            high = L::with_upper(high, L::load_quads(upper.add(QUAD)), 4 - 2 * step as i32, 0x30);
-                        }
+                        let [low, high] = quads_of::<L, BITS>(w.add(s * strip_bytes), j, step);
                         for r in 0..R {
                             let quad = quads.add(r * row_bytes + step * L::QUAD_BYTES);
                             let other = quad.add(QUADS / 2 * L::QUAD_BYTES);

@@ -8,7 +8,7 @@
 
 use polylink_protocol::exact_math::{bf16_to_f32, f16_to_f32};
 
-use crate::operations::flush;
+use crate::operations::{flush, fma_flushed};
 
 pub(crate) mod bits;
 #[cfg(target_arch = "x86_64")]
@@ -57,9 +57,24 @@ pub(crate) trait Lanes: Copy {
     /// 32 bf16: two neighbours (along K) per lane.
     type Pairs: Copy;
     unsafe fn load_pairs(from: *const u16) -> Self::Pairs;
+    /// The first of each two, widened.
+    unsafe fn even(w: Self::Pairs) -> Self::F32;
+    /// The second of each two, widened.
+    unsafe fn odd(w: Self::Pairs) -> Self::F32;
+    /// [`crate::operations::fma_flushed`] per lane.
+    unsafe fn fma_flushed(a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// The sum of normal numbers or zeros, a denormal one flushed to 0.
+    unsafe fn add_flushed(a: Self::F32, b: Self::F32) -> Self::F32;
     /// `sum[lane] + w[2 lane + 1]·a[1] + w[2 lane]·a[0]`, each fused and rounded, a denormal sum flushed to 0. Neither side
     /// holds denormals.
-    unsafe fn dot_pairs(sum: Self::F32, w: Self::Pairs, a: *const u16) -> Self::F32;
+    #[inline(always)]
+    unsafe fn dot_pairs(sum: Self::F32, w: Self::Pairs, a: *const u16) -> Self::F32 {
+        // SAFETY: as the caller's: the machine has it, the pointer is good for 2 values.
+        unsafe {
+            let (even, odd) = (Self::splat(bf16_to_f32(*a)), Self::splat(bf16_to_f32(*a.add(1))));
+            Self::fma_flushed(even, Self::even(w), Self::fma_flushed(odd, Self::odd(w), sum))
+        }
+    }
 
     /// Bytes that four activations take: how [`Lanes::dot_quads`] wants to read them.
     const QUAD_BYTES: usize;
@@ -184,14 +199,22 @@ impl Lanes for Plain {
         unsafe { from.cast::<Self::Pairs>().read_unaligned() }
     }
     #[inline(always)]
-    unsafe fn dot_pairs(mut sum: Self::F32, w: Self::Pairs, a: *const u16) -> Self::F32 {
-        // SAFETY: the caller's pointer is good for 2 values.
-        let (even, odd) = unsafe { (bf16_to_f32(*a), bf16_to_f32(*a.add(1))) };
-        for lane in 0..WIDTH {
-            let first = flush(odd.mul_add(bf16_to_f32(w[2 * lane + 1]), sum[lane]));
-            sum[lane] = flush(even.mul_add(bf16_to_f32(w[2 * lane]), first));
-        }
-        sum
+    unsafe fn even(w: Self::Pairs) -> Self::F32 {
+        std::array::from_fn(|lane| bf16_to_f32(w[2 * lane]))
+    }
+    #[inline(always)]
+    unsafe fn odd(w: Self::Pairs) -> Self::F32 {
+        std::array::from_fn(|lane| bf16_to_f32(w[2 * lane + 1]))
+    }
+    #[inline(always)]
+    unsafe fn fma_flushed(a: Self::F32, b: Self::F32, mut c: Self::F32) -> Self::F32 {
+        (0..WIDTH).for_each(|i| c[i] = fma_flushed(a[i], b[i], c[i]));
+        c
+    }
+    #[inline(always)]
+    unsafe fn add_flushed(mut a: Self::F32, b: Self::F32) -> Self::F32 {
+        (0..WIDTH).for_each(|i| a[i] = flush(a[i] + b[i]));
+        a
     }
     #[inline(always)]
     unsafe fn store_quad(to: *mut i8, a: [i8; 4]) {

@@ -16,6 +16,7 @@ pub(crate) mod lanes;
 pub(crate) mod packed;
 pub(crate) mod pool;
 mod prepare;
+mod tiles;
 pub(crate) mod vector_math;
 
 use std::num::NonZeroUsize;
@@ -28,7 +29,8 @@ use self::gemm::{Activations, Product, TOGETHER};
 use self::isa::InstructionSet;
 use self::packed::{Packed, PackedValues, Takes};
 use self::pool::{Pool, SharedSlice};
-use crate::backend::{BackendError, KRanges, KvSpec, Part, WeightForm};
+use self::tiles::Laid;
+use crate::backend::{BackendError, KRanges, KvSpec, PairOrder, Part, WeightForm};
 use crate::executor::Executor;
 use crate::operations::{Batch, Operations, Poisoned, Reserve, RopeTable, SketchRow};
 use crate::program::{Activation, AttentionSpec};
@@ -100,7 +102,7 @@ impl CpuOperations {
         let (set, inputs) = (self.set, matrix.shape.inputs);
         let (rows, blocks, bytes) = (input.len() / inputs, inputs / BLOCK, inputs / 4 * set.quad_bytes());
         let mut activations = std::mem::take(&mut self.activations);
-        let Activations { pairs, quads, scales, sums, halves } = &mut activations;
+        let Activations { pairs, quads, scales, sums, halves, .. } = &mut activations;
         let (pairs, quads) = (SharedSlice::new(pairs), SharedSlice::new(quads));
         let (scales, sums, halves) = (SharedSlice::new(scales), SharedSlice::new(sums), SharedSlice::new(halves));
         let row = |row: usize| &input[row * inputs..][..inputs];
@@ -117,6 +119,9 @@ impl CpuOperations {
             }),
         };
         self.activations = activations;
+        if done.is_ok() && tiles::used(set, matrix, rows) {
+            return Laid::fill(&mut self.pool, &mut self.activations, matrix.takes(), rows, inputs);
+        }
         done
     }
 
@@ -133,6 +138,7 @@ impl CpuOperations {
 fn run(pool: &mut Pool, set: InstructionSet, product: &Product<'_>) -> Result<(), Poisoned> {
     let (matrix, inputs) = (product.matrix, product.matrix.shape.inputs);
     let rows = product.input.len() / inputs;
+    let by_tiles = tiles::used(set, matrix, rows);
     let strips = matrix.strips();
     let wide = if rows <= FEW_ROWS {
         (strips / (pool.workers() * FEW_ROWS_TILES)).next_multiple_of(4).max(TOGETHER)
@@ -157,6 +163,10 @@ fn run(pool: &mut Pool, set: InstructionSet, product: &Product<'_>) -> Result<()
         // SAFETY: each tile has its own rows and strips; the machine has `set`.
         unsafe {
             match &matrix.values {
+                _ if by_tiles => tiles::tile(set, product, rows, strips),
+                PackedValues::Bf16Pairs(weights, PairOrder::Amx) => {
+                    tiles::steps::tile(set, product, weights, rows, strips);
+                }
                 PackedValues::K(quants) => kquants::tile(set, product, quants, rows, strips),
                 _ => gemm::tile(set, product, rows, strips),
             }
@@ -201,6 +211,9 @@ impl Operations for CpuOperations {
 
     fn reserve(&mut self, reserve: Reserve) {
         self.activations = Activations::reserve(reserve.limits.rows * reserve.converted_inputs);
+        if self.set.has_tiles() {
+            self.activations.laid = Laid::reserve(reserve.limits.rows, reserve.converted_inputs);
+        }
     }
 
     fn workers(&self) -> usize {

@@ -14,6 +14,7 @@ use polylink_protocol::exact_math::{bf16_to_f32, f16_to_f32, f32_to_f16_saturati
 
 use super::kquants::KQuants;
 use super::lanes::WIDTH;
+use crate::backend::PairOrder;
 use crate::memory::{Aligned, Plain};
 use crate::quantise::BLOCK;
 use crate::weights::{MatrixShape, PlainMatrix, PlainValues};
@@ -89,7 +90,7 @@ impl Quants {
 pub(crate) enum PackedValues {
     F32(Aligned<f32>),
     Bf16(Aligned<u16>),
-    Bf16Pairs(Aligned<u16>),
+    Bf16Pairs(Aligned<u16>, PairOrder),
     Quants(Quants),
     K(KQuants),
     /// Of the same inputs and ranges, stacked along the outputs.
@@ -132,13 +133,13 @@ impl Packed {
         let values = match plain.values {
             PlainValues::F32(values) => PackedValues::F32(pack_strips(shape, &values)),
             PlainValues::Bf16(values) => PackedValues::Bf16(pack_strips(shape, &values)),
-            PlainValues::Bf16Pairs(values) => {
+            PlainValues::Bf16Pairs(values, order) => {
                 let mut packed = Aligned::zeroed(shape.outputs.div_ceil(WIDTH) * WIDTH * shape.inputs);
                 for (n, row) in values.chunks_exact(shape.inputs).enumerate() {
                     let strip = &mut packed[n / WIDTH * WIDTH * shape.inputs..];
                     row.iter().enumerate().for_each(|(k, &value)| strip[pair_at(n % WIDTH, k)] = value);
                 }
-                PackedValues::Bf16Pairs(packed)
+                PackedValues::Bf16Pairs(packed, order)
             }
             PlainValues::Int8 { quants, scales, nibbles } => {
                 PackedValues::Quants(Quants::pack(shape, &quants, &scales, nibbles))
@@ -158,7 +159,7 @@ impl Packed {
         let values = match &self.values {
             PackedValues::F32(values) => PackedValues::F32(space(values, strips)),
             PackedValues::Bf16(values) => PackedValues::Bf16(space(values, strips)),
-            PackedValues::Bf16Pairs(values) => PackedValues::Bf16Pairs(space(values, strips)),
+            PackedValues::Bf16Pairs(values, order) => PackedValues::Bf16Pairs(space(values, strips), *order),
             PackedValues::Quants(quants) => {
                 let (bytes, scales) = (space(&quants.bytes, strips), space(&quants.scales, strips));
                 PackedValues::Quants(Quants { bytes, scales, nibbles: quants.nibbles })
@@ -179,7 +180,7 @@ impl Packed {
         match (&mut self.values, &part.values) {
             (PackedValues::F32(to), PackedValues::F32(part)) => copy(to, part, strip, strips),
             (PackedValues::Bf16(to), PackedValues::Bf16(part)) => copy(to, part, strip, strips),
-            (PackedValues::Bf16Pairs(to), PackedValues::Bf16Pairs(part)) => copy(to, part, strip, strips),
+            (PackedValues::Bf16Pairs(to, _), PackedValues::Bf16Pairs(part, _)) => copy(to, part, strip, strips),
             (PackedValues::Quants(to), PackedValues::Quants(part)) => {
                 copy(&mut to.bytes, &part.bytes, strip, strips);
                 copy(&mut to.scales, &part.scales, strip, strips);
@@ -201,7 +202,7 @@ impl Packed {
     pub fn takes(&self) -> Takes {
         match &self.values {
             PackedValues::F32(_) | PackedValues::Bf16(_) => Takes::Floats,
-            PackedValues::Bf16Pairs(_) => Takes::Pairs,
+            PackedValues::Bf16Pairs(..) => Takes::Pairs,
             PackedValues::Quants(_) | PackedValues::K(_) => Takes::Integers,
             PackedValues::Stack(sections) => {
                 sections.iter().map(Packed::takes).find(|takes| *takes != Takes::Floats).unwrap_or(Takes::Floats)
@@ -226,7 +227,7 @@ impl Packed {
                 let strip = values[start..].chunks_exact(WIDTH);
                 output.iter_mut().zip(strip).for_each(|(out, lanes)| *out = bf16_to_f32(lanes[lane]));
             }
-            PackedValues::Bf16Pairs(values) => {
+            PackedValues::Bf16Pairs(values, _) => {
                 output.iter_mut().enumerate().for_each(|(k, out)| *out = bf16_to_f32(values[start + pair_at(lane, k)]));
             }
             PackedValues::Quants(quants) => quants.row(n, inputs / BLOCK, output),

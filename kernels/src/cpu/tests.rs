@@ -20,7 +20,7 @@ fn values(stream: u32, count: usize) -> Vec<f32> {
 }
 
 fn packed() -> Vec<CpuOperations> {
-    let available = InstructionSet::ALL.into_iter().filter(|set| {
+    let available = InstructionSet::ALL.into_iter().chain([InstructionSet::AmxEmulated]).filter(|set| {
         if !set.available() {
             println!("skipped {set}: this machine does not have it");
         }
@@ -29,7 +29,7 @@ fn packed() -> Vec<CpuOperations> {
     available
         .map(|set| {
             let mut operations = CpuOperations { set, pool: Pool::new(2), activations: Activations::default() };
-            operations.reserve(Reserve { limits: LIMITS, converted_inputs: 512 });
+            operations.reserve(Reserve { limits: LIMITS, converted_inputs: 1088 });
             operations
         })
         .collect()
@@ -51,7 +51,10 @@ fn plain(shape: MatrixShape, kind: usize) -> PlainMatrix {
     let values = match kind {
         0 => PlainValues::F32(values),
         1 => PlainValues::Bf16(values.into_iter().map(f32_to_bf16).collect()),
-        4 => PlainValues::Bf16Pairs(values.into_iter().map(crate::operations::to_bf16_flushed).collect()),
+        4 | 9 => {
+            let order = if kind == 4 { PairOrder::Vdp } else { PairOrder::Amx };
+            PlainValues::Bf16Pairs(values.into_iter().map(crate::operations::to_bf16_flushed).collect(), order)
+        }
         5..8 => {
             let kind = [KKind::Q4, KKind::Q5, KKind::Q6][kind - 5];
             let (first, row_blocks) = (shape.outputs % SUPER_BLOCKS, shape.inputs / BLOCK);
@@ -100,10 +103,11 @@ fn products_of_awkward_sizes() {
             (31, 288, 96),
             (48, 512, 32),
             (70, 160, 64),
+            (18, 1088, 1088),
             (33, 45, 45),
             (5, 7, 3),
         ] {
-            for (rows, kind) in (0..9).flat_map(|kind| [0, 1, 2, 5, 6, 8, 13, 20, 101].map(|rows| (rows, kind))) {
+            for (rows, kind) in (0..10).flat_map(|kind| [0, 1, 2, 5, 6, 8, 13, 20, 101].map(|rows| (rows, kind))) {
                 if kind == 4 && (inputs % 2 != 0 || range_length % 2 != 0) {
                     continue;
                 }
@@ -287,21 +291,49 @@ fn bf16_pairs_flush_denormals_alike() {
     let mut reference = ReferenceOperations::default();
     let shape = MatrixShape { outputs: 32, inputs: 64, range_length: 64, planes: 1 };
     for exponent in [-30, -24, -20, -16, 0] {
-        let weights =
+        let weights: Vec<u16> =
             values(1, 32 * 64).iter().map(|x| crate::operations::to_bf16_flushed(x * 2f32.powi(-100))).collect();
-        let plain = || PlainMatrix { shape, values: PlainValues::Bf16Pairs(Vec::clone(&weights)) };
         let input: Vec<f32> = values(2, 8 * 64).iter().map(|x| x * 2f32.powi(exponent)).collect();
-        let mut expected = vec![0.0; 8 * 32];
+        for order in [PairOrder::Vdp, PairOrder::Amx] {
+            let plain = || PlainMatrix { shape, values: PlainValues::Bf16Pairs(Vec::clone(&weights), order) };
+            let mut expected = vec![0.0; 8 * 32];
+            let matrix = reference.pack(plain());
+            reference.gemm(&matrix, &input, &mut expected, None, false).unwrap();
+            for mut operations in packed() {
+                let mut found = vec![1.0; 8 * 32];
+                let matrix = operations.pack(plain());
+                operations.gemm(&matrix, &input, &mut found, None, false).unwrap();
+                assert_eq!(bits(&expected), bits(&found), "{} {order:?} 2^{exponent}", operations.name());
+            }
+            let zeros = expected.iter().filter(|sum| **sum == 0.0).count();
+            assert!(exponent > -24 || zeros > 0, "some sums are flushed at 2^{exponent}: {zeros}");
+        }
+    }
+}
+
+/// A sum that is less than the least normal number by less than half a step of the denormals: IEEE rounding makes that
+/// number of it, a bf16 product 0, as its 24 bits lie below.
+#[test]
+fn bf16_sums_just_below_the_least_normal_number_are_flushed() {
+    let shape = MatrixShape { outputs: 16, inputs: 2, range_length: 2, planes: 1 };
+    let factors = |place: i32, mantissa: f32| (mantissa * 2f32.powi(-100), -(2f32.powi(place + 100)));
+    for (place, mantissa, flushed) in [(-152, 1.75, false), (-151, 1.0, false), (-151, 1.25, true), (-150, 1.0, true)] {
+        let (weight, x) = factors(place, mantissa);
+        // The odd element comes first and makes the least normal number.
+        let pair = [weight, 2f32.powi(-63)].map(f32_to_bf16);
+        let plain = || PlainMatrix { shape, values: PlainValues::Bf16Pairs([pair; 16].concat(), PairOrder::Vdp) };
+        let input = [x, 2f32.powi(-63)];
+        let expected = if flushed { 0 } else { f32::MIN_POSITIVE.to_bits() };
+        let mut found = vec![1.0; 16];
+        let mut reference = ReferenceOperations::default();
         let matrix = reference.pack(plain());
-        reference.gemm(&matrix, &input, &mut expected, None, false).unwrap();
+        reference.gemm(&matrix, &input, &mut found, None, false).unwrap();
+        assert_eq!(bits(&found), [expected; 16], "reference, {mantissa} 2^{place}");
         for mut operations in packed() {
-            let mut found = vec![1.0; 8 * 32];
             let matrix = operations.pack(plain());
             operations.gemm(&matrix, &input, &mut found, None, false).unwrap();
-            assert_eq!(bits(&expected), bits(&found), "{} 2^{exponent}", operations.name());
+            assert_eq!(bits(&found), [expected; 16], "{}, {mantissa} 2^{place}", operations.name());
         }
-        let zeros = expected.iter().filter(|sum| **sum == 0.0).count();
-        assert!(exponent > -24 || zeros > 0, "some sums are flushed at 2^{exponent}: {zeros}");
     }
 }
 

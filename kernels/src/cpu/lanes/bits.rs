@@ -14,6 +14,10 @@ pub(crate) trait BitLanes: Lanes {
     /// Per byte `low | (bits << shift) & mask`; shifted to the right if `shift` is negative. The bits of `mask` come from
     /// the same byte.
     unsafe fn with_upper(low: Self::Quads, bits: Self::Quads, shift: i32, mask: u8) -> Self::Quads;
+    /// `x` taken off every byte, modulo 256.
+    unsafe fn sub_bytes(a: Self::Quads, x: u8) -> Self::Quads;
+    /// Stores 64 bytes.
+    unsafe fn store_quads(to: *mut u8, a: Self::Quads);
 }
 
 impl BitLanes for Plain {
@@ -38,6 +42,15 @@ impl BitLanes for Plain {
             *low |= (if shift < 0 { bits >> -shift } else { bits << shift }) & mask;
         }
         low
+    }
+    #[inline(always)]
+    unsafe fn sub_bytes(a: Self::Quads, x: u8) -> Self::Quads {
+        a.map(|byte| byte.wrapping_sub(x))
+    }
+    #[inline(always)]
+    unsafe fn store_quads(to: *mut u8, a: Self::Quads) {
+        // SAFETY: the caller's pointer is good for 64 bytes.
+        unsafe { to.cast::<Self::Quads>().write(a) }
     }
 }
 
@@ -69,6 +82,14 @@ mod x86 {
                 let moved = if shift < 0 { _mm512_srl_epi16(bits, count) } else { _mm512_sll_epi16(bits, count) };
                 _mm512_or_si512(low, _mm512_and_si512(moved, _mm512_set1_epi8(mask as i8)))
             }
+        }
+        #[inline(always)]
+        unsafe fn sub_bytes(a: __m512i, x: u8) -> __m512i {
+            unsafe { _mm512_sub_epi8(a, _mm512_set1_epi8(x as i8)) }
+        }
+        #[inline(always)]
+        unsafe fn store_quads(to: *mut u8, a: __m512i) {
+            unsafe { _mm512_storeu_si512(to.cast(), a) }
         }
     }
 
@@ -103,6 +124,20 @@ mod x86 {
                     together[i] = _mm256_or_si256(low[i], _mm256_and_si256(moved, mask));
                 }
                 together
+            }
+        }
+        #[inline(always)]
+        unsafe fn sub_bytes(a: [__m256i; 2], x: u8) -> [__m256i; 2] {
+            unsafe {
+                let x = _mm256_set1_epi8(x as i8);
+                [_mm256_sub_epi8(a[0], x), _mm256_sub_epi8(a[1], x)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_quads(to: *mut u8, a: [__m256i; 2]) {
+            unsafe {
+                _mm256_storeu_si256(to.cast(), a[0]);
+                _mm256_storeu_si256(to.add(32).cast(), a[1]);
             }
         }
     }

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // vector intrinsics
 
 use super::Lanes;
+use crate::operations::UP;
 use std::arch::x86_64::*;
 
 /// Four activations: bytes for the byte dot products, else 16-bit values, even ones first.
@@ -20,25 +21,23 @@ unsafe fn store_quad<const VNNI: bool>(to: *mut i8, a: [i8; 4]) {
     }
 }
 
-/// [`crate::operations::flush`] of 16 lanes.
+/// [`crate::operations::fma_flushed`] of 8 lanes.
 #[inline(always)]
-unsafe fn flush512(x: __m512) -> __m512 {
-    // SAFETY: called where there is AVX-512.
+unsafe fn fma_flushed256(a: __m256, b: __m256, c: __m256) -> __m256 {
+    // SAFETY: called where there is AVX2 and FMA.
     unsafe {
-        let sign = _mm512_castsi512_ps(_mm512_set1_epi32(i32::MIN));
-        let small = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_andnot_ps(sign, x), _mm512_set1_ps(f32::MIN_POSITIVE));
-        _mm512_mask_and_ps(x, small, x, sign)
-    }
-}
-
-/// [`crate::operations::flush`] of 8 lanes.
-#[inline(always)]
-unsafe fn flush256(x: __m256) -> __m256 {
-    // SAFETY: called where there is AVX2.
-    unsafe {
-        let sign = _mm256_set1_ps(-0.0);
-        let small = _mm256_cmp_ps::<_CMP_LT_OQ>(_mm256_andnot_ps(sign, x), _mm256_set1_ps(f32::MIN_POSITIVE));
-        _mm256_blendv_ps(x, _mm256_and_ps(x, sign), small)
+        let (sign, least) = (_mm256_set1_ps(-0.0), _mm256_set1_ps(f32::MIN_POSITIVE));
+        let result = _mm256_fmadd_ps(a, b, c);
+        let magnitude = _mm256_andnot_ps(sign, result);
+        let some = _mm256_cmp_ps::<_CMP_GT_OQ>(magnitude, _mm256_setzero_ps());
+        let small = _mm256_and_ps(some, _mm256_cmp_ps::<_CMP_LE_OQ>(magnitude, least));
+        if _mm256_movemask_ps(small) == 0 {
+            return result;
+        }
+        let (up, twice) = (_mm256_set1_ps(UP), _mm256_set1_ps(UP * UP));
+        let scaled = _mm256_fmadd_ps(_mm256_mul_ps(a, up), _mm256_mul_ps(b, up), _mm256_mul_ps(c, twice));
+        let tiny = _mm256_cmp_ps::<_CMP_LT_OQ>(_mm256_andnot_ps(sign, scaled), _mm256_mul_ps(least, twice));
+        _mm256_blendv_ps(result, _mm256_and_ps(result, sign), _mm256_and_ps(small, tiny))
     }
 }
 
@@ -170,13 +169,42 @@ impl<const VNNI: bool, const BF16: bool> Lanes for Avx512<VNNI, BF16> {
                     std::mem::transmute::<__m512i, __m512bh>(a),
                 );
             }
-            let odd = _mm512_set1_epi32(-65536);
-            let a_high = _mm512_castsi512_ps(_mm512_and_si512(a, odd));
-            let w_high = _mm512_castsi512_ps(_mm512_and_si512(w, odd));
-            let first = flush512(_mm512_fmadd_ps(a_high, w_high, sum));
-            let a_low = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(a));
-            let w_low = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(w));
-            flush512(_mm512_fmadd_ps(a_low, w_low, first))
+            Self::fma_flushed(Self::even(a), Self::even(w), Self::fma_flushed(Self::odd(a), Self::odd(w), sum))
+        }
+    }
+    #[inline(always)]
+    unsafe fn even(w: __m512i) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(w)) }
+    }
+    #[inline(always)]
+    unsafe fn odd(w: __m512i) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(-65536))) }
+    }
+    #[inline(always)]
+    unsafe fn fma_flushed(a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe {
+            let (sign, least) = (_mm512_set1_ps(-0.0), _mm512_set1_ps(f32::MIN_POSITIVE));
+            let result = _mm512_fmadd_ps(a, b, c);
+            let magnitude = _mm512_andnot_ps(sign, result);
+            let some = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(magnitude, _mm512_setzero_ps());
+            let small = _mm512_mask_cmp_ps_mask::<_CMP_LE_OQ>(some, magnitude, least);
+            if small == 0 {
+                return result;
+            }
+            let (up, twice) = (_mm512_set1_ps(UP), _mm512_set1_ps(UP * UP));
+            let scaled = _mm512_fmadd_ps(_mm512_mul_ps(a, up), _mm512_mul_ps(b, up), _mm512_mul_ps(c, twice));
+            let (scaled, least) = (_mm512_andnot_ps(sign, scaled), _mm512_mul_ps(least, twice));
+            let tiny = _mm512_mask_cmp_ps_mask::<_CMP_LT_OQ>(small, scaled, least);
+            _mm512_mask_and_ps(result, tiny, result, sign)
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_flushed(a: __m512, b: __m512) -> __m512 {
+        unsafe {
+            let (sum, sign) = (_mm512_add_ps(a, b), _mm512_set1_ps(-0.0));
+            let least = _mm512_set1_ps(f32::MIN_POSITIVE);
+            let small = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_andnot_ps(sign, sum), least);
+            _mm512_mask_and_ps(sum, small, sum, sign)
         }
     }
     const QUAD_BYTES: usize = if VNNI { 4 } else { 8 };
@@ -365,16 +393,30 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
         unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(16).cast())] }
     }
     #[inline(always)]
-    unsafe fn dot_pairs(mut sum: [__m256; 2], w: [__m256i; 2], a: *const u16) -> [__m256; 2] {
+    unsafe fn even(w: [__m256i; 2]) -> [__m256; 2] {
         unsafe {
-            let (a, odd) = (_mm256_set1_epi32(a.cast::<i32>().read_unaligned()), _mm256_set1_epi32(-65536));
-            let a_high = _mm256_castsi256_ps(_mm256_and_si256(a, odd));
-            let a_low = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(a));
-            for i in 0..2 {
-                let high = _mm256_castsi256_ps(_mm256_and_si256(w[i], odd));
-                let low = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w[i]));
-                let first = flush256(_mm256_fmadd_ps(a_high, high, sum[i]));
-                sum[i] = flush256(_mm256_fmadd_ps(a_low, low, first));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(w[0])), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w[1]))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn odd(w: [__m256i; 2]) -> [__m256; 2] {
+        unsafe {
+            let odd = _mm256_set1_epi32(-65536);
+            [_mm256_castsi256_ps(_mm256_and_si256(w[0], odd)), _mm256_castsi256_ps(_mm256_and_si256(w[1], odd))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn fma_flushed(a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [fma_flushed256(a[0], b[0], c[0]), fma_flushed256(a[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    unsafe fn add_flushed(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        unsafe {
+            let (sign, least) = (_mm256_set1_ps(-0.0), _mm256_set1_ps(f32::MIN_POSITIVE));
+            let mut sum = Self::add(a, b);
+            for sum in &mut sum {
+                let small = _mm256_cmp_ps::<_CMP_LT_OQ>(_mm256_andnot_ps(sign, *sum), least);
+                *sum = _mm256_blendv_ps(*sum, _mm256_and_ps(*sum, sign), small);
             }
             sum
         }
