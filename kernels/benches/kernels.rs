@@ -1,5 +1,5 @@
 //! What single kernels reach of what this machine can do: `cargo bench -p polylink-kernels --bench kernels
-//! [-- product convert attention rope norm gate sketch sample… q8_0… avx512-bf16… THREADS…]`.
+//! [-- product order convert attention rope norm gate sketch sample… q8_0… avx512-bf16… THREADS…]`.
 //!
 //! Sizes are those of a 0.5 B model (hidden 896, 14 query and 2 KV heads of 64, MLP 4864, vocabulary 151,936). The limit is
 //! the longer of: its multiplications from registers only, its bytes read from a buffer of that size. Both are measured
@@ -45,8 +45,14 @@ fn kernels() -> Vec<(&'static str, String, Kernel)> {
             // Superblocks are 256 inputs.
             let superblocks = matches!(form, WeightForm::Q4K | WeightForm::Q5K | WeightForm::Q6K);
             let inputs = if superblocks { usize::next_multiple_of(inputs, 256) } else { inputs };
-            let kernel = Kernel::Product { form, sizes: (rows, outputs, inputs) };
+            let kernel = Kernel::Product { form, sizes: (rows, outputs, inputs), ranges: false };
             all.push(("product", format!("{form:?} {rows} × {outputs} × {inputs}"), kernel));
+        }
+        // What it costs that a down projection is summed in ranges.
+        for (rows, ranges) in [512, 32, 1].into_iter().flat_map(|rows| [(rows, false), (rows, true)]) {
+            let what = if ranges { "in ranges" } else { "in one" };
+            let kernel = Kernel::Product { form, sizes: (rows, HIDDEN, 5120), ranges };
+            all.push(("order", format!("{form:?} {rows} × {HIDDEN} × 5120 {what}"), kernel));
         }
     }
     for form in [WeightForm::Bf16, WeightForm::Q8_0] {

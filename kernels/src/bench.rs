@@ -22,6 +22,8 @@ pub enum Kernel {
         form: WeightForm,
         /// Rows, outputs, inputs.
         sizes: (usize, usize, usize),
+        /// Inputs are summed in ranges, as those of an MLP's down projection, so that a split changes no bit; else in one.
+        ranges: bool,
     },
     /// What a product of this form makes of its activations first.
     Convert {
@@ -82,7 +84,7 @@ impl Kernel {
     pub fn work(&self) -> Work {
         let values = |count: usize| Work { operations: 0.0, unit: Unit::F32, bytes: 4.0 * count as f64 };
         match *self {
-            Self::Product { form, sizes: (rows, outputs, inputs) } => {
+            Self::Product { form, sizes: (rows, outputs, inputs), .. } => {
                 let (unit, bits) = match form {
                     WeightForm::Float => (Unit::F32, 16.0), // kept as the bf16 of its file
                     WeightForm::Bf16 | WeightForm::AmxBf16 => (Unit::Bf16, 16.0),
@@ -219,12 +221,13 @@ impl Bench {
     pub fn new(options: CpuOptions, kernel: Kernel) -> Result<Self, BackendError> {
         let mut operations = CpuOperations::new(options)?;
         let (state, input, output) = match kernel {
-            Kernel::Product { form, sizes: (rows, outputs, inputs) } => {
-                let matrix = matrix(&mut operations, form, (rows, outputs, inputs))?;
+            Kernel::Product { form, sizes: (rows, outputs, inputs), ranges } => {
+                let ranges = if ranges { KRanges::mlp(inputs) } else { KRanges::whole(inputs) };
+                let matrix = matrix(&mut operations, form, (rows, outputs, inputs), ranges)?;
                 (State::Product(matrix), values(rows * inputs), vec![0.0; rows * outputs])
             }
             Kernel::Convert { form, sizes: (rows, inputs) } => {
-                let matrix = matrix(&mut operations, form, (rows, 16, inputs))?;
+                let matrix = matrix(&mut operations, form, (rows, 16, inputs), KRanges::whole(inputs))?;
                 (State::Convert(matrix), values(rows * inputs), Vec::new())
             }
             Kernel::Attention(shape) | Kernel::RopeAppend(shape) => {
@@ -319,13 +322,14 @@ fn matrix(
     operations: &mut CpuOperations,
     form: WeightForm,
     (rows, outputs, inputs): (usize, usize, usize),
+    ranges: KRanges,
 ) -> Result<Packed, BackendError> {
     let bits = |value: &f32| ((value.to_bits() >> 16) as u16).to_le_bytes();
     let data: Vec<u8> = values(outputs * inputs).iter().flat_map(bits).collect();
     let shape = [outputs, inputs];
     let tensor = TensorView { name: "weight", shape: &shape, dtype: Dtype::Bf16, data: &data };
     let part = Part { tensor, shard: Shard::whole(&shape) };
-    let matrix = operations.pack(weights::matrix(&[part], KRanges::whole(inputs), form)?);
+    let matrix = operations.pack(weights::matrix(&[part], ranges, form)?);
     let limits = Limits { rows, wanted_rows: 1, slots: 1, kv_blocks: 1, positions: 1 };
     operations.reserve(Reserve { limits, converted_inputs: inputs });
     Ok(matrix)
