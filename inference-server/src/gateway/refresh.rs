@@ -48,9 +48,10 @@ pub(super) async fn run(gateway: &Arc<Gateway>) {
     }
 }
 
-/// The name that requests give a model: its id, and its quantisation where there is one.
+/// The name that requests give a model: its id, and its quantisation or its kind of bf16 where there is one.
 pub(super) fn name(profile: &ModelProfile) -> String {
     match profile.weight_quantization.as_str() {
+        "none" if profile.numerics == "amx-bf16" => format!("{}:amx-bf16", profile.id),
         "none" if profile.compute_dtype == "bf16" => format!("{}:bf16", profile.id),
         "" | "none" => profile.id.clone(),
         quantization => format!("{}:{quantization}", profile.id),

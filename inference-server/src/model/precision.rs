@@ -33,6 +33,8 @@ pub enum Precision {
     F32,
     /// In bf16, products in pairs: bit-equal on every CPU (`vdp-bf16`), judged by margins elsewhere.
     Bf16,
+    /// In bf16, products summed as AMX tiles do: bit-equal on every CPU (`amx-bf16`), fast where there are tiles.
+    AmxBf16,
     /// 8-bit integers, a scale per 32 inputs, made while loading; exact int8.
     Q8_0,
     /// 4-bit integers, a scale per 32 inputs, made while loading; exact int8.
@@ -47,9 +49,10 @@ pub enum Precision {
 
 impl Precision {
     /// All there are.
-    pub const ALL: [Precision; 7] = [
+    pub const ALL: [Precision; 8] = [
         Precision::F32,
         Precision::Bf16,
+        Precision::AmxBf16,
         Precision::Q8_0,
         Precision::Q4_0,
         Precision::Q4K,
@@ -60,7 +63,7 @@ impl Precision {
     /// Quantisation of the weights as profiles name it: `none`, `q8_0`, `q4_0`, `q4_k`, `q5_k` or `q6_k`.
     pub fn weight_quantization(self) -> &'static str {
         match self {
-            Precision::F32 | Precision::Bf16 => "none",
+            Precision::F32 | Precision::Bf16 | Precision::AmxBf16 => "none",
             Precision::Q8_0 => "q8_0",
             Precision::Q4_0 => "q4_0",
             Precision::Q4K => "q4_k",
@@ -73,20 +76,25 @@ impl Precision {
     pub fn compute_dtype(self) -> &'static str {
         match self {
             Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
+            Precision::Bf16 | Precision::AmxBf16 => "bf16",
             Precision::Q8_0 | Precision::Q4_0 | Precision::Q4K | Precision::Q5K | Precision::Q6K => "int8",
         }
     }
 
     /// Numerics version, as profiles name it.
     pub fn numerics(self) -> &'static str {
-        if self == Precision::Bf16 { "vdp-bf16" } else { super::NUMERICS }
+        match self {
+            Precision::Bf16 => "vdp-bf16",
+            Precision::AmxBf16 => "amx-bf16",
+            _ => super::NUMERICS,
+        }
     }
 
     pub(super) fn form(self) -> WeightForm {
         match self {
             Precision::F32 => WeightForm::Stored,
             Precision::Bf16 => WeightForm::Bf16,
+            Precision::AmxBf16 => WeightForm::AmxBf16,
             Precision::Q8_0 => WeightForm::Q8_0,
             Precision::Q4_0 => WeightForm::Q4_0,
             Precision::Q4K => WeightForm::Q4K,

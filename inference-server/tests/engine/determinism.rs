@@ -83,7 +83,8 @@ fn same_bits_after_a_forced_preemption() {
 #[test]
 fn quantised_models_have_the_same_bits_too() {
     let eight_bit_cache = Computation { precision: Precision::F32, kv_dtype: KvDtype::Int8 };
-    for quantization in [Precision::Q8_0.into(), Precision::Q4_0.into(), Precision::Bf16.into(), eight_bit_cache] {
+    let others = [Precision::Q8_0, Precision::Q4_0, Precision::Bf16, Precision::AmxBf16].map(Computation::from);
+    for quantization in others.into_iter().chain([eight_bit_cache]) {
         let start =
             |config| polylink_inference_server::engine::Engine::start(quantized("pico", quantization), config).unwrap();
         let alone = run(&start(small()), probe(5));
