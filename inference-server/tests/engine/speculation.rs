@@ -2,10 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
-use polylink_inference_server::engine::{EngineConfig, EngineHandle, GenerateRequest, KvCacheSize, Speculation};
+use polylink_inference_server::engine::{
+    Engine, EngineConfig, EngineHandle, GenerateRequest, KvCacheSize, Speculation,
+};
 use polylink_protocol::market_v1::{LogitBias, Sampling};
 
 use crate::determinism::{bits, under_load};
+use crate::split::{peer_thread, split_over};
 use crate::support::*;
 
 fn guessing(speculation: Speculation) -> EngineConfig {
@@ -88,6 +91,21 @@ fn answers_have_the_same_bits_when_blocks_run_out() {
         }
         let preempted = engine.metrics().preemptions.load(Ordering::Relaxed);
         assert!(preempted > 0 && counts(&engine).1 > 0, "{preempted} {:?}", counts(&engine));
+    }
+}
+
+#[test]
+fn a_split_model_is_guessed_with_the_same_bits() {
+    let plain = start("nano", small());
+    for speculation in [Speculation::Lookup, Speculation::Draft(model("pico"))] {
+        let peers = [peer_thread(model("nano"))];
+        let config = EngineConfig { speculation, ..split_over(&[2, 1], &peers) };
+        let split = Engine::start(model("nano"), config).unwrap();
+        for (index, probe) in probes().into_iter().enumerate() {
+            assert_eq!(bits(&run(&split, probe.clone())), bits(&run(&plain, probe)), "probe {index}");
+        }
+        let (guessed, right) = counts(&split);
+        assert!(0 < right && right < guessed, "{right} of {guessed} guesses were right: both must be seen");
     }
 }
 
