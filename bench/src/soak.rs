@@ -12,7 +12,7 @@ mod client;
 mod clock;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -28,6 +28,8 @@ use clock::Clock;
 const LOOK: Duration = Duration::from_secs(5);
 /// No token of anybody for so long is a stall.
 const STALL: Duration = Duration::from_secs(30);
+/// A connection that was idle for longer is not used again: the server closes such ones, perhaps while something is sent.
+const IDLE_MAX: Duration = Duration::from_secs(5);
 /// Who is refused asks again after so many milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 50..500;
 /// Largest deviation of a tenant's share from the mean.
@@ -61,6 +63,8 @@ pub(crate) struct Counts {
     pub(crate) left: AtomicU64,
     pub(crate) refused: AtomicU64,
     pub(crate) nonsense: AtomicU64,
+    /// Not answered, and this process stood still meanwhile.
+    interrupted: AtomicU64,
     failures: AtomicU64,
     told: Mutex<Vec<String>>,
     stop: AtomicBool,
@@ -71,10 +75,17 @@ pub(crate) struct Counts {
 impl Counts {
     fn fail(&self, what: String) {
         self.failures.fetch_add(1, Ordering::Relaxed);
-        let mut told = self.told.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if told.len() < TOLD_MAX {
+        let mut told = self.told();
+        // The verdict at the end is told in any case.
+        if told.len() < TOLD_MAX || self.stop.load(Ordering::Relaxed) {
             told.push(what);
         }
+    }
+
+    /// The first failures.
+    fn told(&self) -> MutexGuard<'_, Vec<String>> {
+        // No code that holds the lock can panic half-way through a change.
+        self.told.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -131,6 +142,7 @@ async fn ask_on(
     let key = format!("soak-{tenant}");
     while !counts.stop.load(Ordering::Relaxed) {
         let asked = client::Asked::random(&mut rng, &options.model, tenant);
+        let stops = clock.stops();
         match client::ask(&client, &options.endpoint, &key, &asked, &clock).await {
             Ok(outcome) => {
                 let (counter, tokens) = match outcome {
@@ -147,6 +159,7 @@ async fn ask_on(
                     tokio::time::sleep(Duration::from_millis(rng.random_range(PAUSE_MS))).await;
                 }
             }
+            Err(_) if clock.stopped_since(stops).await => _ = counts.interrupted.fetch_add(1, Ordering::Relaxed),
             Err(error) => counts.fail(format!("{asked:?}: {error}")),
         }
     }
@@ -163,7 +176,8 @@ pub async fn run(options: &Options, mut progress: impl FnMut(String)) -> Result<
             format!("two tenants or more, of at most {} clients together, are expected", crate::serve::CONCURRENCY_MAX);
         return Err(BenchError::Option { option: "--clients", reason });
     }
-    let client = Client::builder().pool_max_idle_per_host(total).build().map_err(BenchError::Client)?;
+    let client = Client::builder().pool_max_idle_per_host(total).pool_idle_timeout(IDLE_MAX);
+    let client = client.build().map_err(BenchError::Client)?;
     let (options, counts, clock) = (Arc::new(options.clone()), Arc::new(Counts::default()), Clock::start());
     let given: Arc<Vec<AtomicU64>> = Arc::new(options.clients.iter().map(|_| AtomicU64::new(0)).collect());
     let mut tasks = Vec::new();
@@ -176,7 +190,7 @@ pub async fn run(options: &Options, mut progress: impl FnMut(String)) -> Result<
     }
     let begun = Instant::now();
     let (mut warm, mut last) = (Look::default(), Look::default());
-    let mut moved = clock.now();
+    let (mut moved, mut shown_failures) = (clock.now(), 0);
     while begun.elapsed() < options.duration {
         tokio::time::sleep(LOOK.min(options.duration)).await;
         match look(&client, &options, &clock).await {
@@ -190,6 +204,10 @@ pub async fn run(options: &Options, mut progress: impl FnMut(String)) -> Result<
                 progress(format!("{:>6} s: {}", begun.elapsed().as_secs(), shown(&now, &counts)));
             }
             Err(error) => counts.fail(error),
+        }
+        while let Some(failure) = counts.told().get(shown_failures).cloned() {
+            shown_failures += 1;
+            progress(format!("failure: {failure}"));
         }
         if !counts.warm.load(Ordering::Relaxed) && begun.elapsed() >= options.duration / 4 {
             counts.warm.store(true, Ordering::Relaxed);
@@ -274,7 +292,7 @@ fn judged(
     let all = requests.iter().sum::<u64>() as usize;
     let failures = load(&counts.failures);
     if failures > 0 {
-        let told = counts.told.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        let told = counts.told().clone();
         return Err(BenchError::Soak { failures, told });
     }
     let row = |name: &str, value: f64, unit: &str| Row::new(name, value, unit, all, 0.0);
@@ -283,6 +301,7 @@ fn judged(
         row("soak.left", requests[1] as f64, "requests"),
         row("soak.refused", requests[2] as f64, "requests"),
         row("soak.nonsense", requests[3] as f64, "requests"),
+        row("soak.interrupted", load(&counts.interrupted) as f64, "requests"),
         row("soak.completion_tokens", last.tokens / seconds, "tokens/s"),
         row("soak.preemptions", last.preemptions, "preemptions"),
         row("soak.share_deviation", 100.0 * deviation, "%"),
@@ -320,7 +339,7 @@ mod tests {
     #[test]
     fn unequal_shares_held_blocks_and_grown_memory_are_failures() {
         let end = Look { memory_bytes: 110e6, ..Look::default() };
-        assert_eq!(verdict(&[100, 109], end).expect("all is well").len(), 8);
+        assert_eq!(verdict(&[100, 109], end).expect("all is well").len(), 9);
         for (given, end, says) in [
             ([100, 140], end, "shares"),
             ([100, 100], Look { kv_usage: 0.01, ..end }, "still has"),

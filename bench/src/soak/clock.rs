@@ -1,5 +1,5 @@
 //! A clock that stands still while this process does: what was stopped together with its server (a suspended machine, a
-//! frozen group of processes) has not seen it stall.
+//! frozen group of processes) has not seen it stall, and not how it treats what was under way.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,11 +10,14 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_millis(100);
 /// What a tick counts at most.
 const TICK_MAX: Duration = Duration::from_secs(1);
+/// A tick that took so long was a stop.
+const STOP: Duration = Duration::from_secs(5);
 
 /// Ticks for as long as anybody has it.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
     milliseconds: AtomicU64,
+    stops: AtomicU64,
 }
 
 impl Clock {
@@ -37,6 +40,18 @@ impl Clock {
 
     fn pass(&self, elapsed: Duration) {
         self.milliseconds.fetch_add(elapsed.min(TICK_MAX).as_millis() as u64, Ordering::Relaxed);
+        self.stops.fetch_add(u64::from(elapsed >= STOP), Ordering::Relaxed);
+    }
+
+    /// How often it stood still.
+    pub fn stops(&self) -> u64 {
+        self.stops.load(Ordering::Relaxed)
+    }
+
+    /// Whether it stood still more often than that, the moment before included.
+    pub async fn stopped_since(&self, stops: u64) -> bool {
+        tokio::time::sleep(2 * TICK).await;
+        self.stops() > stops
     }
 
     /// Since its start.
@@ -68,7 +83,7 @@ mod tests {
         let clock = Clock::default();
         clock.pass(Duration::from_millis(150));
         clock.pass(Duration::from_secs(3_600));
-        assert_eq!(clock.now(), Duration::from_millis(1_150));
+        assert_eq!((clock.now(), clock.stops()), (Duration::from_millis(1_150), 1));
     }
 
     #[tokio::test]
