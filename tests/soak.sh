@@ -21,7 +21,7 @@ endpoint=$(sed -n 's/^\(http[^ ]*\) serves .*/\1/p' "$log")
 model=$(sed -n 's/^http[^ ]* serves //p' "$log")
 
 "$polylink" bench soak --endpoint "$endpoint" --model "$model" --pid "$server" \
-    --seconds "${SOAK_SECONDS:-3600}" --clients 6,16,28,56
+    --seconds "${SOAK_SECONDS:-3600}" --clients 12,16,28,56
 if grep -E 'ERROR|panicked' "$log"; then
     echo "the server's log has errors: $log" >&2
     exit 1

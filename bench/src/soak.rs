@@ -147,7 +147,7 @@ async fn ask_on(
             Ok(outcome) => {
                 let (counter, tokens) = match outcome {
                     Outcome::Answered { tokens } => (&counts.answered, tokens),
-                    Outcome::Left { tokens } => (&counts.left, tokens),
+                    Outcome::Left => (&counts.left, 0),
                     Outcome::Refused => (&counts.refused, 0),
                     Outcome::Nonsense => (&counts.nonsense, 0),
                 };

@@ -50,7 +50,7 @@ struct SoakArgs {
     #[arg(long, default_value_t = 3_600)]
     seconds: u64,
     /// Clients of each tenant
-    #[arg(long, value_delimiter = ',', default_value = "6,16,28,56")]
+    #[arg(long, value_delimiter = ',', default_value = "12,16,28,56")]
     clients: Vec<usize>,
     /// Process whose memory is watched
     #[arg(long)]

@@ -28,7 +28,7 @@ enum Kind {
     Prior,
     /// One of a lower priority, which may wait for as long as the load lasts: leaves if it is not whole in time.
     Later(Duration),
-    /// Leaves after so many tokens.
+    /// Of a higher priority too; leaves after so many tokens.
     Leaves(u64),
     /// Must be refused.
     Nonsense,
@@ -39,8 +39,8 @@ enum Kind {
 pub(super) enum Outcome {
     /// Whole; tokens that were computed for it.
     Answered { tokens: u64 },
-    /// The client left; tokens up to then.
-    Left { tokens: u64 },
+    /// The client left.
+    Left,
     /// The server is full, and says so.
     Refused,
     /// Refused as it must be.
@@ -93,20 +93,21 @@ impl Asked {
         }
         match kind {
             // Smaller goes first.
-            Kind::Prior => body["priority"] = json!(-1),
+            Kind::Prior | Kind::Leaves(_) => body["priority"] = json!(-1),
             Kind::Later(_) => body["priority"] = json!(1),
             Kind::Nonsense => {
                 let (field, value) = NONSENSE[rng.random_range(0..NONSENSE.len())];
                 body[field] = value.parse().unwrap_or(Value::Null);
             }
-            Kind::Usual | Kind::Leaves(_) => {}
+            Kind::Usual => {}
         }
         Self { body, kind }
     }
 
-    /// Whether its tokens are part of its tenant's share.
+    /// Whether its tokens are part of its tenant's share: nobody leaves those, since who leaves is not told what its prompt
+    /// took.
     pub(super) fn counts_for_shares(&self) -> bool {
-        matches!(self.kind, Kind::Usual | Kind::Leaves(_))
+        self.kind == Kind::Usual
     }
 }
 
@@ -120,7 +121,7 @@ pub(super) async fn ask(
 ) -> Result<Outcome, String> {
     let answer = read(client, endpoint, key, asked, clock);
     match asked.kind {
-        Kind::Later(patience) => clock.within(patience, answer).await.unwrap_or(Ok(Outcome::Left { tokens: 0 })),
+        Kind::Later(patience) => clock.within(patience, answer).await.unwrap_or(Ok(Outcome::Left)),
         _ => answer.await,
     }
 }
@@ -172,7 +173,7 @@ async fn read(client: &Client, endpoint: &str, key: &str, asked: &Asked, clock: 
         if let Kind::Leaves(after) = asked.kind
             && chunks >= after
         {
-            return Ok(Outcome::Left { tokens: chunks });
+            return Ok(Outcome::Left);
         }
     }
     let Some(usage) = usage.filter(|_| done) else { return Err("the stream ended without usage or [DONE]".into()) };
