@@ -6,16 +6,16 @@
 
 use polylink_protocol::DENOM;
 
-use crate::bank;
-use crate::context::{BlockTime, Context, Event, ValidatorUpdate};
+use crate::context::{BlockTime, Commit, Context, Event, ValidatorUpdate};
 use crate::error::{GenesisError, TxError};
 use crate::genesis::Genesis;
 use crate::modules::MODULES;
 use crate::store::{Changes, Overlay, StateRead, StateWrite};
 use crate::tx::{self, Mode, Outcome};
+use crate::{bank, distribution};
 
 /// The version of the keys and values of the state. A change to either raises it.
-pub const SCHEMA_VERSION: u64 = 2;
+pub const SCHEMA_VERSION: u64 = 3;
 
 /// The chain's id: `0x01` → UTF-8.
 pub const CHAIN_ID: u8 = 0x01;
@@ -91,6 +91,8 @@ pub struct Block<'a> {
     pub time: BlockTime,
     /// Its transactions.
     pub txs: &'a [bytes::Bytes],
+    /// What is reported of the validators.
+    pub commit: Commit,
 }
 
 /// What a block did.
@@ -128,16 +130,25 @@ pub enum Fatal {
         /// How.
         breach: Box<bank::Breach>,
     },
+    /// The distribution owes another amount than it holds.
+    #[error("block {height}: {breach}")]
+    Distribution {
+        /// The block.
+        height: u64,
+        /// How.
+        breach: Box<distribution::Breach>,
+    },
     /// The state lacks what genesis writes.
     #[error("block {0}: the state has no chain id: it was never initialised, or the database is not this chain's")]
     NoGenesis(u64),
 }
 
 /// Executes a block on the state before it.
-pub fn block(base: &dyn StateRead, block: &Block<'_>) -> Result<Executed, Fatal> {
+pub fn block(base: &dyn StateRead, block: Block<'_>) -> Result<Executed, Fatal> {
     let height = block.height;
     let constants = constants(base).ok_or(Fatal::NoGenesis(height))?;
     let mut ctx = Context::new(&constants.chain_id, height, block.time, constants.epoch_blocks);
+    ctx.commit = block.commit;
     let mut state = Overlay::new(base);
     set_last_time(&mut state, block.time);
     for module in MODULES {
@@ -161,6 +172,7 @@ pub fn block(base: &dyn StateRead, block: &Block<'_>) -> Result<Executed, Fatal>
         })?;
     }
     bank::check_conservation(base, state.changes()).map_err(|breach| Fatal::Conservation { height, breach })?;
+    distribution::check_conservation(base, state.changes()).map_err(|breach| Fatal::Distribution { height, breach })?;
     tracing::debug!(height, txs = outcomes.len(), supply = %bank::supply(&state, DENOM), "block executed");
     Ok(Executed {
         changes: state.into_changes(),

@@ -2,6 +2,8 @@
 //!
 //! Invariant: everything here comes from the genesis document or from the block, so that it is the same on every node.
 
+use polylink_protocol::Address;
+
 use crate::error::TxError;
 use crate::gas::GasMeter;
 
@@ -20,6 +22,55 @@ impl BlockTime {
     pub fn plus_seconds(self, seconds: u64) -> Self {
         BlockTime { seconds: self.seconds.saturating_add_unsigned(seconds), nanos: self.nanos }
     }
+
+    /// As events show it: RFC 3339 in UTC, whole seconds, years 0 to 9999.
+    pub fn rfc3339(self) -> String {
+        let seconds = self.seconds.clamp(-62_167_219_200, 253_402_300_799);
+        let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+        // Days since 0000-03-01, in cycles of 400 years: a leap day ends a year that begins in March.
+        let shifted = days + 719_468;
+        let (cycle, day) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+        let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let march = (5 * day + 2) / 153;
+        let (month, day) = ((march + 2) % 12 + 1, day - (153 * march + 2) / 5 + 1);
+        let year = year + 400 * cycle + i64::from(month <= 2);
+        let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    }
+}
+
+/// What CometBFT reports with a block of the one before it, and of older ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Commit {
+    /// The validators of the last block.
+    pub votes: Vec<Vote>,
+    /// Validators that are proved to have broken consensus.
+    pub misbehavior: Vec<Misbehavior>,
+}
+
+/// A validator of the last block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vote {
+    /// The address of its consensus key.
+    pub validator: Address,
+    /// Its votes then.
+    pub power: u64,
+    /// Whether it signed, for the block or for none.
+    pub signed: bool,
+}
+
+/// Evidence, verified by CometBFT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Misbehavior {
+    /// The address of its consensus key.
+    pub validator: Address,
+    /// Its votes then.
+    pub power: u64,
+    /// The height of the wrong.
+    pub height: u64,
+    /// The time of that height.
+    pub time: BlockTime,
 }
 
 /// An event: its type and its attributes, all of them indexed. Keys and values are not empty.
@@ -55,6 +106,8 @@ pub struct Context {
     pub epoch_offset: u64,
     /// Blocks of an epoch, fixed at genesis.
     pub epoch_blocks: u64,
+    /// What is reported of the validators; empty for transactions.
+    pub commit: Commit,
     /// Changes of the validator set that the block ends with; written by staking alone.
     pub validator_updates: Vec<ValidatorUpdate>,
     /// Events emitted so far.
@@ -76,6 +129,7 @@ impl Context {
             epoch: height / epoch_blocks,
             epoch_offset: height % epoch_blocks,
             epoch_blocks,
+            commit: Commit::default(),
             validator_updates: Vec::new(),
             events: Vec::new(),
             gas: GasMeter::unlimited(),
@@ -86,7 +140,14 @@ impl Context {
     /// The surroundings of a transaction of the same block: no events yet, gas of its own.
     #[must_use]
     pub fn for_tx(&self, gas: GasMeter) -> Self {
-        Context { chain_id: self.chain_id.clone(), events: Vec::new(), validator_updates: Vec::new(), gas, ..*self }
+        Context {
+            chain_id: self.chain_id.clone(),
+            commit: Commit::default(),
+            events: Vec::new(),
+            validator_updates: Vec::new(),
+            gas,
+            ..*self
+        }
     }
 
     /// Emits an event. Attributes with an empty value are left out, since clients refuse them.
@@ -102,5 +163,25 @@ impl Context {
     /// Charges gas for work other than reads and writes.
     pub fn charge(&mut self, gas: u64) -> Result<(), TxError> {
         self.gas.charge(gas)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_as_events_show_them() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (-1, "1969-12-31T23:59:59Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_700_000_000, "2023-11-14T22:13:20Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+            (i64::MAX, "9999-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(BlockTime { seconds, nanos: 5 }.rfc3339(), text);
+        }
     }
 }

@@ -19,6 +19,12 @@ pub struct Genesis {
     pub min_gas_price_milli: u64,
     /// Validators and their parameters.
     pub staking: crate::staking::StakingGenesis,
+    /// The distribution's parameters.
+    pub distribution: crate::distribution::DistributionGenesis,
+    /// What absence and double signatures cost.
+    pub slashing: crate::slashing::SlashingGenesis,
+    /// Inflation.
+    pub mint: crate::mint::MintGenesis,
     /// The market's parameters, and models and workers that are there from the start.
     pub market: crate::market::MarketGenesis,
     /// The audit's parameters, and judges that are there from the start.
@@ -34,6 +40,9 @@ impl Default for Genesis {
             accounts: Vec::new(),
             min_gas_price_milli: MIN_GAS_PRICE_MILLI,
             staking: Default::default(),
+            distribution: Default::default(),
+            slashing: Default::default(),
+            mint: Default::default(),
             market: Default::default(),
             tiqe: Default::default(),
         }

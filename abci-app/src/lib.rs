@@ -6,7 +6,7 @@
 //! order of a hash map: two nodes fed the same blocks have the same application hash.
 //!
 //! A transaction is decoded and authorised in [`tx`], its messages are handled by the modules
-//! ([`auth`], [`bank`], [`staking`], [`market`], [`tiqe`]) whose tables are listed in [`modules`].
+//! ([`auth`], [`bank`], [`staking`], [`distribution`], [`slashing`], [`mint`], [`market`], [`tiqe`]) whose tables are listed in [`modules`].
 
 pub mod app;
 pub mod auth;
@@ -18,11 +18,13 @@ pub mod error;
 pub mod gas;
 pub mod genesis;
 pub mod market;
+pub mod mint;
 pub mod modules;
 pub mod paging;
 pub mod query;
 pub mod router;
 pub mod server;
+pub mod slashing;
 pub mod staking;
 pub mod store;
 #[doc(hidden)]

@@ -174,13 +174,16 @@ pub fn no_hook(_: &mut Context, _: &mut dyn StateWrite) -> Result<(), TxError> {
     Ok(())
 }
 
-/// All modules, in the order of their hooks: the audit before the market, since settlement uses the audit's results;
-/// distribution and staking last, since they hand out what the block collected.
+/// All modules, in the order of their hooks: the audit before the market, since settlement uses the audit's results; then
+/// in the SDK's order: what is minted is distributed, those who signed are paid before they are slashed, and the set of
+/// validators is what all of it has left.
 pub const MODULES: &[Module] = &[
     crate::auth::MODULE,
     crate::bank::MODULE,
     crate::tiqe::MODULE,
     crate::market::MODULE,
+    crate::mint::MODULE,
     crate::distribution::MODULE,
+    crate::slashing::MODULE,
     crate::staking::MODULE,
 ];

@@ -1,6 +1,7 @@
 //! A chain in one process for tests: the real application and the real store, driven through the calls that CometBFT
 //! would make. Nothing of the ledger is replaced; only blocks come when the test says so.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,15 +12,17 @@ use polylink_protocol::{Address, Amount, DENOM, Message};
 use tendermint_abci::Application;
 use tendermint_proto::google::protobuf::Timestamp;
 use tendermint_proto::v0_38::abci as pb;
+use tendermint_proto::v0_38::crypto::public_key::Sum;
+use tendermint_proto::v0_38::types::BlockIdFlag;
 
 use crate::app::App;
 use crate::auth::{self, MIN_GAS_PRICE};
-use crate::bank;
 use crate::chain::SCHEMA_VERSION;
 use crate::genesis::Genesis;
-use crate::staking::GenesisValidator;
+use crate::staking::{self, GenesisValidator};
 use crate::store::{Snapshot, StateRead, Store};
 use crate::tx::ante::least_fee;
+use crate::{bank, distribution};
 
 /// The chain id of test chains.
 pub const CHAIN_ID: &str = "polylink-test-1";
@@ -39,6 +42,37 @@ pub struct TestChain {
     pub validator_updates: Vec<pb::ValidatorUpdate>,
     /// The events of the last block that belong to no transaction.
     pub block_events: Vec<pb::Event>,
+    /// The validators, as CometBFT follows them, of the last block, the next, and the one after it.
+    sets: [BTreeMap<Address, u64>; 3],
+    /// Consensus addresses that do not sign.
+    pub absent: BTreeSet<Address>,
+    /// Seconds that were skipped.
+    skipped: u64,
+    /// Evidence for the next block.
+    pub misbehavior: Vec<pb::Misbehavior>,
+}
+
+/// The address and power of an update.
+fn updated(update: &pb::ValidatorUpdate) -> (Address, u64) {
+    let Some(Sum::Ed25519(key)) = update.pub_key.as_ref().and_then(|key| key.sum.clone()) else {
+        panic!("validators have ed25519 keys: {update:?}")
+    };
+    let key = key.as_slice().try_into().expect("an ed25519 key has 32 bytes");
+    (Address::of_consensus_key(&key), u64::try_from(update.power).expect("powers are not negative"))
+}
+
+/// Applies updates as CometBFT does: it refuses two of a key, and the removal of one that is not there.
+fn update(set: &mut BTreeMap<Address, u64>, updates: &[pb::ValidatorUpdate]) {
+    let mut seen = BTreeSet::new();
+    for (address, power) in updates.iter().map(updated) {
+        assert!(seen.insert(address), "two updates of {}", address.valcons());
+        if power > 0 {
+            set.insert(address, power);
+        } else {
+            assert!(set.remove(&address).is_some(), "{} was not in the set", address.valcons());
+        }
+    }
+    assert!(!set.is_empty(), "the set is empty: CometBFT stops");
 }
 
 /// The key of test account `n`.
@@ -75,6 +109,8 @@ impl TestChain {
             initial_height: 1,
             ..Default::default()
         });
+        let mut first = BTreeMap::new();
+        update(&mut first, &started.validators);
         TestChain {
             app,
             directory,
@@ -82,6 +118,10 @@ impl TestChain {
             app_hash: started.app_hash.to_vec(),
             validator_updates: started.validators,
             block_events: Vec::new(),
+            sets: [BTreeMap::new(), first.clone(), first],
+            absent: BTreeSet::new(),
+            skipped: 0,
+            misbehavior: Vec::new(),
         }
     }
 
@@ -103,17 +143,42 @@ impl TestChain {
     /// Executes and commits one block with these transactions; their results are in order.
     pub fn deliver(&mut self, txs: Vec<Vec<u8>>) -> Vec<pb::ExecTxResult> {
         self.height += 1;
+        let votes = self.sets[0].iter().map(|(address, power)| pb::VoteInfo {
+            validator: Some(pb::Validator {
+                address: address.0.to_vec().into(),
+                power: i64::try_from(*power).expect("powers are far below 2^63"),
+            }),
+            block_id_flag: if self.absent.contains(address) { BlockIdFlag::Absent } else { BlockIdFlag::Commit } as i32,
+        });
+        let commit = pb::CommitInfo { round: 0, votes: votes.collect() };
         let response = self.app.finalize_block(pb::RequestFinalizeBlock {
             txs: txs.into_iter().map(Into::into).collect(),
+            decided_last_commit: Some(commit),
+            misbehavior: std::mem::take(&mut self.misbehavior),
             height: i64::try_from(self.height).expect("test chains are short"),
-            time: Some(Timestamp { seconds: GENESIS_SECONDS.saturating_add_unsigned(self.height), nanos: 0 }),
+            time: Some(Timestamp { seconds: self.seconds(), nanos: 0 }),
             ..Default::default()
         });
         self.app.commit();
         self.app_hash = response.app_hash.to_vec();
+        // What a block changes holds from the second one after it on.
+        self.sets.rotate_left(1);
+        let mut next = self.sets[1].clone();
+        update(&mut next, &response.validator_updates);
+        self.sets[2] = next;
         self.validator_updates.extend(response.validator_updates);
         self.block_events = response.events;
         response.tx_results
+    }
+
+    /// The time of the last block.
+    fn seconds(&self) -> i64 {
+        GENESIS_SECONDS.saturating_add_unsigned(self.height + self.skipped)
+    }
+
+    /// Lets the next block be later.
+    pub fn skip_seconds(&mut self, seconds: u64) {
+        self.skipped += seconds;
     }
 
     /// Executes `blocks` empty blocks.
@@ -178,10 +243,16 @@ impl TestChain {
         bank::balance(&self.state(), address)
     }
 
-    /// The supply of uplk, after adding up every balance.
+    /// The supply of uplk, after adding up every balance and verifying what must hold of stake and rewards.
     pub fn checked_supply(&self) -> Amount {
         let state = self.state();
         if let Err(breach) = bank::scan(&state) {
+            panic!("{breach}");
+        }
+        if let Err(breach) = distribution::scan(&state) {
+            panic!("{breach}");
+        }
+        if let Err(breach) = staking::scan(&state) {
             panic!("{breach}");
         }
         bank::supply(&state, DENOM)

@@ -7,8 +7,14 @@ use tendermint_rpc::Client as _;
 
 use polylink_protocol::client::ChainClient;
 use polylink_protocol::cosmos::cosmos::bank::v1beta1::{QuerySupplyOfRequest, QuerySupplyOfResponse};
-use polylink_protocol::cosmos::cosmos::staking::v1beta1::{QueryValidatorsRequest, QueryValidatorsResponse};
-use polylink_protocol::{DENOM, Digest, market_v1 as market, tiqe_v1 as tiqe};
+use polylink_protocol::cosmos::cosmos::distribution::v1beta1::{
+    QueryDelegationTotalRewardsRequest, QueryDelegationTotalRewardsResponse,
+};
+use polylink_protocol::cosmos::cosmos::staking::v1beta1::{
+    QueryDelegatorDelegationsRequest, QueryDelegatorDelegationsResponse, QueryDelegatorUnbondingDelegationsRequest,
+    QueryDelegatorUnbondingDelegationsResponse, QueryValidatorsRequest, QueryValidatorsResponse,
+};
+use polylink_protocol::{Address, DENOM, Dec, Digest, market_v1 as market, tiqe_v1 as tiqe};
 
 use crate::chain::{RpcArgs, parse_digest, resolve_address};
 use crate::error::CliError;
@@ -134,6 +140,11 @@ enum What {
     },
     /// The validators
     Validators,
+    /// An account's stake: what is delegated, with its rewards, and what is being unbonded
+    Stake {
+        /// poly1… or the name of a key
+        account: String,
+    },
     /// All coins there are
     Supply,
     /// A transaction by its hash
@@ -240,6 +251,7 @@ async fn answer(chain: &ChainClient, what: &What, home: &Path) -> Result<Value, 
             json!(chain.query::<_, tiqe::QueryTrialsResponse>(&tiqe_path("Trials"), &request).await?)
         }
         What::Validators => validators(chain).await?,
+        What::Stake { account: text } => stake(chain, &account(text)?).await?,
         What::Supply => {
             let request = QuerySupplyOfRequest { denom: DENOM.into() };
             let path = "/cosmos.bank.v1beta1.Query/SupplyOf";
@@ -264,6 +276,40 @@ async fn validators(chain: &ChainClient) -> Result<Value, CliError> {
         })
         .collect();
     Ok(json!({"validators": list}))
+}
+
+async fn stake(chain: &ChainClient, account: &Address) -> Result<Value, CliError> {
+    let delegator = account.account();
+    let path = "/cosmos.staking.v1beta1.Query/DelegatorDelegations";
+    let request = QueryDelegatorDelegationsRequest { delegator_addr: delegator.clone(), pagination: None };
+    let delegated: QueryDelegatorDelegationsResponse = chain.query(path, &request).await?;
+    let path = "/cosmos.staking.v1beta1.Query/DelegatorUnbondingDelegations";
+    let request = QueryDelegatorUnbondingDelegationsRequest { delegator_addr: delegator.clone(), pagination: None };
+    let unbonding: QueryDelegatorUnbondingDelegationsResponse = chain.query(path, &request).await?;
+    let path = "/cosmos.distribution.v1beta1.Query/DelegationTotalRewards";
+    let request = QueryDelegationTotalRewardsRequest { delegator_address: delegator };
+    let rewards: QueryDelegationTotalRewardsResponse = chain.query(path, &request).await?;
+    let delegations: Vec<Value> = delegated
+        .delegation_responses
+        .iter()
+        .filter_map(|row| Some((row.delegation.as_ref()?, row.balance.as_ref()?)))
+        .map(|(delegation, balance)| {
+            let of = rewards.rewards.iter().find(|reward| reward.validator_address == delegation.validator_address);
+            let atomics = of.and_then(|reward| reward.reward.first()).map_or("0", |coin| coin.amount.as_str());
+            let rewards = Dec::from_atomics_str(atomics).unwrap_or(Dec::ZERO).to_string();
+            json!({"validator": delegation.validator_address, "amount": balance.amount, "rewards": rewards})
+        })
+        .collect();
+    let unbonding: Vec<Value> = unbonding
+        .unbonding_responses
+        .iter()
+        .flat_map(|record| record.entries.iter().map(move |entry| (record, entry)))
+        .map(|(record, entry)| {
+            json!({"validator": record.validator_address, "amount": entry.balance, "height": entry.creation_height,
+                   "completion_seconds": entry.completion_time.as_ref().map(|time| time.seconds)})
+        })
+        .collect();
+    Ok(json!({"delegations": delegations, "unbonding": unbonding}))
 }
 
 async fn transaction(chain: &ChainClient, hash: &str) -> Result<Value, CliError> {

@@ -9,7 +9,14 @@ use polylink_protocol::cosmos::Any;
 use polylink_protocol::cosmos::cosmos::bank::v1beta1::MsgSend;
 use polylink_protocol::cosmos::cosmos::base::abci::v1beta1::TxMsgData;
 use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
-use polylink_protocol::cosmos::cosmos::staking::v1beta1::{MsgDelegate, MsgUndelegate};
+use polylink_protocol::cosmos::cosmos::distribution::v1beta1::{
+    MsgSetWithdrawAddress, MsgWithdrawDelegatorReward, MsgWithdrawDelegatorRewardResponse,
+    MsgWithdrawValidatorCommission, MsgWithdrawValidatorCommissionResponse,
+};
+use polylink_protocol::cosmos::cosmos::slashing::v1beta1::MsgUnjail;
+use polylink_protocol::cosmos::cosmos::staking::v1beta1::{
+    MsgBeginRedelegate, MsgCancelUnbondingDelegation, MsgDelegate, MsgUndelegate,
+};
 use polylink_protocol::keys::{AccountKey, ServiceKey};
 use polylink_protocol::market_v1 as market;
 use polylink_protocol::tiqe_v1 as tiqe;
@@ -76,6 +83,40 @@ enum Action {
         #[arg(value_parser = parse_amount)]
         amount: Amount,
     },
+    /// Move stake to another validator
+    Redelegate {
+        /// `polyvaloper1…`: from
+        from_validator: String,
+        /// `polyvaloper1…`: to
+        to_validator: String,
+        /// How much
+        #[arg(value_parser = parse_amount)]
+        amount: Amount,
+    },
+    /// Put stake back that is being unbonded
+    CancelUnbonding {
+        /// `polyvaloper1…`
+        validator: String,
+        /// How much
+        #[arg(value_parser = parse_amount)]
+        amount: Amount,
+        /// The height at which it was undelegated
+        height: i64,
+    },
+    /// Have the rewards of a delegation paid
+    WithdrawRewards {
+        /// `polyvaloper1…`
+        validator: String,
+    },
+    /// Have the account's own validator's commission paid
+    WithdrawCommission,
+    /// Have rewards paid to another account
+    SetWithdrawAddress {
+        /// Who receives
+        to: String,
+    },
+    /// Let the account's own validator out of jail
+    Unjail,
     /// Open a session: a deposit that a spend key may sign away to one payee
     OpenSession {
         /// Worker or gateway
@@ -176,6 +217,29 @@ fn message(args: &TxArgs, key: &AccountKey, ring: &Keyring, home: &Path, epoch: 
             validator_address: valoper(validator)?,
             amount: Some(coin(*amount)),
         }),
+        Action::Redelegate { from_validator, to_validator, amount } => any(&MsgBeginRedelegate {
+            delegator_address: me,
+            validator_src_address: valoper(from_validator)?,
+            validator_dst_address: valoper(to_validator)?,
+            amount: Some(coin(*amount)),
+        }),
+        Action::CancelUnbonding { validator, amount, height } => any(&MsgCancelUnbondingDelegation {
+            delegator_address: me,
+            validator_address: valoper(validator)?,
+            amount: Some(coin(*amount)),
+            creation_height: *height,
+        }),
+        Action::WithdrawRewards { validator } => {
+            any(&MsgWithdrawDelegatorReward { delegator_address: me, validator_address: valoper(validator)? })
+        }
+        Action::WithdrawCommission => {
+            any(&MsgWithdrawValidatorCommission { validator_address: key.address().valoper() })
+        }
+        Action::SetWithdrawAddress { to } => any(&MsgSetWithdrawAddress {
+            delegator_address: me,
+            withdraw_address: resolve_address(to, home)?.account(),
+        }),
+        Action::Unjail => any(&MsgUnjail { validator_addr: key.address().valoper() }),
         Action::OpenSession { payee, deposit, spend_key, cap, window, epochs, profile, gateway } => {
             ring.ensure(spend_key, Kind::Service)?;
             let profile_digest = match (profile, gateway) {
@@ -207,6 +271,11 @@ fn message(args: &TxArgs, key: &AccountKey, ring: &Keyring, home: &Path, epoch: 
     })
 }
 
+/// What was paid out, in uplk.
+fn paid(coins: &[Coin]) -> Value {
+    json!({"amount": coins.first().map_or("0", |coin| coin.amount.as_str())})
+}
+
 /// The profile of the local network.
 pub fn default_profile(home: &Path) -> Result<Digest, CliError> {
     let network = Home::new(home)?.require_network()?;
@@ -220,6 +289,12 @@ fn response(data: &[u8]) -> Value {
     };
     let value = first.value.as_slice();
     match first.type_url.as_str() {
+        "/cosmos.distribution.v1beta1.MsgWithdrawDelegatorRewardResponse" => {
+            MsgWithdrawDelegatorRewardResponse::decode(value).map_or(Value::Null, |r| paid(&r.amount))
+        }
+        "/cosmos.distribution.v1beta1.MsgWithdrawValidatorCommissionResponse" => {
+            MsgWithdrawValidatorCommissionResponse::decode(value).map_or(Value::Null, |r| paid(&r.amount))
+        }
         "/polylink.market.v1.MsgOpenSessionResponse" => {
             market::MsgOpenSessionResponse::decode(value).map_or(Value::Null, |r| json!(r))
         }

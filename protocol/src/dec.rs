@@ -1,7 +1,8 @@
 //! `Dec`: the Cosmos SDK's fixed-point number, 18 decimals in 256 bits, products in 512 bits.
 //!
 //! Unsigned: the ledger's ratios (F1 rewards per share, exchange rates, commissions) are never negative.
-//! Rounding is in each method's name; the SDK's F1 code truncates, and so does the ledger.
+//! Rounding is in each method's name, as in the SDK's `LegacyDec`: where it truncates, so does the ledger, and where it
+//! rounds half to even (`Mul`, `Quo`, `RoundInt`), so does the ledger.
 
 use bnum::types::{U256, U512};
 use std::{fmt, str::FromStr};
@@ -61,6 +62,49 @@ impl Dec {
         }
         narrow(widen(self.0) * U512::from(SCALE) / widen(other.0))
     }
+    /// Product rounded half to even (the SDK's `Mul`). None when it does not fit 256 bits.
+    pub fn mul_round(self, other: Self) -> Option<Self> {
+        narrow(half_even(widen(self.0) * widen(other.0)))
+    }
+    /// Quotient rounded half to even after 36 decimals, as the SDK's `Quo` has it. None on zero or overflow.
+    pub fn quo_round(self, other: Self) -> Option<Self> {
+        if other.0 == U256::ZERO {
+            return None;
+        }
+        narrow(half_even(widen(self.0) * U512::from(SCALE) * U512::from(SCALE) / widen(other.0)))
+    }
+    /// Quotient rounded up. None on zero or overflow.
+    pub fn quo_up(self, other: Self) -> Option<Self> {
+        if other.0 == U256::ZERO {
+            return None;
+        }
+        let (scaled, divisor) = (widen(self.0) * U512::from(SCALE), widen(other.0));
+        let rest = if scaled % divisor == U512::ZERO { U512::ZERO } else { U512::ONE };
+        narrow(scaled / divisor + rest)
+    }
+    /// Exact product with a whole number. None when it does not fit 256 bits.
+    pub fn mul_int(self, factor: u128) -> Option<Self> {
+        self.0.checked_mul(U256::from(factor)).map(Self)
+    }
+    /// Truncated quotient by a whole number. None on zero.
+    pub fn quo_int(self, divisor: u128) -> Option<Self> {
+        self.0.checked_div(U256::from(divisor)).map(Self)
+    }
+    /// `self − other`, or zero when `other` is more.
+    #[must_use]
+    pub fn saturating_sub(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+    /// What lies behind the decimal point.
+    #[must_use]
+    pub fn fraction(self) -> Self {
+        Self(self.0 % U256::from(SCALE))
+    }
+    /// Whole units, rounded half to even. None above 2^128 − 1 units.
+    pub fn round(self) -> Option<Amount> {
+        let whole = narrow(half_even(widen(self.0)))?;
+        u128::try_from(whole.0).ok().map(Amount)
+    }
     /// Whole units, the rest cut off. None above 2^128 − 1 units.
     pub fn truncate(self) -> Option<Amount> {
         u128::try_from(self.0 / U256::from(SCALE)).ok().map(Amount)
@@ -99,6 +143,14 @@ impl Dec {
         }
         Self(value)
     }
+}
+
+/// `value / 10^18`, rounded half to even.
+fn half_even(value: U512) -> U512 {
+    let (scale, half) = (U512::from(SCALE), U512::from(SCALE / 2));
+    let (whole, rest) = (value / scale, value % scale);
+    let odd = whole % U512::TWO == U512::ONE;
+    if rest > half || (rest == half && odd) { whole + U512::ONE } else { whole }
 }
 
 fn widen(value: U256) -> U512 {
@@ -149,6 +201,27 @@ mod tests {
         assert_eq!(third.to_string(), "0.333333333333333333");
         assert_eq!(third.mul_truncate(Dec::from_amount(Amount(3))).unwrap().truncate(), Some(Amount(0)));
         assert_eq!(Dec::from_bps(1_234).to_string(), "0.123400000000000000");
+    }
+
+    #[test]
+    fn rounds_as_its_names_say() {
+        let dec = |atomics: u128| Dec::from_atomics(atomics);
+        // 0.5 · 10^-18 and 1.5 · 10^-18: to the even neighbour.
+        let half = dec(SCALE / 2);
+        assert_eq!((dec(1).mul_round(half), dec(3).mul_round(half)), (Some(dec(0)), Some(dec(2))));
+        assert_eq!((dec(1).mul_truncate(half), dec(3).mul_truncate(half)), (Some(dec(0)), Some(dec(1))));
+        let two_thirds = Dec::from_ratio(2, 3).unwrap();
+        let [two, three] = [2, 3].map(|n| Dec::from_amount(Amount(n)));
+        assert_eq!(two.quo_round(three).unwrap().to_string(), "0.666666666666666667");
+        assert_eq!((two.quo_truncate(three), two.quo_int(3)), (Some(two_thirds), Some(two_thirds)));
+        assert_eq!(Dec::one().quo_up(three).unwrap().to_string(), "0.333333333333333334");
+        assert_eq!(three.quo_up(three), Some(Dec::one()));
+        assert_eq!((dec(5).quo_round(Dec::ZERO), dec(5).quo_int(0), dec(5).quo_up(Dec::ZERO)), (None, None, None));
+        let rounded = |atomics: u128| dec(atomics).round().unwrap().0;
+        assert_eq!([SCALE / 2, SCALE / 2 + 1, SCALE * 3 / 2, SCALE * 5 / 2].map(rounded), [0, 1, 2, 2]);
+        assert_eq!((two_thirds.mul_int(3).unwrap().fraction(), three.fraction()), (dec(SCALE - 1), Dec::ZERO));
+        assert_eq!(Dec::from_amount(Amount(u128::MAX)).mul_int(u128::MAX), None);
+        assert_eq!(two.saturating_sub(three), Dec::ZERO);
     }
 
     #[test]

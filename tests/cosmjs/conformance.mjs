@@ -2,8 +2,21 @@
 // Usage: node conformance.mjs RPC_URL USER_SECRET_HEX   (from the folder where its packages are installed)
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
+import { Secp256k1Wallet } from "@cosmjs/amino";
 import { DirectSecp256k1Wallet } from "@cosmjs/proto-signing";
-import { GasPrice, SigningStargateClient, StargateClient, coins } from "@cosmjs/stargate";
+import {
+  GasPrice,
+  QueryClient,
+  SigningStargateClient,
+  StargateClient,
+  coin,
+  coins,
+  setupDistributionExtension,
+  setupMintExtension,
+  setupSlashingExtension,
+  setupStakingExtension,
+} from "@cosmjs/stargate";
+import { Comet38Client } from "@cosmjs/tendermint-rpc";
 
 const [rpc, secret] = process.argv.slice(2);
 assert.ok(rpc && secret, "usage: node conformance.mjs RPC_URL USER_SECRET_HEX");
@@ -57,8 +70,84 @@ const codeOf = (fee) =>
   );
 assert.equal(await codeOf(100), 13, "a fee under 0.025 uplk per gas");
 assert.equal(await codeOf(5000), 5, "more than there is");
+// Staking, by the extensions of the query client and the messages that the client knows.
+const comet = await Comet38Client.connect(rpc);
+const query = QueryClient.withExtensions(
+  comet,
+  setupStakingExtension,
+  setupDistributionExtension,
+  setupSlashingExtension,
+  setupMintExtension,
+);
+const { validators } = await query.staking.validators("BOND_STATUS_BONDED");
+assert.ok(validators.length > 0);
+const validator = validators[0].operatorAddress;
+const pool = await query.staking.pool();
+assert.ok(BigInt(pool.pool.bondedTokens) > 0n);
+assert.equal((await query.staking.params()).params.bondDenom, "uplk");
+await assert.rejects(query.staking.delegation(address, validator), /key not found/);
+
+const succeed = async (what, sending) => {
+  const result = await sending;
+  assert.equal(result.code, 0, `${what}: ${result.rawLog}`);
+  return result;
+};
+await succeed("delegate", client.delegateTokens(address, validator, coin(5_000_000, "uplk"), 1.5));
+assert.equal((await reader.getDelegation(address, validator))?.amount, "5000000");
+assert.equal((await reader.getBalanceStaked(address))?.amount, "5000000");
+assert.equal((await query.staking.delegatorDelegations(address)).delegationResponses.length, 1);
+// A message of CosmJS without a helper: to the same validator, which the ledger refuses with the SDK's code.
+const nowhere = {
+  typeUrl: "/cosmos.staking.v1beta1.MsgBeginRedelegate",
+  value: {
+    delegatorAddress: address,
+    validatorSrcAddress: validator,
+    validatorDstAddress: validator,
+    amount: coin(1_000_000, "uplk"),
+  },
+};
+const refused = await client.signAndBroadcast(address, [nowhere], { amount: coins(25_000, "uplk"), gas: "1000000" });
+assert.equal(refused.code, 29, refused.rawLog);
+assert.equal((await query.staking.redelegations(address, "", "")).redelegationResponses.length, 0);
+const undelegated = await succeed("undelegate", client.undelegateTokens(address, validator, coin(2_000_000, "uplk"), 1.5));
+const unbonding = await query.staking.unbondingDelegation(address, validator);
+assert.equal(unbonding.unbond.entries[0].balance, "2000000");
+const cancel = {
+  typeUrl: "/cosmos.staking.v1beta1.MsgCancelUnbondingDelegation",
+  value: {
+    delegatorAddress: address,
+    validatorAddress: validator,
+    amount: coin(2_000_000, "uplk"),
+    creationHeight: BigInt(undelegated.height),
+  },
+};
+await succeed("cancel", client.signAndBroadcast(address, [cancel], 1.5));
+const rewards = await query.distribution.delegationTotalRewards(address);
+assert.equal(rewards.rewards[0].validatorAddress, validator);
+const withdrawn = await succeed("withdraw", client.withdrawRewards(address, validator, 1.5));
+assert.ok(withdrawn.events.some((event) => event.type === "withdraw_rewards"));
+// Hardware wallets sign the same messages as amino JSON.
+const amino = await SigningStargateClient.connectWithSigner(
+  rpc,
+  await Secp256k1Wallet.fromKey(Buffer.from(secret, "hex"), "poly"),
+  { gasPrice: GasPrice.fromString("0.025uplk") },
+);
+await succeed("amino delegate", amino.delegateTokens(address, validator, coin(1_000_000, "uplk"), 1.5));
+await succeed("amino withdraw", amino.withdrawRewards(address, validator, 1.5));
+assert.equal((await reader.getDelegation(address, validator))?.amount, "6000000");
+await query.distribution.communityPool();
+const tax = (await query.distribution.params()).params.communityTax;
+assert.equal(BigInt(tax), 20_000_000_000_000_000n, "2 %");
+const infos = await query.slashing.signingInfos();
+assert.ok(infos.info.length > 0 && infos.info[0].address.startsWith("polyvalcons1"));
+assert.ok((await query.mint.inflation()).toFloatApproximation() >= 0);
+assert.equal((await query.mint.params()).mintDenom, "uplk");
+
 console.log(`CosmJS: chain ${chainId}, simulated ${gas} gas, sent ${sent.transactionHash} in block ${sent.height}`);
+console.log(`CosmJS: staked with ${validator}, directly and by amino JSON`);
 client.disconnect();
+amino.disconnect();
+comet.disconnect();
 reader.disconnect();
 poor.disconnect();
 process.exit(0); // idle connections would hold the process for a minute

@@ -3,8 +3,11 @@
 use tendermint_proto::google::protobuf::Timestamp;
 use tendermint_proto::v0_38::abci as pb;
 use tendermint_proto::v0_38::crypto::{ProofOp, ProofOps, PublicKey, public_key::Sum};
+use tendermint_proto::v0_38::types::BlockIdFlag;
 
-use crate::context::{BlockTime, Event, ValidatorUpdate};
+use polylink_protocol::Address;
+
+use crate::context::{BlockTime, Commit, Event, Misbehavior, ValidatorUpdate, Vote};
 use crate::error::QueryError;
 use crate::query::Answered;
 use crate::store::PROOF_OP_TYPE;
@@ -21,6 +24,28 @@ fn gas(gas: u64) -> i64 {
 
 pub(super) fn time(time: Option<Timestamp>) -> BlockTime {
     time.map_or_else(BlockTime::default, |time| BlockTime { seconds: time.seconds, nanos: time.nanos })
+}
+
+/// A validator's address and votes. CometBFT's addresses have 20 bytes.
+fn validator(validator: Option<pb::Validator>) -> Option<(Address, u64)> {
+    let validator = validator?;
+    let address = validator.address.as_ref().try_into().ok().map(Address)?;
+    Some((address, u64::try_from(validator.power).ok()?))
+}
+
+/// Who signed the last block, in the order of the set, and what is proved of whom. A vote for no block is a signature too.
+pub(super) fn commit(last: Option<pb::CommitInfo>, misbehavior: Vec<pb::Misbehavior>) -> Commit {
+    let votes = last.map(|last| last.votes).unwrap_or_default().into_iter().filter_map(|vote| {
+        let signed = vote.block_id_flag != BlockIdFlag::Absent as i32;
+        let (validator, power) = validator(vote.validator)?;
+        Some(Vote { validator, power, signed })
+    });
+    let misbehavior = misbehavior.into_iter().filter_map(|found| {
+        let (validator, power) = validator(found.validator)?;
+        let height = u64::try_from(found.height).ok()?;
+        Some(Misbehavior { validator, power, height, time: time(found.time) })
+    });
+    Commit { votes: votes.collect(), misbehavior: misbehavior.collect() }
 }
 
 pub(super) fn event(event: Event) -> pb::Event {

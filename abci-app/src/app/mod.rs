@@ -151,16 +151,16 @@ impl Application for App {
         pb::ResponseProcessProposal { status: status.into() }
     }
 
-    /// Executes the block. Who signed the last one, and evidence of misbehaviour, will matter to slashing, which is not
-    /// built; they change nothing yet.
+    /// Executes the block.
     fn finalize_block(&self, request: pb::RequestFinalizeBlock) -> pb::ResponseFinalizeBlock {
         let mut consensus = lock(&self.0.consensus);
         let store = &self.0.store;
         let height = u64::try_from(request.height).unwrap_or_else(|_| stop("FinalizeBlock with a negative height"));
         let genesis = if store.height() == 0 { consensus.genesis.clone() } else { None };
         let base = Overlay::with_changes(store.snapshot(), genesis.unwrap_or_default());
-        let block = Block { height, time: convert::time(request.time), txs: &request.txs };
-        let executed = chain::block(&base, &block).unwrap_or_else(|fatal| stop(fatal));
+        let commit = convert::commit(request.decided_last_commit, request.misbehavior);
+        let block = Block { height, time: convert::time(request.time), txs: &request.txs, commit };
+        let executed = chain::block(&base, block).unwrap_or_else(|fatal| stop(fatal));
         let mut changes = base.into_changes();
         changes.extend(executed.changes);
         let staged = store.stage(changes, height).unwrap_or_else(|error| stop(error));

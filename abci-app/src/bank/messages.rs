@@ -28,7 +28,7 @@ pub(crate) fn check_coins(coins: &[Coin]) -> Result<(), TxError> {
 }
 
 /// One coin: a denomination and a positive amount.
-pub(crate) fn check_coin(coin: &Coin) -> Result<polylink_protocol::Amount, TxError> {
+fn check_coin(coin: &Coin) -> Result<polylink_protocol::Amount, TxError> {
     if !is_denom(&coin.denom) {
         return Err(TxError::InvalidCoins(format!("`{}` is not a denomination", coin.denom.escape_debug())));
     }

@@ -25,7 +25,7 @@ use crate::store::{KeyBuilder, StateRead, StateWrite};
 use polylink_protocol::cosmos::cosmos::bank::v1beta1 as proto;
 
 pub use conservation::{Breach, check_conservation, scan};
-pub(crate) use messages::{check_coin, check_coins};
+pub(crate) use messages::check_coins;
 
 /// Balances: `0x10 ‖ address (20) ‖ denom` → amount, 16 bytes big-endian. A balance of zero has no key.
 pub const BALANCE: u8 = 0x10;
@@ -56,13 +56,13 @@ pub const MODULE: Module = Module {
 /// An account that a module holds for others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Pool {
-    /// Fees of the block's transactions, emptied at its end.
+    /// Fees of the last block's transactions, distributed at the next one's begin.
     FeeCollector,
     /// Stake behind bonded validators.
     BondedTokens,
     /// Stake that is unbonding, or behind validators without power.
     NotBondedTokens,
-    /// Fees that belong to validators and delegators, until the distribution module pays them out.
+    /// What validators and delegators have earned and not withdrawn, and the community pool.
     Distribution,
     /// Where emission comes into being.
     Mint,

@@ -15,7 +15,7 @@ use crate::bank::{self, Pool};
 use crate::context::Context;
 use crate::error::TxError;
 use crate::store::{StateRead, StateWrite};
-use crate::tiqe;
+use crate::{distribution, tiqe};
 
 /// At an epoch's first block: the totals before it, from which its own minting and burning are known.
 pub(super) fn begin_block(ctx: &mut Context, state: &mut dyn StateWrite) -> Result<(), TxError> {
@@ -195,7 +195,7 @@ fn pay(
         bank::transfer(ctx, state, Pool::MarketPots, *judge, part)?;
     }
     // Less than one uplk per judge: the community's.
-    bank::transfer(ctx, state, Pool::MarketPots, Pool::Distribution, rest)
+    distribution::fund_community_pool(ctx, state, Pool::MarketPots, rest)
 }
 
 fn carry(state: &mut dyn StateWrite, epoch: u64, profile: &Digest, operator: &Address, cover: &Cover) {

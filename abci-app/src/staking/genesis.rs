@@ -10,7 +10,7 @@ use polylink_protocol::tx::any;
 use polylink_protocol::{Address, Amount, DENOM, Dec};
 use serde::{Deserialize, Serialize};
 
-use super::ledger::set_params;
+use super::records::set_params;
 use super::set::update_set;
 use crate::context::Context;
 use crate::error::GenesisError;

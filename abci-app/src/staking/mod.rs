@@ -6,24 +6,36 @@
 //! back is paid after the unbonding time, so that it can still be held liable for what happened before.
 //!
 //! Invariants: the bonded pool holds the tokens of the bonded validators, the other one those of the rest and all
-//! unbonding entries; a validator's shares are the sum of its delegations'. (`x/staking` of the Cosmos SDK, without
-//! slashing: shares therefore stay at one token each.)
+//! unbonding entries; a validator's shares are the sum of its delegations' ([`scan`] verifies them over the whole state).
+//! Rules, order and rounding are those of `x/staking` of the Cosmos SDK 0.50.
 
+mod delegate;
+mod error;
 mod genesis;
-mod ledger;
+mod invariants;
 mod messages;
 mod query;
+mod records;
+mod redelegate;
 mod set;
+mod shares;
+mod slash;
+mod stake_messages;
 #[cfg(test)]
 mod tests;
+mod unbonding;
 
 use polylink_protocol::cosmos::cosmos::staking::v1beta1 as proto;
 
-use crate::error::TxError;
 use crate::modules::{MessageRoute, Module, QueryRoute, no_hook};
 
+pub use error::StakingError;
 pub use genesis::{GenesisValidator, StakingGenesis};
-pub use ledger::{StakingParams, delegation, params, validator};
+pub use invariants::scan;
+pub use records::{StakingParams, delegation, params, validator};
+pub(crate) use records::{consensus_address, delegations_of, jail, operator_of, unjail};
+pub(crate) use shares::{tokens, tokens_of_shares, tokens_of_shares_truncated, worth};
+pub(crate) use slash::slash;
 
 /// Validators: `0x20 ‖ operator (20)` → `cosmos.staking.v1beta1.Validator`.
 pub const VALIDATOR: u8 = 0x20;
@@ -48,19 +60,29 @@ pub const VALIDATOR_QUEUE: u8 = 0x29;
 /// Candidates by power: `0x2a ‖ power u64 ‖ inverted operator (20)` → 1; read backwards, ties to the lower operator.
 pub const BY_POWER: u8 = 0x2a;
 
+/// Redelegations: `0x2b ‖ delegator (20) ‖ from (20) ‖ to (20)` → `cosmos.staking.v1beta1.Redelegation`.
+pub const REDELEGATION: u8 = 0x2b;
+/// Redelegations by completion: `0x2c ‖ seconds u64 ‖ nanoseconds u32 ‖ delegator (20) ‖ from (20) ‖ to (20)` → 1.
+pub const REDELEGATION_QUEUE: u8 = 0x2c;
+/// Redelegations by source: `0x2d ‖ from (20) ‖ delegator (20) ‖ to (20)` → 1.
+pub const REDELEGATION_BY_SOURCE: u8 = 0x2d;
+/// Redelegations by destination: `0x2e ‖ to (20) ‖ delegator (20) ‖ from (20)` → 1.
+pub const REDELEGATION_BY_DESTINATION: u8 = 0x2e;
+/// Delegators that unbond from a validator: `0x2f ‖ operator (20) ‖ delegator (20)` → 1.
+pub const UNBONDING_BY_VALIDATOR: u8 = 0x2f;
+
 /// Staking's tables.
 pub const MODULE: Module = Module {
     name: "staking",
     messages: &[
         MessageRoute::of::<proto::MsgCreateValidator>(),
+        MessageRoute::of::<proto::MsgEditValidator>(),
         MessageRoute::of::<proto::MsgDelegate>(),
+        MessageRoute::of::<proto::MsgBeginRedelegate>(),
         MessageRoute::of::<proto::MsgUndelegate>(),
+        MessageRoute::of::<proto::MsgCancelUnbondingDelegation>(),
     ],
-    refused: &[
-        "/cosmos.staking.v1beta1.MsgEditValidator",
-        "/cosmos.staking.v1beta1.MsgBeginRedelegate",
-        "/cosmos.staking.v1beta1.MsgCancelUnbondingDelegation",
-    ],
+    refused: &["/cosmos.staking.v1beta1.MsgUpdateParams"],
     queries: &[
         QueryRoute::of::<proto::QueryValidatorsRequest>(),
         QueryRoute::of::<proto::QueryValidatorRequest>(),
@@ -68,6 +90,10 @@ pub const MODULE: Module = Module {
         QueryRoute::of::<proto::QueryDelegatorDelegationsRequest>(),
         QueryRoute::of::<proto::QueryValidatorDelegationsRequest>(),
         QueryRoute::of::<proto::QueryUnbondingDelegationRequest>(),
+        QueryRoute::of::<proto::QueryValidatorUnbondingDelegationsRequest>(),
+        QueryRoute::of::<proto::QueryRedelegationsRequest>(),
+        QueryRoute::of::<proto::QueryDelegatorValidatorRequest>(),
+        QueryRoute::of::<proto::QueryHistoricalInfoRequest>(),
         QueryRoute::of::<proto::QueryDelegatorUnbondingDelegationsRequest>(),
         QueryRoute::of::<proto::QueryDelegatorValidatorsRequest>(),
         QueryRoute::of::<proto::QueryPoolRequest>(),
@@ -77,79 +103,3 @@ pub const MODULE: Module = Module {
     end_block: set::end_block,
     genesis: genesis::run,
 };
-
-/// Why staking refuses, in codespace `staking` with the SDK's codes.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StakingError {
-    /// No validator of that operator.
-    #[error("validator {0} does not exist")]
-    NoValidator(String),
-    /// The account is a validator's operator already.
-    #[error("{0} is a validator's operator already; it must use another account")]
-    OwnerExists(String),
-    /// The consensus key is another validator's.
-    #[error("the consensus key is that of validator {0} already; a new validator needs a new key")]
-    KeyExists(String),
-    /// Not an ed25519 key.
-    #[error("a consensus key is an /cosmos.crypto.ed25519.PubKey of 32 bytes, not {0}")]
-    KeyType(String),
-    /// Nothing is delegated there.
-    #[error("no delegation of {delegator} to {validator}")]
-    NoDelegation {
-        /// Whose.
-        delegator: String,
-        /// To which validator.
-        validator: String,
-    },
-    /// Less is delegated than is asked back.
-    #[error("the delegation is worth {available} uplk, {asked} are asked back")]
-    NotEnough {
-        /// What it is worth.
-        available: u128,
-        /// What was asked.
-        asked: u128,
-    },
-    /// Too many unbonding entries of this pair.
-    #[error("{0} unbonding entries of this delegator and validator are the most: wait for one to complete")]
-    MaxEntries(u32),
-    /// Commission rates that contradict each other.
-    #[error("commission: {0}")]
-    Commission(&'static str),
-    /// A field of the description that is too long or missing.
-    #[error("description: {0}")]
-    Description(&'static str),
-    /// The operator's own stake is too small.
-    #[error("the self-delegation must be at least the minimum self-delegation, which must be positive")]
-    SelfDelegation,
-    /// Stake in another coin.
-    #[error("stake is in {expected}, not in {got}")]
-    Denom {
-        /// The coin of stake.
-        expected: &'static str,
-        /// The one given.
-        got: String,
-    },
-    /// It would take the last validator's power away and halt the chain.
-    #[error("this would leave no validator with power, and the chain would halt")]
-    LastValidator,
-}
-
-impl From<StakingError> for TxError {
-    fn from(error: StakingError) -> Self {
-        let code = match &error {
-            StakingError::NoValidator(_) => 3,
-            StakingError::OwnerExists(_) => 4,
-            StakingError::KeyExists(_) => 5,
-            StakingError::KeyType(_) => 6,
-            StakingError::Description(_) => 9,
-            StakingError::Commission(_) => 10,
-            StakingError::SelfDelegation => 16,
-            StakingError::NoDelegation { .. } => 19,
-            StakingError::NotEnough { .. } => 22,
-            StakingError::MaxEntries(_) => 28,
-            StakingError::Denom { .. } => 40,
-            StakingError::LastValidator => 41,
-        };
-        TxError::Module { codespace: "staking", code, log: error.to_string() }
-    }
-}

@@ -4,16 +4,23 @@ use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
 use polylink_protocol::cosmos::cosmos::staking::v1beta1::{
     Delegation, DelegationResponse, Pool as PoolInfo, QueryDelegationRequest, QueryDelegationResponse,
     QueryDelegatorDelegationsRequest, QueryDelegatorDelegationsResponse, QueryDelegatorUnbondingDelegationsRequest,
-    QueryDelegatorUnbondingDelegationsResponse, QueryDelegatorValidatorsRequest, QueryDelegatorValidatorsResponse,
-    QueryParamsRequest, QueryParamsResponse, QueryPoolRequest, QueryPoolResponse, QueryUnbondingDelegationRequest,
+    QueryDelegatorUnbondingDelegationsResponse, QueryDelegatorValidatorRequest, QueryDelegatorValidatorResponse,
+    QueryDelegatorValidatorsRequest, QueryDelegatorValidatorsResponse, QueryHistoricalInfoRequest,
+    QueryHistoricalInfoResponse, QueryParamsRequest, QueryParamsResponse, QueryPoolRequest, QueryPoolResponse,
+    QueryRedelegationsRequest, QueryRedelegationsResponse, QueryUnbondingDelegationRequest,
     QueryUnbondingDelegationResponse, QueryValidatorDelegationsRequest, QueryValidatorDelegationsResponse,
-    QueryValidatorRequest, QueryValidatorResponse, QueryValidatorsRequest, QueryValidatorsResponse,
-    UnbondingDelegation, Validator,
+    QueryValidatorRequest, QueryValidatorResponse, QueryValidatorUnbondingDelegationsRequest,
+    QueryValidatorUnbondingDelegationsResponse, QueryValidatorsRequest, QueryValidatorsResponse, Redelegation,
+    RedelegationEntryResponse, RedelegationResponse, UnbondingDelegation, Validator,
 };
-use polylink_protocol::{Address, Amount, DENOM, Dec, Message};
+use polylink_protocol::{Address, DENOM, Dec, Message};
 
-use super::ledger::{delegation, params, tokens_of_shares, unbonding, validator};
-use super::{DELEGATION, DELEGATOR_INDEX, UNBONDING, VALIDATOR};
+use super::records::{delegation, params, parse_shares, validator};
+use super::shares::worth;
+use super::{
+    DELEGATION, DELEGATOR_INDEX, REDELEGATION, REDELEGATION_BY_SOURCE, UNBONDING, UNBONDING_BY_VALIDATOR, VALIDATOR,
+    redelegate, unbonding,
+};
 use crate::bank::{Pool, balance};
 use crate::error::QueryError;
 use crate::modules::{Answer, QueryContext};
@@ -34,7 +41,7 @@ fn delegation_response(
     operator: &Address,
     shares: Dec,
 ) -> Option<DelegationResponse> {
-    let worth: Amount = tokens_of_shares(&validator(state, operator)?, shares);
+    let worth = worth(&validator(state, operator)?, shares);
     Some(DelegationResponse {
         delegation: Some(Delegation {
             delegator_address: delegator.account(),
@@ -96,7 +103,7 @@ impl Answer for QueryDelegatorDelegationsRequest {
         let delegator: Address = self.delegator_addr.parse()?;
         let prefix = KeyBuilder::new(DELEGATION).bytes(&delegator.0).finish();
         let (rows, page) = paging::cosmos(state, &prefix, self.pagination.clone(), |tail, value| {
-            delegation_response(state, &delegator, &address(tail)?, super::ledger::parse_shares(value))
+            delegation_response(state, &delegator, &address(tail)?, parse_shares(value))
         })?;
         Ok(QueryDelegatorDelegationsResponse { delegation_responses: rows, pagination: Some(page) })
     }
@@ -123,7 +130,7 @@ impl Answer for QueryUnbondingDelegationRequest {
     fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<Self::Response, QueryError> {
         let delegator: Address = self.delegator_addr.parse()?;
         let operator = Address::from_valoper(&self.validator_addr)?;
-        let found = unbonding(state, &delegator, &operator).ok_or_else(|| {
+        let found = unbonding::record(state, &delegator, &operator).ok_or_else(|| {
             let validator = operator.valoper();
             QueryError::NotFound(format!(
                 "unbonding delegation with delegator {delegator} not found for validator {validator}"
@@ -143,6 +150,90 @@ impl Answer for QueryDelegatorUnbondingDelegationsRequest {
             UnbondingDelegation::decode(value).ok()
         })?;
         Ok(QueryDelegatorUnbondingDelegationsResponse { unbonding_responses: rows, pagination: Some(page) })
+    }
+}
+
+impl Answer for QueryValidatorUnbondingDelegationsRequest {
+    type Response = QueryValidatorUnbondingDelegationsResponse;
+
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<Self::Response, QueryError> {
+        let operator = Address::from_valoper(&self.validator_addr)?;
+        let prefix = KeyBuilder::new(UNBONDING_BY_VALIDATOR).bytes(&operator.0).finish();
+        let (rows, page) = paging::cosmos(state, &prefix, self.pagination.clone(), |tail, _| {
+            unbonding::record(state, &address(tail)?, &operator)
+        })?;
+        Ok(QueryValidatorUnbondingDelegationsResponse { unbonding_responses: rows, pagination: Some(page) })
+    }
+}
+
+fn redelegation_response(state: &dyn StateRead, mut record: Redelegation) -> Option<RedelegationResponse> {
+    let to = validator(state, &Address::from_valoper(&record.validator_dst_address).ok()?)?;
+    let entries = std::mem::take(&mut record.entries).into_iter().map(|entry| {
+        let shares = Dec::from_atomics_str(&entry.shares_dst).unwrap_or(Dec::ZERO);
+        RedelegationEntryResponse { balance: worth(&to, shares).to_string(), redelegation_entry: Some(entry) }
+    });
+    let entries = entries.collect();
+    Some(RedelegationResponse { redelegation: Some(record), entries })
+}
+
+impl Answer for QueryRedelegationsRequest {
+    type Response = QueryRedelegationsResponse;
+
+    /// One triple, all away from a validator, or all of a delegator.
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<QueryRedelegationsResponse, QueryError> {
+        let parse = |text: &str| (!text.is_empty()).then(|| Address::from_valoper(text)).transpose();
+        let (from, to) = (parse(&self.src_validator_addr)?, parse(&self.dst_validator_addr)?);
+        let (rows, page) = match (self.delegator_addr.as_str(), from, to) {
+            ("", Some(from), _) => {
+                let prefix = KeyBuilder::new(REDELEGATION_BY_SOURCE).bytes(&from.0).finish();
+                paging::cosmos(state, &prefix, self.pagination.clone(), |tail, _| {
+                    let (delegator, to) = (address(tail.get(..20)?)?, address(tail.get(20..)?)?);
+                    redelegation_response(state, redelegate::record(state, &delegator, &from, &to)?)
+                })?
+            }
+            (delegator, Some(from), Some(to)) => {
+                let delegator: Address = delegator.parse()?;
+                let found = redelegate::record(state, &delegator, &from, &to).ok_or_else(|| {
+                    QueryError::NotFound(format!(
+                        "redelegation not found for delegator address {delegator} from validator address {}",
+                        from.valoper()
+                    ))
+                })?;
+                (redelegation_response(state, found).into_iter().collect(), Default::default())
+            }
+            (delegator, ..) => {
+                let delegator: Address = delegator.parse()?;
+                let prefix = KeyBuilder::new(REDELEGATION).bytes(&delegator.0).finish();
+                paging::cosmos(state, &prefix, self.pagination.clone(), |_, value| {
+                    redelegation_response(state, Redelegation::decode(value).ok()?)
+                })?
+            }
+        };
+        Ok(QueryRedelegationsResponse { redelegation_responses: rows, pagination: Some(page) })
+    }
+}
+
+impl Answer for QueryDelegatorValidatorRequest {
+    type Response = QueryDelegatorValidatorResponse;
+
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<Self::Response, QueryError> {
+        let delegator: Address = self.delegator_addr.parse()?;
+        let operator = Address::from_valoper(&self.validator_addr)?;
+        let found = delegation(state, &delegator, &operator).and_then(|_| validator(state, &operator));
+        let found = found.ok_or_else(|| {
+            let validator = operator.valoper();
+            QueryError::NotFound(format!("no delegation of {delegator} to validator {validator}"))
+        })?;
+        Ok(QueryDelegatorValidatorResponse { validator: Some(found) })
+    }
+}
+
+impl Answer for QueryHistoricalInfoRequest {
+    type Response = QueryHistoricalInfoResponse;
+
+    /// The parameter `historical_entries` is 0: CometBFT has the headers, and nothing here asks for old sets.
+    fn answer(&self, _: &QueryContext, _: &dyn StateRead) -> Result<Self::Response, QueryError> {
+        Err(QueryError::NotFound(format!("historical info for height {} not found", self.height)))
     }
 }
 

@@ -1,21 +1,16 @@
-//! Tests of staking on a running chain, and random sequences of sends and stakes against an obvious model.
+//! Tests of staking on a running chain. Random sequences against a model are in `stake_model`.
 
-use std::collections::BTreeMap;
-
+use crate::bank::Pool;
+use crate::genesis::Genesis;
+use crate::testing::{GAS_LIMIT, TestChain, genesis, key};
+use crate::tx::ante::least_fee;
 use polylink_protocol::cosmos::Any;
-use polylink_protocol::cosmos::cosmos::bank::v1beta1::MsgSend;
 use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
 use polylink_protocol::cosmos::cosmos::crypto::ed25519::PubKey;
 use polylink_protocol::cosmos::cosmos::staking::v1beta1::*;
 use polylink_protocol::keys::ServiceKey;
 use polylink_protocol::tx::any;
 use polylink_protocol::{Address, Amount, DENOM, Dec, Message};
-use proptest::prelude::*;
-
-use crate::bank::Pool;
-use crate::genesis::Genesis;
-use crate::testing::{GAS_LIMIT, TestChain, genesis, key};
-use crate::tx::ante::least_fee;
 
 /// One vote's worth.
 const PLK: u128 = 1_000_000;
@@ -27,6 +22,8 @@ fn chain(accounts: u8) -> TestChain {
     genesis.staking.unbonding_seconds = UNBONDING;
     genesis.staking.max_entries = 3;
     genesis.staking.max_validators = 2;
+    // Nobody earns anything here: rewards are the distribution's tests.
+    genesis.distribution.community_tax_bps = 10_000;
     TestChain::start(&genesis)
 }
 
@@ -52,6 +49,40 @@ fn undelegate(n: u8, validator: u8, amount: u128) -> Any {
         validator_address: operator(validator).valoper(),
         amount: Some(coin(amount)),
     })
+}
+
+fn redelegate(n: u8, from: u8, to: u8, amount: u128) -> Any {
+    any(&MsgBeginRedelegate {
+        delegator_address: operator(n).account(),
+        validator_src_address: operator(from).valoper(),
+        validator_dst_address: operator(to).valoper(),
+        amount: Some(coin(amount)),
+    })
+}
+
+fn cancel(n: u8, validator: u8, amount: u128, creation_height: i64) -> Any {
+    any(&MsgCancelUnbondingDelegation {
+        delegator_address: operator(n).account(),
+        validator_address: operator(validator).valoper(),
+        amount: Some(coin(amount)),
+        creation_height,
+    })
+}
+
+/// Sets the website and leaves the rest.
+fn edit(n: u8) -> MsgEditValidator {
+    let same = || "[do-not-modify]".to_owned();
+    MsgEditValidator {
+        description: Some(Description {
+            moniker: same(),
+            identity: same(),
+            website: "https://example.org".into(),
+            security_contact: same(),
+            details: same(),
+        }),
+        validator_address: operator(n).valoper(),
+        ..Default::default()
+    }
 }
 
 fn create(n: u8, consensus: u8, amount: u128) -> MsgCreateValidator {
@@ -159,14 +190,16 @@ fn validators_enter_and_leave_the_set_by_their_stake() {
     assert_eq!(chain.balance(Pool::NotBondedTokens), Amount(1_000 * PLK));
     chain.advance(UNBONDING);
     assert_eq!(validator(&chain, 200).status(), BondStatus::Unbonded);
-    // From a validator without power stake comes back at once; an empty one is forgotten.
+    // What is taken back waits for the unbonding time, power or not; an empty validator without power is forgotten.
     assert_eq!(chain.send(200, vec![undelegate(200, 200, 1_000 * PLK)]).code, 0);
-    assert_eq!(chain.balance(Pool::NotBondedTokens), Amount::ZERO);
+    assert_eq!(chain.balance(Pool::NotBondedTokens), Amount(1_000 * PLK));
     let gone = QueryValidatorRequest { validator_addr: operator(200).valoper() };
     assert!(query::<_, QueryValidatorResponse>(&chain, "Validator", gone).unwrap_err().contains("NotFound"));
     let bonded = QueryValidatorsRequest { status: "BOND_STATUS_BONDED".into(), pagination: None };
     let bonded: QueryValidatorsResponse = query(&chain, "Validators", bonded).unwrap();
     assert_eq!(bonded.validators.len(), 2);
+    chain.advance(UNBONDING);
+    assert_eq!(chain.balance(Pool::NotBondedTokens), Amount::ZERO);
     chain.checked_supply();
 }
 
@@ -185,24 +218,35 @@ fn refusals_by_name() {
     };
     let bad_key = alter(&|m| m.pubkey = Some(any(&PubKey { key: vec![0; 32] })));
     let rates = alter(&|m| m.commission.as_mut().unwrap().rate = Dec::one().to_atomics_string());
+    let huge = alter(&|m| m.commission.as_mut().unwrap().max_rate = Dec::from_bps(10_001).to_atomics_string());
+    let change = alter(&|m| m.commission.as_mut().unwrap().max_change_rate = Dec::from_bps(2_001).to_atomics_string());
     for (name, by, message, codespace, code, text) in [
         ("no such validator", 1, delegate(1, 2, 1), "staking", 3, "does not exist"),
         ("nothing delegated", 1, undelegate(1, 200, 1), "staking", 19, "no delegation"),
-        ("more than there is", 200, undelegate(200, 200, 1_001 * PLK), "staking", 22, "1001000000"),
-        ("the last power", 200, undelegate(200, 200, 1_000 * PLK), "staking", 41, "halt"),
-        ("zero", 1, delegate(1, 200, 0), "sdk", 10, "positive"),
+        ("more than there is", 200, undelegate(200, 200, 1_001 * PLK), "sdk", 18, "1001000000"),
+        ("the last power", 200, undelegate(200, 200, 1_000 * PLK), "staking", 100, "halt"),
+        ("zero", 1, delegate(1, 200, 0), "sdk", 18, "positive"),
         ("more than the balance", 1, delegate(1, 200, u128::from(u64::MAX)), "sdk", 5, "insufficient"),
-        ("another coin", 1, other_coin, "staking", 40, "uatom"),
+        ("another coin", 1, other_coin, "sdk", 18, "uatom"),
         ("second validator of an operator", 200, any(&create(200, 12, PLK)), "staking", 4, "already"),
-        ("key of another validator", 1, any(&create(1, 200, PLK)), "staking", 5, "new key"),
+        ("key of another validator", 1, any(&create(1, 200, PLK)), "staking", 5, "pubkey"),
         ("no consensus key", 1, bad_key, "staking", 6, "ed25519"),
-        ("rate above the maximum", 1, rates, "staking", 10, "max_rate"),
-        ("no moniker", 1, alter(&|m| m.description = None), "staking", 9, "moniker"),
-        ("self-delegation", 1, alter(&|m| m.min_self_delegation = "1000001".into()), "staking", 16, "at least"),
+        ("rate above the maximum", 1, rates, "staking", 11, "max rate"),
+        ("rate above the whole", 1, huge, "staking", 10, "100%"),
+        ("change above the maximum", 1, change, "staking", 14, "change rate"),
+        ("no description", 1, alter(&|m| m.description = None), "sdk", 18, "empty description"),
+        ("long moniker", 1, alter(&|m| m.description.as_mut().unwrap().moniker = "m".repeat(71)), "sdk", 18, "max: 70"),
+        ("self-delegation", 1, alter(&|m| m.min_self_delegation = "1000001".into()), "staking", 16, "minimum"),
+        ("to oneself", 200, redelegate(200, 200, 200, 1), "staking", 29, "same validator"),
+        ("to nowhere", 200, redelegate(200, 200, 2, 1), "staking", 3, "does not exist"),
+        ("nothing to move", 1, redelegate(1, 200, 200, 1), "staking", 19, "no delegation"),
+        ("nothing to cancel", 1, cancel(1, 200, 1, 1), "sdk", 38, "not found"),
+        ("cancelled at no height", 1, cancel(1, 200, 1, 0), "sdk", 18, "height"),
+        ("edited by nobody", 1, any(&edit(1)), "staking", 3, "does not exist"),
         (
             "not built",
             1,
-            Any { type_url: "/cosmos.staking.v1beta1.MsgBeginRedelegate".into(), value: vec![] },
+            Any { type_url: "/cosmos.staking.v1beta1.MsgUpdateParams".into(), value: vec![] },
             "sdk",
             6,
             "not built",
@@ -214,9 +258,12 @@ fn refusals_by_name() {
     }
     assert_eq!(chain.send(1, vec![delegate(1, 200, 100)]).code, 0);
     for entry in 0..4 {
-        let result = chain.deliver(vec![chain.sign(1, vec![undelegate(1, 200, 1), undelegate(1, 200, 1)])]).remove(0);
-        // Two entries a block, three at most.
-        assert_eq!(result.code, if entry == 0 { 0 } else { 28 }, "{}", result.log);
+        // Two in a block are one entry; three are the most.
+        let result = chain.send(1, vec![undelegate(1, 200, 1), undelegate(1, 200, 1)]);
+        assert_eq!(result.code, if entry < 2 { 0 } else { 27 }, "{entry}: {}", result.log);
+        if entry == 1 {
+            assert_eq!(chain.send(1, vec![undelegate(1, 200, 1)]).code, 0);
+        }
     }
     chain.checked_supply();
 }
@@ -233,118 +280,142 @@ fn an_operator_that_withdraws_below_its_minimum_is_jailed() {
     assert_eq!(updates(&mut chain, &[11, 200]), vec![(11, 10), (11, 0)]);
 }
 
-/// What may happen in a block.
-#[derive(Clone, Debug)]
-enum Step {
-    Send(u8, u8, u128),
-    Delegate(u8, u128),
-    Undelegate(u8, u128),
-    Wait(u64),
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let account = 1..=3_u8;
-    let amount = prop_oneof![1..10 * PLK, 999_990 * PLK..1_000_010 * PLK];
-    prop_oneof![
-        (account.clone(), 1..=4_u8, amount.clone()).prop_map(|(a, b, n)| Step::Send(a, b, n)),
-        (account.clone(), amount.clone()).prop_map(|(a, n)| Step::Delegate(a, n)),
-        (account, amount).prop_map(|(a, n)| Step::Undelegate(a, n)),
-        (1..4_u64).prop_map(Step::Wait),
-    ]
-}
-
-/// The obvious model: three piles per account.
-#[derive(Default)]
-struct Model {
-    free: BTreeMap<u8, u128>,
-    staked: BTreeMap<u8, u128>,
-    unbonding: Vec<(u64, u8, u128)>,
-}
-
-impl Model {
-    fn mature(&mut self, height: u64) {
-        let (due, rest) = std::mem::take(&mut self.unbonding).into_iter().partition(|(at, _, _)| *at <= height);
-        self.unbonding = rest;
-        for (_, account, amount) in due {
-            *self.free.entry(account).or_default() += amount;
-        }
+#[test]
+fn stake_moves_between_validators_and_answers_for_the_old_one() {
+    let mut chain = chain(3);
+    for (n, consensus) in [(2, 12), (3, 13)] {
+        assert_eq!(chain.send(n, vec![any(&create(n, consensus, 500 * PLK))]).code, 0);
     }
-
-    /// Whether the message succeeds; the fee is paid in any case, where there is enough for it.
-    fn apply(&mut self, height: u64, step: &Step) -> bool {
-        let fee = least_fee(GAS_LIMIT, 25).0;
-        let (Step::Send(account, ..) | Step::Delegate(account, _) | Step::Undelegate(account, _)) = *step else {
-            return true;
+    assert_eq!(chain.send(1, vec![delegate(1, 2, 100 * PLK)]).code, 0);
+    let result = chain.send(1, vec![redelegate(1, 2, 3, 40 * PLK)]);
+    assert_eq!(result.code, 0, "{}", result.log);
+    let event = result.events.iter().find(|event| event.r#type == "redelegate").unwrap();
+    assert!(
+        event.attributes.iter().any(|a| a.key == "completion_time" && a.value == "2023-11-14T22:13:28Z"),
+        "{event:?}"
+    );
+    assert_eq!(validator(&chain, 2).tokens, (560 * PLK).to_string());
+    assert_eq!(validator(&chain, 3).tokens, (540 * PLK).to_string());
+    // 3 is outside of the two places, 2 in: its stake has left the pool of the bonded.
+    assert_eq!(chain.balance(Pool::NotBondedTokens), Amount(540 * PLK));
+    let refused = chain.send(1, vec![redelegate(1, 3, 200, 40 * PLK)]);
+    assert_eq!((refused.codespace.as_str(), refused.code), ("staking", 32), "{}", refused.log);
+    let ask = |chain: &TestChain, by: &str, from: &str, to: &str| -> usize {
+        let request = QueryRedelegationsRequest {
+            delegator_addr: by.into(),
+            src_validator_addr: from.into(),
+            dst_validator_addr: to.into(),
+            pagination: None,
         };
-        // Who cannot pay the fee is refused before anything is charged.
-        let Some(rest) = self.free.entry(account).or_default().checked_sub(fee) else { return false };
-        self.free.insert(account, rest);
-        let (free, staked) = (self.free[&account], self.staked.get(&account).copied().unwrap_or_default());
-        match *step {
-            Step::Send(_, to, amount) if amount <= free => {
-                *self.free.entry(account).or_default() -= amount;
-                *self.free.entry(to).or_default() += amount;
-            }
-            Step::Delegate(_, amount) if amount <= free => {
-                *self.free.entry(account).or_default() -= amount;
-                *self.staked.entry(account).or_default() += amount;
-            }
-            Step::Undelegate(_, amount) if amount <= staked => {
-                if self.unbonding.iter().filter(|(_, owner, _)| *owner == account).count() >= 3 {
-                    return false;
-                }
-                *self.staked.entry(account).or_default() -= amount;
-                self.unbonding.push((height + UNBONDING, account, amount));
-            }
-            _ => return false,
-        }
-        true
+        let answer: Result<QueryRedelegationsResponse, String> = query(chain, "Redelegations", request);
+        answer.map_or(0, |answer| answer.redelegation_responses.iter().map(|row| row.entries.len()).sum())
+    };
+    let (me, from, to) = (operator(1).account(), operator(2).valoper(), operator(3).valoper());
+    let counts = |chain: &TestChain| {
+        [ask(chain, &me, "", ""), ask(chain, "", &from, ""), ask(chain, &me, &from, &to), ask(chain, &me, &to, &from)]
+    };
+    assert_eq!(counts(&chain), [1, 1, 1, 0]);
+    for _ in 0..2 {
+        assert_eq!(chain.send(1, vec![redelegate(1, 2, 3, PLK)]).code, 0);
     }
+    assert_eq!(counts(&chain), [3, 3, 3, 0]);
+    assert_eq!(chain.send(1, vec![redelegate(1, 2, 3, PLK)]).code, 33, "three entries are the most");
+    chain.checked_supply();
+    chain.advance(UNBONDING - 1);
+    assert!(chain.block_events.iter().any(|event| event.r#type == "complete_redelegation"));
+    assert_eq!(counts(&chain), [0; 4]);
+    assert_eq!(chain.send(1, vec![redelegate(1, 3, 200, 42 * PLK)]).code, 0, "free to go on");
+    assert_eq!(counts(&chain), [0; 4], "one without power has done nothing to answer for");
+    chain.checked_supply();
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+#[test]
+fn an_unbonding_is_cancelled_in_part_and_whole() {
+    let mut chain = chain(1);
+    assert_eq!(chain.send(1, vec![delegate(1, 200, 10 * PLK)]).code, 0);
+    assert_eq!(chain.send(1, vec![undelegate(1, 200, 6 * PLK)]).code, 0);
+    let at = i64::try_from(chain.height()).unwrap();
+    assert_eq!(chain.send(1, vec![cancel(1, 200, 7 * PLK, at)]).code, 18);
+    assert_eq!(chain.send(1, vec![cancel(1, 200, PLK, at + 1)]).code, 38);
+    let result = chain.send(1, vec![cancel(1, 200, 2 * PLK, at)]);
+    assert_eq!(result.code, 0, "{}", result.log);
+    assert!(result.events.iter().any(|event| event.r#type == "cancel_unbonding_delegation"));
+    let request = QueryUnbondingDelegationRequest {
+        delegator_addr: operator(1).account(),
+        validator_addr: operator(200).valoper(),
+    };
+    let left: QueryUnbondingDelegationResponse = query(&chain, "UnbondingDelegation", request.clone()).unwrap();
+    let entry = &left.unbond.unwrap().entries[0];
+    assert_eq!((entry.balance.as_str(), entry.initial_balance.as_str()), ("4000000", "4000000"));
+    assert_eq!(chain.balance(Pool::NotBondedTokens), Amount(4 * PLK));
+    let rest = chain.send(1, vec![cancel(1, 200, 4 * PLK, at)]);
+    assert_eq!(rest.code, 0, "{}", rest.log);
+    assert!(query::<_, QueryUnbondingDelegationResponse>(&chain, "UnbondingDelegation", request).is_err());
+    assert_eq!(validator(&chain, 200).tokens, (1_010 * PLK).to_string());
+    chain.advance(UNBONDING);
+    chain.checked_supply();
+}
 
-    /// Random sends and stakes do what the model does, conserve the supply, and give two nodes one app hash.
-    #[test]
-    fn random_blocks_agree_with_the_model(steps in proptest::collection::vec(step(), 1..16)) {
-        let (mut chain, mut twin) = (chain(3), chain(3));
-        let mut model = Model { free: (1..=3).map(|n| (n, 1_000_000 * PLK)).collect(), ..Default::default() };
-        let supply = Amount(3 * 1_000_000 * PLK + 2_000 * PLK);
-        for step in &steps {
-            let message = match *step {
-                Step::Send(from, to, amount) => Some((from, any(&MsgSend {
-                    from_address: operator(from).account(),
-                    to_address: operator(to).account(),
-                    amount: vec![coin(amount)],
-                }))),
-                Step::Delegate(n, amount) => Some((n, delegate(n, 200, amount))),
-                Step::Undelegate(n, amount) => Some((n, undelegate(n, 200, amount))),
-                Step::Wait(_) => None,
-            };
-            let blocks = if let Step::Wait(blocks) = *step { blocks } else { 1 };
-            let txs: Vec<Vec<u8>> = message.map(|(n, message)| chain.sign(n, vec![message])).into_iter().collect();
-            for block in 0..blocks {
-                let height = chain.height() + 1;
-                let txs = if block == 0 { txs.clone() } else { Vec::new() };
-                let expected = block > 0 || model.apply(height, step);
-                model.mature(height);
-                let results = chain.deliver(txs.clone());
-                twin.deliver(txs);
-                prop_assert_eq!(&chain.app_hash, &twin.app_hash);
-                for result in &results {
-                    prop_assert_eq!(result.code == 0, expected, "{:?}: {}", step, &result.log);
-                }
-            }
-            for n in 1..=4 {
-                let free = model.free.get(&n).copied().unwrap_or_default();
-                prop_assert_eq!(chain.balance(operator(n)).0, free, "account {} after {:?}", n, step);
-            }
-            prop_assert_eq!(chain.checked_supply(), supply);
-            let unbonding: u128 = model.unbonding.iter().map(|(_, _, amount)| amount).sum();
-            prop_assert_eq!(chain.balance(Pool::NotBondedTokens).0, unbonding);
-            let staked: u128 = model.staked.values().sum();
-            prop_assert_eq!(chain.balance(Pool::BondedTokens).0, staked + 1_000 * PLK);
-        }
+#[test]
+fn a_validator_is_edited_within_what_it_promised() {
+    let mut genesis: Genesis = genesis(1);
+    genesis.distribution.community_tax_bps = 10_000;
+    let mut chain = TestChain::start(&genesis);
+    assert_eq!(chain.send(1, vec![any(&create(1, 11, 10 * PLK))]).code, 0);
+    let rate = |bps| Dec::from_bps(bps).to_atomics_string();
+    let change = |alter: &dyn Fn(&mut MsgEditValidator)| {
+        let mut message = edit(1);
+        alter(&mut message);
+        any(&message)
+    };
+    for (name, message, codespace, code) in [
+        ("twice a day", change(&|m| m.commission_rate = rate(550)), "staking", 12),
+        ("a rate above one", change(&|m| m.commission_rate = rate(10_001)), "sdk", 18),
+        ("nothing", change(&|m| m.description = None), "sdk", 18),
+        ("no minimum", change(&|m| m.min_self_delegation = "0".into()), "sdk", 18),
+        ("a lower minimum", change(&|m| m.min_self_delegation = "1".into()), "staking", 17),
+        ("a minimum above its tokens", change(&|m| m.min_self_delegation = (11 * PLK).to_string()), "staking", 16),
+    ] {
+        let result = chain.send(1, vec![message]);
+        assert_eq!((result.codespace.as_str(), result.code), (codespace, code), "{name}: {}", result.log);
+    }
+    let result = chain.send(1, vec![change(&|m| m.min_self_delegation = (2 * PLK).to_string())]);
+    assert_eq!(result.code, 0, "{}", result.log);
+    let record = validator(&chain, 1);
+    assert_eq!((record.description.unwrap().moniker.as_str(), record.min_self_delegation.as_str()), ("v1", "2000000"));
+    chain.skip_seconds(24 * 3600);
+    for (bps, code) in [(2_001, 11), (601, 15), (600, 0), (599, 12)] {
+        let result = chain.send(1, vec![change(&|m| m.commission_rate = rate(bps))]);
+        assert_eq!(result.code, code, "{bps}: {}", result.log);
+    }
+    assert_eq!(validator(&chain, 1).commission.unwrap().commission_rates.unwrap().rate, rate(600));
+}
+
+#[test]
+fn amino_json_of_the_messages_of_staking() {
+    use crate::tx::amino_document;
+    let (me, from, to) = (operator(1).account(), operator(2).valoper(), operator(3).valoper());
+    let coin = r#"{"amount":"5","denom":"uplk"}"#;
+    for (message, expected) in [
+        (
+            redelegate(1, 2, 3, 5),
+            format!(
+                r#"{{"type":"cosmos-sdk/MsgBeginRedelegate","value":{{"amount":{coin},"delegator_address":"{me}","validator_dst_address":"{to}","validator_src_address":"{from}"}}}}"#
+            ),
+        ),
+        (
+            cancel(1, 2, 5, 7),
+            format!(
+                r#"{{"type":"cosmos-sdk/MsgCancelUnbondingDelegation","value":{{"amount":{coin},"creation_height":"7","delegator_address":"{me}","validator_address":"{from}"}}}}"#
+            ),
+        ),
+        (
+            any(&MsgEditValidator { commission_rate: Dec::from_bps(600).to_atomics_string(), ..edit(2) }),
+            format!(
+                r#"{{"type":"cosmos-sdk/MsgEditValidator","value":{{"commission_rate":"0.060000000000000000","description":{{"details":"[do-not-modify]","identity":"[do-not-modify]","moniker":"[do-not-modify]","security_contact":"[do-not-modify]","website":"https://example.org"}},"validator_address":"{from}"}}}}"#
+            ),
+        ),
+    ] {
+        assert!(amino_document(&message).unwrap().contains(&expected), "{expected}");
     }
 }

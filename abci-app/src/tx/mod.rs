@@ -25,6 +25,17 @@ use crate::router;
 use crate::store::{Overlay, StateRead, StateWrite};
 use decode::Tx;
 
+/// The sign document in amino JSON of one message, with everything else empty.
+#[cfg(test)]
+pub(crate) fn amino_document(message: &Any) -> Result<String, TxError> {
+    let messages = std::slice::from_ref(message);
+    let fee = polylink_protocol::cosmos::cosmos::tx::v1beta1::Fee::default();
+    let (chain_id, memo) = ("", "");
+    let document =
+        amino::SignDoc { chain_id, account_number: 0, sequence: 0, fee: &fee, messages, memo, timeout_height: 0 };
+    document.to_bytes().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// Bytes of a transaction at most.
 pub const TX_BYTES_MAX: usize = 256 * 1024;
 /// Messages of a transaction at most.

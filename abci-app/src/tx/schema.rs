@@ -161,6 +161,48 @@ pub const COSMOS: &[(&str, &[Field])] = &[
         "cosmos.staking.v1beta1.MsgUndelegate",
         &[f(1, "delegator_address", Kind::Text), f(2, "validator_address", Kind::Text), keep(f(3, "amount", COIN))],
     ),
+    (
+        "cosmos.staking.v1beta1.MsgEditValidator",
+        &[
+            keep(f(1, "description", m("cosmos.staking.v1beta1.Description"))),
+            f(2, "validator_address", Kind::Text),
+            f(3, "commission_rate", Kind::Dec),
+            f(4, "min_self_delegation", Kind::Text),
+        ],
+    ),
+    (
+        "cosmos.staking.v1beta1.MsgBeginRedelegate",
+        &[
+            f(1, "delegator_address", Kind::Text),
+            f(2, "validator_src_address", Kind::Text),
+            f(3, "validator_dst_address", Kind::Text),
+            keep(f(4, "amount", COIN)),
+        ],
+    ),
+    (
+        "cosmos.staking.v1beta1.MsgCancelUnbondingDelegation",
+        &[
+            f(1, "delegator_address", Kind::Text),
+            f(2, "validator_address", Kind::Text),
+            keep(f(3, "amount", COIN)),
+            f(4, "creation_height", Kind::Long),
+        ],
+    ),
+    (
+        "cosmos.distribution.v1beta1.MsgWithdrawDelegatorReward",
+        &[f(1, "delegator_address", Kind::Text), f(2, "validator_address", Kind::Text)],
+    ),
+    ("cosmos.distribution.v1beta1.MsgWithdrawValidatorCommission", &[f(1, "validator_address", Kind::Text)]),
+    (
+        "cosmos.distribution.v1beta1.MsgSetWithdrawAddress",
+        &[f(1, "delegator_address", Kind::Text), f(2, "withdraw_address", Kind::Text)],
+    ),
+    (
+        "cosmos.distribution.v1beta1.MsgFundCommunityPool",
+        &[keep(many(1, "amount", COIN)), f(2, "depositor", Kind::Text)],
+    ),
+    // The proto file gives it this name in amino JSON.
+    ("cosmos.slashing.v1beta1.MsgUnjail", &[keep(f(1, "address", Kind::Text))]),
 ];
 
 /// Messages that have no route in the ledger and stand inside others as `Any`, with their amino names.
@@ -248,6 +290,7 @@ mod tests {
 
     #[test]
     fn the_table_agrees_with_the_generated_types() {
+        use sdk::distribution::v1beta1 as distribution;
         use sdk::staking::v1beta1 as staking;
         use sdk::tx::v1beta1 as tx;
         let checked = [
@@ -269,6 +312,14 @@ mod tests {
             check::<staking::CommissionRates>(),
             check::<staking::MsgDelegate>(),
             check::<staking::MsgUndelegate>(),
+            check::<staking::MsgEditValidator>(),
+            check::<staking::MsgBeginRedelegate>(),
+            check::<staking::MsgCancelUnbondingDelegation>(),
+            check::<distribution::MsgWithdrawDelegatorReward>(),
+            check::<distribution::MsgWithdrawValidatorCommission>(),
+            check::<distribution::MsgSetWithdrawAddress>(),
+            check::<distribution::MsgFundCommunityPool>(),
+            check::<sdk::slashing::v1beta1::MsgUnjail>(),
         ];
         for (name, _) in COSMOS {
             assert!(checked.iter().any(|checked| checked == name), "{name} is not checked");
