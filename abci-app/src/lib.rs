@@ -25,6 +25,8 @@ pub mod query;
 pub mod router;
 pub mod server;
 pub mod slashing;
+#[cfg(test)]
+mod stake_model;
 pub mod staking;
 pub mod store;
 #[doc(hidden)]

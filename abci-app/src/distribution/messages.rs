@@ -66,10 +66,11 @@ impl Handle for MsgWithdrawValidatorCommission {
         if earned.is_zero() {
             return Err(DistributionError::NoCommission.into());
         }
-        let paid = earned.truncate().ok_or_else(overflow)?;
-        set_commission(state, &operator, earned.fraction());
-        let rest = minus(outstanding(state, &operator), Dec::from_amount(paid))?;
-        set_outstanding(state, &operator, rest);
+        let open = outstanding(state, &operator);
+        // The last decimals of delegators may have taken of it.
+        let paid = earned.min(open).truncate().ok_or_else(overflow)?;
+        set_commission(state, &operator, minus(earned, Dec::from_amount(paid))?);
+        set_outstanding(state, &operator, minus(open, Dec::from_amount(paid))?);
         let to = withdraw_address(state, &operator);
         transfer(ctx, state, Pool::Distribution, to, paid)?;
         let shown = if paid.is_zero() { String::new() } else { format!("{paid}{DENOM}") };

@@ -49,8 +49,9 @@ pub(crate) fn validator_removed(
     state: &mut dyn StateWrite,
     operator: &Address,
 ) -> Result<(), TxError> {
-    let earned = commission(state, operator);
-    let left = minus(outstanding(state, operator), earned)?;
+    let open = outstanding(state, operator);
+    let earned = commission(state, operator).min(open);
+    let left = minus(open, earned)?;
     forget(state, operator);
     add_to_community_pool(state, plus(left, earned.fraction())?)?;
     let paid = earned.truncate().ok_or_else(overflow)?;
@@ -73,10 +74,11 @@ pub(super) fn end_period(state: &mut dyn StateWrite, operator: &Address) -> Resu
     let tokens = staking::tokens(&validator);
     let ratio = if tokens.is_zero() {
         // Nobody is there to whom it could belong.
-        if !ended.rewards.is_zero() {
-            add_to_community_pool(state, ended.rewards)?;
-            let rest = minus(outstanding(state, operator), ended.rewards)?;
-            set_outstanding(state, operator, rest);
+        let open = outstanding(state, operator);
+        let left = ended.rewards.min(open);
+        if !left.is_zero() {
+            add_to_community_pool(state, left)?;
+            set_outstanding(state, operator, minus(open, left)?);
         }
         Dec::ZERO
     } else {

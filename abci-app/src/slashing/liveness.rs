@@ -1,7 +1,7 @@
 //! Who signed, who did not, and what too much absence costs: `x/slashing/keeper/infractions.go`.
 
 use polylink_protocol::cosmos::cosmos::slashing::v1beta1::{Params, ValidatorSigningInfo};
-use polylink_protocol::{Address, Dec};
+use polylink_protocol::{Address, Dec, Message};
 
 use super::{MISSED, dec, emit_slash, evidence, params, set_signing_info, signing_info};
 use crate::context::{Context, Vote};
@@ -93,17 +93,18 @@ fn least_signed(params: &Params, window: i64) -> i64 {
     least.and_then(|least| i64::try_from(least.0).ok()).unwrap_or(window).min(window)
 }
 
-/// Verifies that the marks of every validator are as many as its info says, and within the window.
-#[cfg(test)]
-pub(super) fn scan(state: &dyn StateRead) -> Result<(), String> {
-    use polylink_protocol::Message as _;
+/// Verifies that the marks of every validator are as many as its info says, and within the window: for tests and export.
+///
+/// # Errors
+/// The first that are not.
+pub fn scan(state: &dyn StateRead) -> Result<(), String> {
     let window = params(state).signed_blocks_window;
     for (key, value) in state.iter_prefix(&[super::SIGNING_INFO]) {
         let info = ValidatorSigningInfo::decode(value.as_slice()).map_err(|error| error.to_string())?;
         let prefix = [&[MISSED], &key[1..]].concat();
         let marks: Vec<Vec<u8>> = state.iter_prefix(&prefix).map(|(key, _)| key).collect();
         let within = marks.iter().all(|key| key[21..] < window.to_be_bytes()[..]);
-        if marks.len() as i64 != info.missed_blocks_counter || !within {
+        if i64::try_from(marks.len()) != Ok(info.missed_blocks_counter) || !within {
             return Err(format!("{} has {} marks: {info:?}", info.address, marks.len()));
         }
     }

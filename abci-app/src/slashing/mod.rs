@@ -28,6 +28,7 @@ use crate::modules::{MessageRoute, Module, QueryRoute, no_hook};
 use crate::store::{KeyBuilder, StateRead, StateWrite};
 
 pub use error::SlashingError;
+pub use liveness::scan;
 
 /// Parameters: `0x3a` → `cosmos.slashing.v1beta1.Params`.
 pub const PARAMS: u8 = 0x3a;

@@ -14,7 +14,7 @@ use polylink_protocol::{Address, Amount, DENOM, Dec, Message};
 use tendermint_proto::google::protobuf::Timestamp;
 use tendermint_proto::v0_38::abci as pb;
 
-use super::{liveness, signing_info};
+use super::{scan, signing_info};
 use crate::bank::{self, Pool};
 use crate::genesis::Genesis;
 use crate::staking;
@@ -110,7 +110,7 @@ fn an_absent_validator_is_slashed_jailed_and_let_out_again() {
         assert!(blocks < 12, "{:?}", info(&chain, 1));
         chain.advance(1);
         blocks += 1;
-        assert_eq!(liveness::scan(&chain.state()), Ok(()));
+        assert_eq!(scan(&chain.state()), Ok(()));
     }
     assert_eq!(blocks, 4, "three of six may be missed");
     let slash = chain.block_events.iter().find(|event| event.r#type == "slash").unwrap();

@@ -112,9 +112,22 @@ pub(super) fn unbond(
     Ok(amount)
 }
 
-/// Whoever takes stake away must leave a validator with power.
-pub(super) fn check_power_is_left(state: &dyn StateWrite) -> Result<(), TxError> {
-    if candidates(state, 1).is_empty() { Err(StakingError::LastValidator.into()) } else { Ok(()) }
+/// Whether a validator has power.
+fn has_power(state: &dyn StateWrite) -> bool {
+    !candidates(state, 1).is_empty()
+}
+
+/// As [`unbond`], for a delegator of its own will: who takes stake away must leave a validator with power, if there was one.
+pub(super) fn unbond_willingly(
+    ctx: &mut Context,
+    state: &mut dyn StateWrite,
+    delegator: &Address,
+    operator: &Address,
+    shares: Dec,
+) -> Result<Amount, TxError> {
+    let had_power = has_power(state);
+    let amount = unbond(ctx, state, delegator, operator, shares)?;
+    if had_power && !has_power(state) { Err(StakingError::LastValidator.into()) } else { Ok(amount) }
 }
 
 /// Takes shares out of a delegation, to be paid after the unbonding time. Returns what they are worth and when it is paid.
@@ -127,8 +140,7 @@ pub(super) fn undelegate(
 ) -> Result<(Amount, BlockTime), TxError> {
     let validator: Validator = require_validator(state, operator)?;
     unbonding::check_room(state, delegator, operator)?;
-    let amount = unbond(ctx, state, delegator, operator, shares)?;
-    check_power_is_left(state)?;
+    let amount = unbond_willingly(ctx, state, delegator, operator, shares)?;
     if is_bonded(&validator) {
         transfer(ctx, state, Pool::BondedTokens, Pool::NotBondedTokens, amount)?;
     }

@@ -1,0 +1,657 @@
+//! Staking, distribution and slashing together, in random blocks of random messages, absences and double signatures,
+//! against an obvious model ([`model`]) that shares no code with them.
+
+mod bed;
+mod model;
+
+use std::collections::BTreeMap;
+
+use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
+use polylink_protocol::cosmos::cosmos::distribution::v1beta1::{
+    MsgSetWithdrawAddress, MsgWithdrawDelegatorReward, MsgWithdrawValidatorCommission,
+    QueryDelegationTotalRewardsRequest, QueryValidatorCommissionRequest,
+};
+use polylink_protocol::cosmos::cosmos::slashing::v1beta1::MsgUnjail;
+use polylink_protocol::cosmos::cosmos::staking::v1beta1::{
+    self as proto, BondStatus, CommissionRates, Description, MsgBeginRedelegate, MsgCancelUnbondingDelegation,
+    MsgCreateValidator, MsgDelegate, MsgUndelegate, QueryRedelegationsRequest,
+};
+use polylink_protocol::tx::any;
+use polylink_protocol::{Address, Amount, DENOM, Dec, Message};
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+
+use crate::context::Misbehavior;
+use crate::error::TxError;
+use crate::modules::{Answer, Handle, QueryContext};
+use crate::store::StateRead;
+use crate::{bank, slashing, staking};
+use bed::*;
+use model::{Entry, Model, Status, Validator};
+
+/// What may happen. Parts of stake are in percent; over 100 asks for more than there is.
+#[derive(Clone, Debug)]
+enum Step {
+    Delegate {
+        by: u8,
+        to: u8,
+        amount: u128,
+    },
+    Undelegate {
+        by: u8,
+        from: u8,
+        percent: u128,
+    },
+    Redelegate {
+        by: u8,
+        from: u8,
+        to: u8,
+        percent: u128,
+    },
+    /// The unbonding entry of this number, or one that is not there.
+    Cancel {
+        entry: usize,
+        percent: u128,
+    },
+    Withdraw {
+        by: u8,
+        from: u8,
+    },
+    Commission {
+        by: u8,
+    },
+    Unjail {
+        by: u8,
+    },
+    Create {
+        by: u8,
+        amount: u128,
+    },
+    Absent {
+        who: u8,
+        absent: bool,
+    },
+    DoubleSign {
+        who: u8,
+        back: u64,
+    },
+    Blocks(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let by = || 1..=ACCOUNTS;
+    let operator = || OPERATORS;
+    let percent = || prop_oneof![Just(100_u128), Just(150_u128), 1..100_u128, 1..30_u128];
+    let amount = || prop_oneof![1..100_u128, 1..2_000 * PLK, Just(500 * PLK)];
+    prop_oneof![
+        5 => (by(), operator(), amount()).prop_map(|(by, to, amount)| Step::Delegate { by, to, amount }),
+        4 => (by(), operator(), percent()).prop_map(|(by, from, percent)| Step::Undelegate { by, from, percent }),
+        4 => (by(), operator(), operator(), percent())
+            .prop_map(|(by, from, to, percent)| Step::Redelegate { by, from, to, percent }),
+        3 => (0..6_usize, percent()).prop_map(|(entry, percent)| Step::Cancel { entry, percent }),
+        2 => (by(), operator()).prop_map(|(by, from)| Step::Withdraw { by, from }),
+        1 => operator().prop_map(|by| Step::Commission { by }),
+        2 => operator().prop_map(|by| Step::Unjail { by }),
+        1 => (operator(), amount()).prop_map(|(by, amount)| Step::Create { by, amount }),
+        2 => (operator(), prop::bool::ANY).prop_map(|(who, absent)| Step::Absent { who, absent }),
+        // Two of the four, so that the others keep the chain alive.
+        1 => (4..=5_u8, 0..5_u64).prop_map(|(who, back)| Step::DoubleSign { who, back }),
+        6 => (1..4_u64).prop_map(Step::Blocks),
+    ]
+}
+
+fn coin(amount: u128) -> Option<Coin> {
+    Some(Coin { denom: DENOM.into(), amount: amount.to_string() })
+}
+
+/// What the model foretells of a message. A refusal has the codes that may come.
+enum Expect {
+    Ok,
+    Refused(&'static [(&'static str, u32)]),
+}
+
+/// The last decimal decides: a delegation's shown worth may be rounded up to what its shares do not quite reach.
+const LAST_DECIMAL: (&str, u32) = ("sdk", 18);
+
+struct Run {
+    bed: Bed,
+    model: Model,
+    /// What each account's balance should be.
+    free: BTreeMap<u8, i128>,
+    /// What is remembered of the key of a validator that is gone.
+    keys: BTreeMap<u8, Validator>,
+    /// Messages of this block: each may have rounded a reward.
+    messages: usize,
+    /// How often each kind of thing happened, so that a test that tests nothing is seen.
+    pub seen: BTreeMap<&'static str, usize>,
+}
+
+fn dec(value: Dec) -> f64 {
+    value.to_string().parse().unwrap()
+}
+
+fn number(text: &str) -> f64 {
+    text.parse().unwrap()
+}
+
+fn operator_of(valoper: &str) -> u8 {
+    let address = Address::from_valoper(valoper).unwrap();
+    (1..=ACCOUNTS).find(|n| account(*n) == address).unwrap()
+}
+
+impl Run {
+    fn new() -> Self {
+        let mut run = Run {
+            bed: Bed::new(),
+            model: Model::new(),
+            free: (1..=ACCOUNTS).map(|n| (n, FUNDS as i128)).collect(),
+            keys: BTreeMap::new(),
+            messages: 0,
+            seen: BTreeMap::new(),
+        };
+        for n in OPERATORS {
+            *run.free.get_mut(&n).unwrap() -= i128::from(n) * 1_000_000_000 + 1;
+        }
+        run.model.begin(&Default::default(), 1, run.now());
+        for n in 1..=ACCOUNTS {
+            let message =
+                MsgSetWithdrawAddress { delegator_address: account(n).account(), withdraw_address: purse(n).account() };
+            run.bed.send(&message).unwrap();
+        }
+        run
+    }
+
+    fn height(&self) -> u64 {
+        self.bed.ctx.height
+    }
+
+    fn now(&self) -> u64 {
+        self.bed.ctx.time.seconds.unsigned_abs()
+    }
+
+    fn validator(&self, n: u8) -> Option<proto::Validator> {
+        staking::validator(&self.bed.state, &account(n))
+    }
+
+    fn shares(&self, by: u8, of: u8) -> Option<Dec> {
+        staking::delegation(&self.bed.state, &account(by), &account(of))
+    }
+
+    /// What the ledger shows a delegation to be worth.
+    fn worth(&self, by: u8, of: u8) -> u128 {
+        let found = self.validator(of).zip(self.shares(by, of));
+        found.map_or(0, |(validator, shares)| staking::worth(&validator, shares).0)
+    }
+
+    fn send<M: Handle>(
+        &mut self,
+        message: &M,
+        expect: &Expect,
+        last_decimal: bool,
+    ) -> Result<Option<M::Response>, TestCaseError> {
+        self.messages += 1;
+        let result: Result<M::Response, TxError> = self.bed.send(message);
+        *self.seen.entry(if result.is_ok() { M::NAME } else { "refused" }).or_default() += 1;
+        match (result, expect) {
+            (Ok(response), Expect::Ok) => Ok(Some(response)),
+            (Err(error), Expect::Ok) => {
+                prop_assert!(last_decimal && error.code() == LAST_DECIMAL, "{message:?} was refused: {error}");
+                Ok(None)
+            }
+            (Err(error), Expect::Refused(codes)) => {
+                prop_assert!(codes.contains(&error.code()), "{message:?}: {:?}, not {codes:?}: {error}", error.code());
+                Ok(None)
+            }
+            (Ok(_), Expect::Refused(codes)) => {
+                Err(TestCaseError::fail(format!("{message:?} was taken, not {codes:?}")))
+            }
+        }
+    }
+
+    /// Whether a validator with power is left when `from` loses an amount, and its jailing is decided; or there was none.
+    fn power_is_left(&self, by: u8, from: u8, amount: f64) -> bool {
+        let mut before = self.model.validators.values();
+        if !before.any(|validator| !validator.jailed && validator.tokens >= 1e6) {
+            return true;
+        }
+        self.model.validators.iter().any(|(n, validator)| {
+            let mut tokens = validator.tokens;
+            let mut jailed = validator.jailed;
+            if *n == from {
+                tokens -= amount;
+                jailed |= by == from && validator.worth(by) - amount < 1.0;
+            }
+            !jailed && tokens >= 1e6
+        })
+    }
+
+    fn apply(&mut self, step: &Step) -> Result<(), TestCaseError> {
+        let account_of = |n: u8| account(n).account();
+        let valoper = |n: u8| account(n).valoper();
+        match *step {
+            Step::Delegate { by, to, amount } => {
+                let message = MsgDelegate {
+                    delegator_address: account_of(by),
+                    validator_address: valoper(to),
+                    amount: coin(amount),
+                };
+                let expect = match self.model.validators.get(&to) {
+                    None => Expect::Refused(&[("staking", 3)]),
+                    Some(validator) if validator.tokens < 0.5 && validator.all() > 0.0 => {
+                        Expect::Refused(&[("staking", 34)])
+                    }
+                    Some(_) => Expect::Ok,
+                };
+                if self.send(&message, &expect, false)?.is_some() {
+                    self.model.delegate(by, to, amount as f64);
+                    *self.free.get_mut(&by).unwrap() -= amount as i128;
+                }
+            }
+            Step::Undelegate { by, from, percent } => {
+                let amount = self.worth(by, from) * percent / 100;
+                let message = MsgUndelegate {
+                    delegator_address: account_of(by),
+                    validator_address: valoper(from),
+                    amount: coin(amount),
+                };
+                let expect = if amount == 0 {
+                    Expect::Refused(&[("sdk", 18)])
+                } else if percent > 100 && amount > self.worth(by, from) {
+                    Expect::Refused(&[("sdk", 18)])
+                } else if self.model.entries_of(by, from, None).len() >= ENTRIES_MAX {
+                    Expect::Refused(&[("staking", 27)])
+                } else if !self.power_is_left(by, from, amount as f64) {
+                    Expect::Refused(&[("staking", 100)])
+                } else {
+                    Expect::Ok
+                };
+                let Some(response) = self.send(&message, &expect, percent >= 100)? else { return self.compare_stake() };
+                let paid = number(&response.amount.unwrap().amount);
+                self.model.unbond(by, from, amount as f64, paid);
+                let (height, due) = (self.height(), self.now() + UNBONDING);
+                let same = |e: &&mut Entry| (e.delegator, e.from, e.to, e.height) == (by, from, None, height);
+                match self.model.entries.iter_mut().find(same) {
+                    Some(entry) => {
+                        entry.initial += paid;
+                        entry.left += paid;
+                    }
+                    None => {
+                        let entry = Entry { delegator: by, from, to: None, height, due, initial: paid, left: paid };
+                        self.model.entries.push(entry);
+                    }
+                }
+            }
+            Step::Redelegate { by, from, to, percent } => {
+                let amount = self.worth(by, from) * percent / 100;
+                let message = MsgBeginRedelegate {
+                    delegator_address: account_of(by),
+                    validator_src_address: valoper(from),
+                    validator_dst_address: valoper(to),
+                    amount: coin(amount),
+                };
+                let receiving = self.model.entries.iter().any(|e| (e.delegator, e.to) == (by, Some(from)));
+                let expect = if amount == 0 || (percent > 100 && amount > self.worth(by, from)) {
+                    Expect::Refused(&[("sdk", 18), ("staking", 3)])
+                } else if from == to {
+                    Expect::Refused(&[("staking", 29)])
+                } else if !self.model.validators.contains_key(&to) {
+                    Expect::Refused(&[("staking", 3)])
+                } else if receiving {
+                    Expect::Refused(&[("staking", 32)])
+                } else if self.model.entries_of(by, from, Some(to)).len() >= ENTRIES_MAX {
+                    Expect::Refused(&[("staking", 33)])
+                } else if self.model.validators[&to].tokens < 0.5 && self.model.validators[&to].all() > 0.0 {
+                    Expect::Refused(&[("staking", 34), ("staking", 100)])
+                } else if !self.power_is_left(by, from, amount as f64) {
+                    Expect::Refused(&[("staking", 100)])
+                } else {
+                    Expect::Ok
+                };
+                // One micro-unit may be worth none after a slash.
+                let tiny = amount <= 1;
+                let before = self.validator(from).map_or(0.0, |validator| number(&validator.tokens));
+                let result = if tiny && matches!(expect, Expect::Ok) {
+                    self.bed.send(&message).ok()
+                } else {
+                    self.send(&message, &expect, percent >= 100)?
+                };
+                if result.is_none() {
+                    return self.compare_stake();
+                }
+                let paid = before - self.validator(from).map_or(0.0, |validator| number(&validator.tokens));
+                let source = self.model.validators[&from].status;
+                self.model.unbond(by, from, amount as f64, paid);
+                let left = self.model.delegate(by, to, paid);
+                let liability = match source {
+                    Status::Unbonded => None,
+                    Status::Unbonding(height, due) => Some((height, due)),
+                    Status::Bonded => Some((self.height(), self.now() + UNBONDING)),
+                };
+                if let Some((height, due)) = liability {
+                    self.model.entries.push(Entry {
+                        delegator: by,
+                        from,
+                        to: Some(to),
+                        height,
+                        due,
+                        initial: paid,
+                        left,
+                    });
+                }
+            }
+            Step::Cancel { entry, percent } => {
+                let chosen = self.model.entries.iter().filter(|entry| entry.to.is_none()).nth(entry);
+                let (by, from) = chosen.map_or((1, 4), |entry| (entry.delegator, entry.from));
+                let oldest =
+                    self.model.entries_of(by, from, None).first().map(|entry| (entry.height, entry.left as u128));
+                let (height, left) = oldest.unwrap_or((1, 10));
+                let amount = left * percent / 100;
+                let message = MsgCancelUnbondingDelegation {
+                    delegator_address: account_of(by),
+                    validator_address: valoper(from),
+                    amount: coin(amount),
+                    creation_height: height as i64,
+                };
+                let expect = match self.model.validators.get(&from) {
+                    _ if amount == 0 => Expect::Refused(&[("sdk", 18)]),
+                    None => Expect::Refused(&[("staking", 3)]),
+                    Some(validator) if validator.tokens < 0.5 && validator.all() > 0.0 => {
+                        Expect::Refused(&[("staking", 34)])
+                    }
+                    Some(validator) if validator.jailed => Expect::Refused(&[("staking", 7)]),
+                    Some(_) if oldest.is_none() => Expect::Refused(&[("sdk", 38)]),
+                    Some(_) if amount > left => Expect::Refused(&[("sdk", 18)]),
+                    Some(_) => Expect::Ok,
+                };
+                if self.send(&message, &expect, false)?.is_some() {
+                    self.model.delegate(by, from, amount as f64);
+                    let same = |e: &&mut Entry| (e.delegator, e.from, e.to, e.height) == (by, from, None, height);
+                    let entry = self.model.entries.iter_mut().find(same).unwrap();
+                    entry.left -= amount as f64;
+                    entry.initial -= amount as f64;
+                    let done = entry.left == 0.0;
+                    self.model
+                        .entries
+                        .retain(|e| !done || (e.delegator, e.from, e.to, e.height) != (by, from, None, height));
+                }
+            }
+            Step::Withdraw { by, from } => {
+                let message =
+                    MsgWithdrawDelegatorReward { delegator_address: account_of(by), validator_address: valoper(from) };
+                let expect = match (self.model.validators.contains_key(&from), self.shares(by, from)) {
+                    (false, _) => Expect::Refused(&[("distribution", 6)]),
+                    (true, None) => Expect::Refused(&[("distribution", 5)]),
+                    (true, Some(_)) => Expect::Ok,
+                };
+                self.send(&message, &expect, false)?;
+            }
+            Step::Commission { by } => {
+                let message = MsgWithdrawValidatorCommission { validator_address: valoper(by) };
+                let request = QueryValidatorCommissionRequest { validator_address: valoper(by) };
+                let owed = request.answer(&self.query(), &self.bed.state).ok().and_then(|answer| answer.commission);
+                let owed = owed.is_some_and(|owed| !owed.commission.is_empty());
+                self.send(&message, if owed { &Expect::Ok } else { &Expect::Refused(&[("distribution", 7)]) }, false)?;
+            }
+            Step::Unjail { by } => {
+                let message = MsgUnjail { validator_addr: valoper(by) };
+                let expect = match self.model.validators.get(&by) {
+                    None => Expect::Refused(&[("slashing", 2)]),
+                    Some(_) if self.shares(by, by).is_none() => Expect::Refused(&[("slashing", 6)]),
+                    Some(_) if self.worth(by, by) < 1 => Expect::Refused(&[("slashing", 7)]),
+                    Some(validator) if !validator.jailed => Expect::Refused(&[("slashing", 5)]),
+                    Some(validator) if validator.tombstoned || validator.jailed_until > self.now() as i64 => {
+                        Expect::Refused(&[("slashing", 4)])
+                    }
+                    Some(_) => Expect::Ok,
+                };
+                if self.send(&message, &expect, false)?.is_some() {
+                    self.model.validators.get_mut(&by).unwrap().jailed = false;
+                }
+            }
+            Step::Create { by, amount } => {
+                let rate = Dec::from_bps(commission_bps(by)).to_atomics_string();
+                let message = MsgCreateValidator {
+                    description: Some(Description { moniker: "again".into(), ..Default::default() }),
+                    commission: Some(CommissionRates {
+                        rate: rate.clone(),
+                        max_rate: rate,
+                        max_change_rate: "0".into(),
+                    }),
+                    min_self_delegation: "1".into(),
+                    validator_address: valoper(by),
+                    pubkey: Some(any(&polylink_protocol::cosmos::cosmos::crypto::ed25519::PubKey {
+                        key: consensus_key(by).to_vec(),
+                    })),
+                    value: coin(amount),
+                    ..Default::default()
+                };
+                let there = self.model.validators.contains_key(&by);
+                let expect = if there { Expect::Refused(&[("staking", 4)]) } else { Expect::Ok };
+                if self.send(&message, &expect, false)?.is_some() {
+                    let known = self.keys.remove(&by).unwrap();
+                    let shares = BTreeMap::from([(by, amount as f64)]);
+                    let fresh =
+                        Validator { tokens: amount as f64, shares, status: Status::Unbonded, jailed: false, ..known };
+                    self.model.validators.insert(by, fresh);
+                    *self.free.get_mut(&by).unwrap() -= amount as i128;
+                }
+            }
+            Step::Absent { who, absent } => {
+                // Somebody must sign, or there is no block.
+                if absent && self.bed.absent.is_empty() {
+                    self.bed.absent.insert(consensus(who));
+                } else if !absent {
+                    self.bed.absent.remove(&consensus(who));
+                }
+            }
+            Step::DoubleSign { who, back } => {
+                let height = self.height().saturating_sub(back).max(1);
+                if let Some(power) = self.bed.signed[&height].get(&consensus(who)) {
+                    *self.seen.entry("double signatures").or_default() += 1;
+                    let (validator, time) = (consensus(who), self.bed.ctx.time);
+                    self.bed.misbehavior.push(Misbehavior { validator, power: *power, height, time });
+                }
+            }
+            Step::Blocks(blocks) => {
+                for _ in 0..blocks {
+                    self.block()?;
+                }
+            }
+        }
+        self.compare_stake()
+    }
+
+    fn query(&self) -> QueryContext {
+        let ctx = &self.bed.ctx;
+        let (chain_id, epoch_blocks) = (ctx.chain_id.clone(), ctx.epoch_blocks);
+        QueryContext { chain_id, height: ctx.height, epoch: ctx.epoch, epoch_blocks }
+    }
+
+    fn block(&mut self) -> Result<(), TestCaseError> {
+        self.bed.end();
+        let paid = self.model.end(self.height(), self.now());
+        for (n, amount) in paid {
+            *self.free.get_mut(&n).unwrap() += amount as i128;
+        }
+        self.forget()?;
+        self.compare_stake()?;
+        self.compare_rewards()?;
+        self.messages = 0;
+        let commit = self.bed.commit();
+        self.bed.begin();
+        let (height, now) = (self.height(), self.now());
+        self.model.begin(&commit, height, now);
+        let (_, burned) = bank::flows(&self.bed.state, DENOM);
+        let slack = 8.0 + self.model.entries.len() as f64;
+        prop_assert!(
+            (burned.0 as f64 - self.model.burned).abs() <= slack,
+            "{burned} burned, not {}",
+            self.model.burned
+        );
+        self.model.burned = burned.0 as f64;
+        let slashed = self.bed.ctx.events.iter().filter(|event| event.kind == "slash").count();
+        *self.seen.entry("slashes").or_default() += slashed;
+        self.compare_stake()
+    }
+
+    /// Validators that nobody stands behind any more are gone as soon as they are unbonded.
+    fn forget(&mut self) -> Result<(), TestCaseError> {
+        let gone: Vec<u8> = self.model.validators.keys().copied().filter(|n| self.validator(*n).is_none()).collect();
+        for n in gone {
+            let validator = self.model.validators.remove(&n).unwrap();
+            prop_assert!(validator.tokens < 2.0 && validator.status == Status::Unbonded, "{n} is gone: {validator:?}");
+            self.keys.insert(n, validator);
+            *self.seen.entry("forgotten").or_default() += 1;
+        }
+        Ok(())
+    }
+
+    /// Validators, delegations, entries and balances; the model goes on from the ledger's roundings.
+    fn compare_stake(&mut self) -> Result<(), TestCaseError> {
+        self.forget()?;
+        let state = &self.bed.state;
+        for (n, model) in &mut self.model.validators {
+            let found = staking::validator(state, &account(*n));
+            prop_assert!(found.is_some(), "{n} is not there: {model:?}");
+            let found = found.unwrap();
+            let tokens = number(&found.tokens);
+            prop_assert!((tokens - model.tokens).abs() <= 4.0, "{n} has {tokens}: {model:?}");
+            model.tokens = tokens;
+            let status = match found.status() {
+                BondStatus::Bonded => Status::Bonded,
+                BondStatus::Unbonding => {
+                    let due = found.unbonding_time.as_ref().map_or(0, |time| time.seconds.unsigned_abs());
+                    Status::Unbonding(found.unbonding_height.unsigned_abs(), due)
+                }
+                _ => Status::Unbonded,
+            };
+            prop_assert_eq!(status, model.status, "{}", n);
+            prop_assert_eq!(found.jailed, model.jailed, "{}: {:?}", n, &model);
+            let tombstoned = slashing::signing_info(state, &consensus(*n)).is_some_and(|info| info.tombstoned);
+            prop_assert_eq!(tombstoned, model.tombstoned);
+            for by in 1..=ACCOUNTS {
+                let held = staking::delegation(state, &account(by), &account(*n));
+                let (held, expected) = (held.map(dec), model.shares.get(&by).copied().unwrap_or(0.0));
+                let off = (held.unwrap_or(0.0) - expected).abs();
+                prop_assert!(off <= 4.0 + expected * 1e-9, "{by} has {held:?} of {n}: {model:?}");
+                match held {
+                    Some(held) => drop(model.shares.insert(by, held)),
+                    None => drop(model.shares.remove(&by)),
+                }
+            }
+        }
+        for n in OPERATORS.filter(|n| !self.model.validators.contains_key(n)) {
+            prop_assert!(self.validator(n).is_none());
+        }
+        self.compare_entries()?;
+        for (n, free) in &self.free {
+            prop_assert_eq!(bank::balance(&self.bed.state, account(*n)).0 as i128, *free, "account {}", n);
+        }
+        Ok(())
+    }
+
+    fn compare_entries(&mut self) -> Result<(), TestCaseError> {
+        let mut found: Vec<Entry> = Vec::new();
+        for (_, value) in self.bed.state.iter_prefix(&[staking::UNBONDING]) {
+            let record = proto::UnbondingDelegation::decode(value.as_slice()).unwrap();
+            let delegator: Address = record.delegator_address.parse().unwrap();
+            found.extend(record.entries.iter().map(|entry| Entry {
+                delegator: delegator.0[0],
+                from: operator_of(&record.validator_address),
+                to: None,
+                height: entry.creation_height.unsigned_abs(),
+                due: entry.completion_time.as_ref().unwrap().seconds.unsigned_abs(),
+                initial: number(&entry.initial_balance),
+                left: number(&entry.balance),
+            }));
+        }
+        for by in 1..=ACCOUNTS {
+            let request = QueryRedelegationsRequest { delegator_addr: account(by).account(), ..Default::default() };
+            let answer = request.answer(&self.query(), &self.bed.state).unwrap();
+            for row in answer.redelegation_responses {
+                let record = row.redelegation.unwrap();
+                found.extend(row.entries.into_iter().filter_map(|entry| entry.redelegation_entry).map(|entry| Entry {
+                    delegator: by,
+                    from: operator_of(&record.validator_src_address),
+                    to: Some(operator_of(&record.validator_dst_address)),
+                    height: entry.creation_height.unsigned_abs(),
+                    due: entry.completion_time.as_ref().unwrap().seconds.unsigned_abs(),
+                    initial: number(&entry.initial_balance),
+                    left: dec(Dec::from_atomics_str(&entry.shares_dst).unwrap()),
+                }));
+            }
+        }
+        let key = |e: &Entry| (e.delegator, e.from, e.to, e.height, e.due, e.initial as u128);
+        found.sort_by_key(key);
+        // The query leaves out what was moved to a validator that is gone.
+        let known = |e: &Entry| e.to.is_none_or(|to| self.model.validators.contains_key(&to));
+        let (mut expected, hidden): (Vec<Entry>, Vec<Entry>) = self.model.entries.drain(..).partition(known);
+        expected.sort_by_key(key);
+        prop_assert_eq!(found.len(), expected.len(), "{:?} are there, not {:?}", &found, &expected);
+        for (found, expected) in found.iter().zip(&expected) {
+            prop_assert_eq!(key(found), key(expected));
+            prop_assert!(
+                (found.left - expected.left).abs() <= 2.0 + expected.left * 1e-9,
+                "{found:?}, not {expected:?}"
+            );
+        }
+        self.model.entries = found;
+        self.model.entries.extend(hidden);
+        Ok(())
+    }
+
+    /// All that an account has earned: paid, pending, and commission.
+    fn compare_rewards(&mut self) -> Result<(), TestCaseError> {
+        let query = self.query();
+        for n in 1..=ACCOUNTS {
+            let request = QueryDelegationTotalRewardsRequest { delegator_address: account(n).account() };
+            let atomics = |coins: &[polylink_protocol::cosmos::cosmos::base::v1beta1::DecCoin]| {
+                coins.first().map_or(0.0, |coin| dec(Dec::from_atomics_str(&coin.amount).unwrap()))
+            };
+            let mut total = bank::balance(&self.bed.state, purse(n)).0 as f64;
+            total += atomics(&request.answer(&query, &self.bed.state).unwrap().total);
+            let request = QueryValidatorCommissionRequest { validator_address: account(n).valoper() };
+            let commission = request.answer(&query, &self.bed.state).ok().and_then(|answer| answer.commission);
+            total += commission.map_or(0.0, |commission| atomics(&commission.commission));
+            let expected = self.model.earned.get(&n).copied().unwrap_or(0.0);
+            let slack = 8.0 + 2.0 * self.messages as f64;
+            prop_assert!((total - expected).abs() <= slack, "{n} has earned {total}, not {expected}");
+            self.model.earned.insert(n, total);
+        }
+        Ok(())
+    }
+}
+
+fn run(steps: &[Step]) -> Result<Run, TestCaseError> {
+    let mut run = Run::new();
+    for step in steps {
+        run.apply(step)?;
+    }
+    run.block()?;
+    Ok(run)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 400, ..ProptestConfig::default() })]
+
+    /// Random sequences of 500 steps do what the model does, and the same steps give the same state.
+    #[test]
+    fn stake_rewards_and_slashes_agree_with_the_model(steps in proptest::collection::vec(step(), 500)) {
+        let first = run(&steps)?;
+        let second = run(&steps)?;
+        prop_assert_eq!(&first.bed.state.0, &second.bed.state.0);
+        // A sequence of that length does some of everything that matters.
+        for kind in ["MsgDelegate", "MsgUndelegate", "MsgBeginRedelegate", "MsgWithdrawDelegatorReward", "slashes", "refused"] {
+            prop_assert!(first.seen.contains_key(kind), "no {} in {:?}", kind, first.seen);
+        }
+        println!("{:?}, {} blocks, supply {}", first.seen, first.height(), bank::supply(&first.bed.state, DENOM));
+    }
+}
+
+#[test]
+fn amounts_of_the_model_are_those_of_the_ledger_at_its_begin() {
+    let mut run = Run::new();
+    assert_eq!(run.worth(7, 7), 7_000_000_001);
+    assert_eq!(bank::balance(&run.bed.state, account(7)), Amount(FUNDS - 7_000_000_001));
+    run.compare_stake().unwrap();
+}
