@@ -6,7 +6,7 @@
 //! order of a hash map: two nodes fed the same blocks have the same application hash.
 //!
 //! A transaction is decoded and authorised in [`tx`], its messages are handled by the modules
-//! ([`auth`], [`bank`], [`staking`], [`distribution`], [`slashing`], [`mint`], [`market`], [`tiqe`]) whose tables are listed in [`modules`].
+//! ([`auth`], [`bank`], [`feegrant`], [`staking`], [`distribution`], [`slashing`], [`mint`], [`market`], [`tiqe`]) whose tables are listed in [`modules`].
 
 pub mod app;
 pub mod auth;
@@ -15,6 +15,7 @@ pub mod chain;
 pub mod context;
 pub mod distribution;
 pub mod error;
+pub mod feegrant;
 pub mod gas;
 pub mod genesis;
 pub mod market;
@@ -25,8 +26,6 @@ pub mod query;
 pub mod router;
 pub mod server;
 pub mod slashing;
-#[cfg(test)]
-mod stake_model;
 pub mod staking;
 pub mod store;
 #[doc(hidden)]

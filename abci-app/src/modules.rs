@@ -180,6 +180,7 @@ pub fn no_hook(_: &mut Context, _: &mut dyn StateWrite) -> Result<(), TxError> {
 pub const MODULES: &[Module] = &[
     crate::auth::MODULE,
     crate::bank::MODULE,
+    crate::feegrant::MODULE,
     crate::tiqe::MODULE,
     crate::market::MODULE,
     crate::mint::MODULE,

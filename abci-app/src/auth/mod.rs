@@ -3,10 +3,13 @@
 //! Invariant: every address that ever held a coin has an account, numbers are given once, and a sequence only rises:
 //! a signature over (chain id, account number, sequence) is good for one transaction.
 
+mod key;
 mod query;
 
 use polylink_protocol::Address;
 use polylink_protocol::cosmos::cosmos::auth::v1beta1 as proto;
+
+pub use key::PublicKey;
 
 use crate::bank::Pool;
 use crate::context::Context;
@@ -15,7 +18,7 @@ use crate::genesis::Genesis;
 use crate::modules::{Module, QueryRoute, no_hook};
 use crate::store::{KeyBuilder, StateRead, StateWrite};
 
-/// Accounts: `0x08 ‖ address (20)` → number u64 ‖ sequence u64 ‖ public key (0 or 33 bytes).
+/// Accounts: `0x08 ‖ address (20)` → number u64 ‖ sequence u64 ‖ public key (none, 33 bytes, or threshold u32 and keys).
 pub const ACCOUNT: u8 = 0x08;
 /// The next account number: `0x09` → u64.
 pub const NEXT_NUMBER: u8 = 0x09;
@@ -44,8 +47,8 @@ pub struct Account {
     pub number: u64,
     /// Of its next transaction.
     pub sequence: u64,
-    /// Compressed secp256k1, from its first transaction on.
-    pub public_key: Option<[u8; 33]>,
+    /// From its first transaction on.
+    pub public_key: Option<PublicKey>,
 }
 
 fn key(address: &Address) -> Vec<u8> {
@@ -60,7 +63,7 @@ fn decode(bytes: &[u8]) -> Account {
     Account {
         number: read_u64(&bytes[..8]),
         sequence: read_u64(&bytes[8..16]),
-        public_key: bytes[16..].try_into().ok(),
+        public_key: PublicKey::from_bytes(&bytes[16..]),
     }
 }
 
@@ -73,7 +76,7 @@ pub fn account(state: &dyn StateRead, address: &Address) -> Option<Account> {
 pub fn set_account(state: &mut dyn StateWrite, address: &Address, account: &Account) {
     let mut value = account.number.to_be_bytes().to_vec();
     value.extend_from_slice(&account.sequence.to_be_bytes());
-    value.extend_from_slice(account.public_key.as_ref().map_or(&[], |key| &key[..]));
+    value.extend(account.public_key.as_ref().map(PublicKey::to_bytes).unwrap_or_default());
     state.put(key(address), value);
 }
 

@@ -5,10 +5,9 @@ use polylink_protocol::cosmos::cosmos::auth::v1beta1::{
     BaseAccount, ModuleAccount, Params, QueryAccountRequest, QueryAccountResponse, QueryAccountsRequest,
     QueryAccountsResponse, QueryParamsRequest, QueryParamsResponse,
 };
-use polylink_protocol::cosmos::cosmos::crypto::secp256k1::PubKey;
 use polylink_protocol::{Address, tx::any};
 
-use super::{ACCOUNT, Account, account, decode};
+use super::{ACCOUNT, Account, PublicKey, account, decode};
 use crate::bank::Pool;
 use crate::error::QueryError;
 use crate::gas::COSTS;
@@ -19,7 +18,7 @@ use crate::{paging, tx};
 fn to_any(address: &Address, account: &Account) -> Any {
     let base = BaseAccount {
         address: address.account(),
-        pub_key: account.public_key.map(|key| any(&PubKey { key: key.to_vec() })),
+        pub_key: account.public_key.as_ref().map(PublicKey::to_any),
         account_number: account.number,
         sequence: account.sequence,
     };

@@ -1,8 +1,10 @@
-//! MsgSend.
+//! MsgSend and MsgMultiSend.
 
-use polylink_protocol::Address;
-use polylink_protocol::cosmos::cosmos::bank::v1beta1::{MsgSend, MsgSendResponse};
+use std::collections::BTreeMap;
+
+use polylink_protocol::cosmos::cosmos::bank::v1beta1::{MsgMultiSend, MsgMultiSendResponse, MsgSend, MsgSendResponse};
 use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
+use polylink_protocol::{Address, Amount};
 
 use super::{Pool, is_denom, transfer_coin};
 use crate::context::Context;
@@ -28,15 +30,29 @@ pub(crate) fn check_coins(coins: &[Coin]) -> Result<(), TxError> {
 }
 
 /// One coin: a denomination and a positive amount.
-fn check_coin(coin: &Coin) -> Result<polylink_protocol::Amount, TxError> {
+fn check_coin(coin: &Coin) -> Result<Amount, TxError> {
     if !is_denom(&coin.denom) {
         return Err(TxError::InvalidCoins(format!("`{}` is not a denomination", coin.denom.escape_debug())));
     }
-    let amount: polylink_protocol::Amount = coin.amount.parse()?;
+    let amount: Amount = coin.amount.parse()?;
     if amount.is_zero() {
         return Err(TxError::InvalidCoins(format!("0{}: the amount must be positive", coin.denom)));
     }
     Ok(amount)
+}
+
+/// Why the bank refuses, in its own codespace with the codes of `x/bank/types/errors.go`.
+fn refusal(code: u32, log: &str) -> TxError {
+    TxError::Module { codespace: "bank", code, log: log.into() }
+}
+
+/// Coins to an account that may have them: nobody sends to a module's.
+fn receiver(address: &str) -> Result<Address, TxError> {
+    let to: Address = address.parse()?;
+    if Pool::of_address(&to).is_some() {
+        return Err(TxError::Unauthorized(format!("{to} is not allowed to receive funds")));
+    }
+    Ok(to)
 }
 
 impl Handle for MsgSend {
@@ -53,14 +69,65 @@ impl Handle for MsgSend {
     }
 
     fn execute(&self, ctx: &mut Context, state: &mut dyn StateWrite) -> Result<MsgSendResponse, TxError> {
-        let (from, to): (Address, Address) = (self.from_address.parse()?, self.to_address.parse()?);
-        if Pool::of_address(&to).is_some() {
-            return Err(TxError::Unauthorized(format!("{to} is not allowed to receive funds")));
-        }
+        let (from, to) = (self.signer()?, receiver(&self.to_address)?);
         for coin in &self.amount {
             transfer_coin(ctx, state, &from, &to, &coin.denom, coin.amount.parse()?)?;
         }
         ctx.emit("message", &[("module", "bank".into())]);
         Ok(MsgSendResponse {})
+    }
+}
+
+/// The sum of lists of coins, by denomination.
+fn sum<'a>(lists: impl Iterator<Item = &'a Vec<Coin>>) -> Result<BTreeMap<&'a str, Amount>, TxError> {
+    let mut sums: BTreeMap<&str, Amount> = BTreeMap::new();
+    for coin in lists.flatten() {
+        let sum = sums.entry(coin.denom.as_str()).or_default();
+        let total = sum.checked_add(coin.amount.parse()?);
+        *sum = total.ok_or_else(|| TxError::InvalidCoins("more than an amount can hold".into()))?;
+    }
+    Ok(sums)
+}
+
+impl Handle for MsgMultiSend {
+    const AMINO_NAME: &'static str = "cosmos-sdk/MsgMultiSend";
+    type Response = MsgMultiSendResponse;
+
+    /// One sender: several have not been allowed since the SDK's 0.47.
+    fn signer(&self) -> Result<Address, TxError> {
+        match self.inputs.as_slice() {
+            [] => Err(refusal(2, "no inputs to send transaction")),
+            [input] => Ok(input.address.parse()?),
+            _ => Err(refusal(9, "multiple senders not allowed")),
+        }
+    }
+
+    fn check(&self) -> Result<(), TxError> {
+        if self.outputs.is_empty() {
+            return Err(refusal(3, "no outputs to send transaction"));
+        }
+        for input in &self.inputs {
+            check_coins(&input.coins)?;
+        }
+        for output in &self.outputs {
+            output.address.parse::<Address>()?;
+            check_coins(&output.coins)?;
+        }
+        if sum(self.inputs.iter().map(|input| &input.coins))? != sum(self.outputs.iter().map(|output| &output.coins))? {
+            return Err(refusal(4, "sum inputs != sum outputs"));
+        }
+        Ok(())
+    }
+
+    fn execute(&self, ctx: &mut Context, state: &mut dyn StateWrite) -> Result<MsgMultiSendResponse, TxError> {
+        let from = self.signer()?;
+        for output in &self.outputs {
+            let to = receiver(&output.address)?;
+            for coin in &output.coins {
+                transfer_coin(ctx, state, &from, &to, &coin.denom, coin.amount.parse()?)?;
+            }
+        }
+        ctx.emit("message", &[("module", "bank".into())]);
+        Ok(MsgMultiSendResponse {})
     }
 }

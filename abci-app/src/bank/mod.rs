@@ -37,8 +37,8 @@ pub const FLOWS: u8 = 0x12;
 /// The bank's tables.
 pub const MODULE: Module = Module {
     name: "bank",
-    messages: &[MessageRoute::of::<proto::MsgSend>()],
-    refused: &["/cosmos.bank.v1beta1.MsgMultiSend"],
+    messages: &[MessageRoute::of::<proto::MsgSend>(), MessageRoute::of::<proto::MsgMultiSend>()],
+    refused: &["/cosmos.bank.v1beta1.MsgSetSendEnabled", "/cosmos.bank.v1beta1.MsgUpdateParams"],
     queries: &[
         QueryRoute::of::<proto::QueryBalanceRequest>(),
         QueryRoute::of::<proto::QueryAllBalancesRequest>(),

@@ -103,3 +103,32 @@ fn denominations_follow_the_sdk() {
         assert_eq!(is_denom(denom), ok, "{denom}");
     }
 }
+
+#[test]
+fn one_sends_to_many_or_to_none_of_them() {
+    use polylink_protocol::cosmos::cosmos::bank::v1beta1::{Input, MsgMultiSend, Output};
+    let coins = |amount: u128| vec![Coin { denom: DENOM.into(), amount: amount.to_string() }];
+    let input = |amount| Input { address: address(1).account(), coins: coins(amount) };
+    let output = |n, amount| Output { address: address(n).account(), coins: coins(amount) };
+    let run = |inputs: Vec<Input>, outputs: Vec<Output>| {
+        let (base, message) = (state(), MsgMultiSend { inputs, outputs });
+        let mut layer = Overlay::new(&base as &dyn StateRead);
+        message.signer().and_then(|_| message.check()).and_then(|()| message.execute(&mut ctx(), &mut layer))?;
+        assert_eq!(check_conservation(&base, layer.changes()), Ok(()));
+        Ok([1, 2, 3].map(|n| balance(&layer, address(n)).0))
+    };
+    assert_eq!(run(vec![input(70)], vec![output(2, 30), output(3, 40)]), Ok([30, 30, 40]));
+    assert_eq!(run(vec![input(70)], vec![output(2, 30), output(2, 40)]), Ok([30, 70, 0]));
+    let code = |result: Result<[u128; 3], TxError>| {
+        let error = result.unwrap_err();
+        error.code()
+    };
+    assert_eq!(code(run(vec![], vec![output(2, 1)])), ("bank", 2));
+    assert_eq!(code(run(vec![input(1)], vec![])), ("bank", 3));
+    assert_eq!(code(run(vec![input(1)], vec![output(2, 2)])), ("bank", 4));
+    assert_eq!(code(run(vec![input(1), input(1)], vec![output(2, 2)])), ("bank", 9));
+    assert_eq!(code(run(vec![input(101)], vec![output(2, 101)])), ("sdk", 5));
+    assert_eq!(code(run(vec![input(0)], vec![output(2, 0)])), ("sdk", 10));
+    let pool = Output { address: Pool::Mint.address().account(), coins: coins(1) };
+    assert_eq!(code(run(vec![input(1)], vec![pool])), ("sdk", 4));
+}

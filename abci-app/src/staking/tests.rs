@@ -1,9 +1,11 @@
-//! Tests of staking on a running chain. Random sequences against a model are in `stake_model`.
+//! Tests of staking on a running chain. Random sequences against a model are in [`random`].
 
 use crate::bank::Pool;
 use crate::genesis::Genesis;
 use crate::testing::{GAS_LIMIT, TestChain, genesis, key};
 use crate::tx::ante::least_fee;
+mod random;
+
 use polylink_protocol::cosmos::Any;
 use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
 use polylink_protocol::cosmos::cosmos::crypto::ed25519::PubKey;

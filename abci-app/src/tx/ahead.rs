@@ -8,9 +8,9 @@
 use bytes::Bytes;
 use rayon::prelude::*;
 
-use super::ante::verify_cached;
+use super::ante::verify as verify_signer;
 use super::decode::{self, Signer, Tx};
-use crate::auth;
+use crate::auth::{self, PublicKey};
 use crate::error::TxError;
 use crate::store::StateRead;
 
@@ -22,15 +22,14 @@ pub fn decode(txs: &[Bytes]) -> Vec<Result<Tx, TxError>> {
 /// Verifies the signatures of what could be decoded, by keys and account numbers in `state`.
 pub fn verify(state: &dyn StateRead, chain_id: &str, txs: &[Result<Tx, TxError>]) {
     let signers = txs.iter().flatten().flat_map(|tx| tx.signers.iter().map(move |signer| (tx, signer)));
-    let jobs: Vec<(&Tx, &Signer, u64, [u8; 33])> = signers
+    let jobs: Vec<(&Tx, &Signer, u64, PublicKey)> = signers
         .filter_map(|(tx, signer)| {
             let account = auth::account(state, &signer.address)?;
-            Some((tx, signer, account.number, account.public_key.or(signer.public_key)?))
+            Some((tx, signer, account.number, account.public_key.or_else(|| signer.public_key.clone())?))
         })
         .collect();
     jobs.par_iter().for_each(|(tx, signer, number, key)| {
-        if let Ok(bytes) = tx.sign_bytes(signer, chain_id, *number) {
-            verify_cached(key, &bytes, &signer.signature);
-        }
+        // What it says is of no interest: a signature that verifies is remembered.
+        let _ = verify_signer(tx, signer, key, chain_id, *number);
     });
 }

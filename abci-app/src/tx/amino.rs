@@ -11,11 +11,12 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use polylink_protocol::Dec;
-use polylink_protocol::cosmos::Any;
 use polylink_protocol::cosmos::cosmos::tx::v1beta1::Fee;
+use polylink_protocol::cosmos::{Any, Timestamp};
 
-use super::schema::{self, AMINO_KEYS, Field, Kind};
+use super::schema::{self, AMINO_KEYS, AMINO_NESTED, Field, Kind};
 use super::wire::{self, Value};
+use crate::context::BlockTime;
 use crate::error::TxError;
 use crate::router;
 
@@ -134,8 +135,9 @@ impl SignDoc<'_> {
 }
 
 fn amino_name(full_name: &str) -> Option<&'static str> {
-    let key = AMINO_KEYS.iter().find(|(name, _)| *name == full_name).map(|(_, amino)| *amino);
-    key.or_else(|| router::message(&format!("/{full_name}")).map(|route| route.amino_name))
+    let mut nested = AMINO_KEYS.iter().chain(AMINO_NESTED);
+    let nested = nested.find(|(name, _)| *name == full_name).map(|(_, amino)| *amino);
+    nested.or_else(|| router::message(&format!("/{full_name}")).map(|route| route.amino_name))
 }
 
 /// An `Any` as `{"type", "value"}`.
@@ -160,7 +162,27 @@ fn packed(type_url: &str, value: &[u8]) -> Result<Json, TxError> {
     Ok(object([("type", text(name)), ("value", value)]))
 }
 
+/// Times are RFC 3339 in UTC with as many decimals as they need, lengths of time are nanoseconds.
+fn time_text(full_name: &str, bytes: &[u8]) -> Result<Option<Json>, TxError> {
+    if full_name != schema::TIMESTAMP && full_name != schema::DURATION {
+        return Ok(None);
+    }
+    // Both have the same two fields.
+    let time: Timestamp =
+        polylink_protocol::Message::decode(bytes).map_err(|error| TxError::Decode(format!("{full_name}: {error}")))?;
+    if full_name == schema::DURATION {
+        return Ok(Some(text(i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos))));
+    }
+    let whole = BlockTime { seconds: time.seconds, nanos: 0 }.rfc3339();
+    let decimals = format!(".{:09}", time.nanos.clamp(0, 999_999_999));
+    let decimals = decimals.trim_end_matches('0').trim_end_matches('.');
+    Ok(Some(text(format!("{}{decimals}Z", whole.trim_end_matches('Z')))))
+}
+
 fn message(full_name: &str, bytes: &[u8]) -> Result<Json, TxError> {
+    if let Some(json) = time_text(full_name, bytes)? {
+        return Ok(json);
+    }
     let schema = schema::of(full_name)
         .ok_or_else(|| TxError::NotSupported(format!("{full_name} has no amino JSON form: sign in direct mode")))?;
     let values = wire::fields(bytes)?;

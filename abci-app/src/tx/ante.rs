@@ -10,12 +10,13 @@ use polylink_protocol::keys::verify_secp256k1;
 use polylink_protocol::{Address, Amount, DENOM};
 use sha2::{Digest as _, Sha256};
 
-use super::decode::{Signer, Tx};
+use super::decode::{ModeAndBytes, Signature, Signer, Tx};
 use super::{GAS_MAX, Mode};
-use crate::auth::{self, Account};
+use crate::auth::{self, Account, PublicKey};
 use crate::bank::{Pool, balance, transfer};
 use crate::context::Context;
 use crate::error::TxError;
+use crate::feegrant;
 use crate::gas::COSTS;
 use crate::store::StateWrite;
 
@@ -28,11 +29,12 @@ pub fn run(ctx: &mut Context, state: &mut dyn StateWrite, tx: &Tx, mode: Mode) -
         return Err(TxError::TimeoutHeight { height: ctx.height, timeout: tx.timeout_height });
     }
     // A simulation has empty signatures where the transaction will have 64 bytes.
-    let unsigned = tx.signers.iter().filter(|signer| signer.signature.is_empty()).count();
+    let parts = tx.signers.iter().flat_map(|signer| signer.signature.parts());
+    let unsigned = parts.filter(|(_, bytes)| bytes.is_empty()).count();
     ctx.charge(COSTS.tx_byte * (tx.len + 64 * unsigned) as u64)?;
     pay_fee(ctx, state, tx, mode)?;
     for (index, signer) in tx.signers.iter().enumerate() {
-        ctx.charge(COSTS.signature)?;
+        ctx.charge(COSTS.signature * signer.signature.parts().len() as u64)?;
         authorize(ctx, state, tx, signer, mode)?;
         if index == 0 {
             // Later signers are events of their messages.
@@ -62,6 +64,14 @@ fn pay_fee(ctx: &mut Context, state: &mut dyn StateWrite, tx: &Tx, mode: Mode) -
             });
         }
     }
+    let payer = match tx.fee_granter() {
+        Some(granter) => {
+            let messages: Vec<&str> = tx.messages.iter().map(|message| message.type_url.as_str()).collect();
+            feegrant::pay(ctx, state, &granter, &payer, paid, &messages)?;
+            granter
+        }
+        None => payer,
+    };
     account_of(state, &payer)?;
     // A simulation comes without a fee. It moves a token one, so that the work of paying is in the gas it foretells.
     let token = mode == Mode::Simulate && paid.is_zero() && !balance(state, payer).is_zero();
@@ -84,15 +94,15 @@ fn authorize(
     mode: Mode,
 ) -> Result<(), TxError> {
     let mut account = account_of(state, &signer.address)?;
-    let key = match (account.public_key, signer.public_key) {
-        (Some(known), Some(given)) if known != given => {
+    let key = match (account.public_key, &signer.public_key) {
+        (Some(known), Some(given)) if known != *given => {
             return Err(TxError::InvalidPubkey(format!("not the key that {} has signed with before", signer.address)));
         }
         (Some(known), _) => Some(known),
-        (None, Some(given)) if Address::of_secp256k1(&given) != signer.address => {
+        (None, Some(given)) if given.address() != signer.address => {
             return Err(TxError::InvalidPubkey(format!("the key is not that of signer {}", signer.address)));
         }
-        (None, given) => given,
+        (None, given) => given.clone(),
     };
     if key.is_none() && mode != Mode::Simulate {
         return Err(TxError::InvalidPubkey(format!("{} has not signed before: its key must be given", signer.address)));
@@ -100,14 +110,14 @@ fn authorize(
     if signer.sequence != account.sequence {
         return Err(TxError::WrongSequence { expected: account.sequence, got: signer.sequence });
     }
-    if let (Some(key), true) = (key, mode != Mode::Simulate) {
-        let bytes = tx.sign_bytes(signer, &ctx.chain_id, account.number)?;
-        if !verify_cached(&key, &bytes, &signer.signature) {
-            return Err(TxError::Unauthorized(format!(
-                "signature verification failed; please verify account number ({}), sequence ({}) and chain-id ({})",
-                account.number, account.sequence, ctx.chain_id
-            )));
-        }
+    if let Some(key) = &key
+        && mode != Mode::Simulate
+        && !verify(tx, signer, key, &ctx.chain_id, account.number)?
+    {
+        return Err(TxError::Unauthorized(format!(
+            "signature verification failed; please verify account number ({}), sequence ({}) and chain-id ({})",
+            account.number, account.sequence, ctx.chain_id
+        )));
     }
     let sequence = account.sequence;
     account.public_key = key;
@@ -117,6 +127,36 @@ fn authorize(
     auth::set_account(state, &signer.address, &account);
     ctx.emit("tx", &[("acc_seq", format!("{}/{sequence}", signer.address))]);
     Ok(())
+}
+
+/// Whether a signer has signed with its key: with enough of them where it has several.
+pub(super) fn verify(
+    tx: &Tx,
+    signer: &Signer,
+    key: &PublicKey,
+    chain_id: &str,
+    account_number: u64,
+) -> Result<bool, TxError> {
+    let part = |key: &[u8; 33], (mode, signature): &ModeAndBytes| {
+        let bytes = tx.sign_bytes(signer, *mode, chain_id, account_number)?;
+        Ok::<bool, TxError>(verify_cached(key, &bytes, signature))
+    };
+    match (key, &signer.signature) {
+        (PublicKey::Single(key), Signature::Single(signature)) => part(key, signature),
+        (PublicKey::Multi { threshold, keys }, Signature::Multi { signed, parts }) => {
+            if signed.len() != keys.len() || parts.len() < *threshold as usize {
+                return Ok(false);
+            }
+            let signing = keys.iter().zip(signed).filter(|(_, signed)| **signed).map(|(key, _)| key);
+            for (key, signature) in signing.zip(parts) {
+                if !part(key, signature)? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
 }
 
 /// Digests of signatures that have verified: those of the mempool are seen again in their block. Two generations, so

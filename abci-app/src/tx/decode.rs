@@ -4,13 +4,15 @@
 //! the body has none but non-critical ones, and then may not be signed over amino JSON; every message is of a type that
 //! the ledger executes. What a signature covers are the received bytes of body and auth info, never a re-encoding.
 
-use polylink_protocol::cosmos::cosmos::tx::v1beta1::mode_info::Sum;
-use polylink_protocol::cosmos::cosmos::tx::v1beta1::{AuthInfo, Fee, SignDoc, TxBody, TxRaw};
+use polylink_protocol::cosmos::cosmos::crypto::multisig::v1beta1::MultiSignature;
+use polylink_protocol::cosmos::cosmos::tx::v1beta1::mode_info::{Multi, Sum};
+use polylink_protocol::cosmos::cosmos::tx::v1beta1::{AuthInfo, Fee, ModeInfo, SignDoc, TxBody, TxRaw};
 use polylink_protocol::digest::decode_canonical;
 use polylink_protocol::{Address, Message};
 
 use super::unknown::{self, Policy};
 use super::{MEMO_CHARACTERS_MAX, MESSAGES_MAX, SIGNATURES_MAX, TX_BYTES_MAX, amino};
+use crate::auth::PublicKey;
 use crate::error::TxError;
 use crate::modules::MessageRoute;
 use crate::router;
@@ -45,13 +47,38 @@ pub struct Signer {
     /// Whose it must be.
     pub address: Address,
     /// The key in the transaction; unset where the account's own is meant.
-    pub public_key: Option<[u8; 33]>,
-    /// How it signed.
-    pub mode: SignMode,
+    pub public_key: Option<PublicKey>,
     /// The sequence it signed.
     pub sequence: u64,
-    /// `r ‖ s`; empty in a simulation.
-    pub signature: Vec<u8>,
+    /// How it signed.
+    pub signature: Signature,
+}
+
+/// A signature as it came: `r ‖ s`, empty in a simulation.
+pub type ModeAndBytes = (SignMode, Vec<u8>);
+
+/// What a signer has signed with.
+#[derive(Clone, Debug)]
+pub enum Signature {
+    /// One key.
+    Single(ModeAndBytes),
+    /// Some of several keys.
+    Multi {
+        /// Which of them.
+        signed: Vec<bool>,
+        /// Their signatures, in the same order.
+        parts: Vec<ModeAndBytes>,
+    },
+}
+
+impl Signature {
+    /// The signatures in it.
+    pub fn parts(&self) -> &[ModeAndBytes] {
+        match self {
+            Signature::Single(part) => std::slice::from_ref(part),
+            Signature::Multi { parts, .. } => parts,
+        }
+    }
 }
 
 /// A decoded transaction. All that can be said against it without the state has been said.
@@ -101,7 +128,8 @@ fn decode_as(bytes: &[u8], simulated: bool) -> Result<Tx, TxError> {
     let messages = route(&body)?;
     let fee = check_fee(&auth_info, &messages)?;
     let signers = signers(&auth_info, raw.signatures, &messages, simulated)?;
-    let amino = signers.iter().any(|signer| signer.mode == SignMode::AminoJson);
+    let mut modes = signers.iter().flat_map(|signer| signer.signature.parts()).map(|(mode, _)| *mode);
+    let amino = modes.any(|mode| mode == SignMode::AminoJson);
     if amino && (non_critical || !body.non_critical_extension_options.is_empty()) {
         return Err(TxError::Decode(
             "amino JSON does not cover unknown fields or extension options: sign in direct mode".into(),
@@ -155,7 +183,7 @@ fn check_fee(auth_info: &AuthInfo, messages: &[RoutedMessage]) -> Result<Fee, Tx
         crate::bank::check_coins(&fee.amount)?;
     }
     if !fee.granter.is_empty() {
-        return Err(TxError::NotSupported("fee grants: leave `granter` empty".into()));
+        fee.granter.parse::<Address>()?;
     }
     if !fee.payer.is_empty() && fee.payer.parse::<Address>()? != messages[0].signer {
         return Err(TxError::NotSupported("another fee payer than the first signer".into()));
@@ -190,20 +218,60 @@ fn signers(
         )));
     }
     let infos = auth_info.signer_infos.iter().zip(signatures).zip(addresses);
+    let mut keys = 0;
     infos
         .map(|((info, signature), address)| {
-            let mode = match info.mode_info.as_ref().and_then(|mode| mode.sum.as_ref()) {
-                Some(Sum::Single(single)) => sign_mode(single.mode, simulated)?,
-                Some(Sum::Multi(_)) => {
-                    return Err(TxError::NotSupported("multi-signatures are not built yet".into()));
-                }
-                None if simulated => SignMode::Unspecified,
-                None => return Err(TxError::invalid("a signer info without a sign mode")),
+            let mode = info.mode_info.as_ref();
+            let signature = match mode.and_then(|mode| mode.sum.as_ref()) {
+                Some(Sum::Multi(multi)) => multi_signature(multi, &signature, simulated)?,
+                _ => Signature::Single((single_mode(mode, simulated)?, signature)),
             };
-            let public_key = info.public_key.as_ref().map(secp256k1_key).transpose()?;
-            Ok(Signer { address, public_key, mode, sequence: info.sequence, signature })
+            let public_key = info.public_key.as_ref().map(PublicKey::from_any).transpose()?;
+            keys += public_key.as_ref().map_or(1, PublicKey::len);
+            if keys > SIGNATURES_MAX {
+                return Err(TxError::TooManySignatures(format!("signatures: {keys}, limit: {SIGNATURES_MAX}")));
+            }
+            Ok(Signer { address, public_key, sequence: info.sequence, signature })
         })
         .collect()
+}
+
+fn single_mode(mode: Option<&ModeInfo>, simulated: bool) -> Result<SignMode, TxError> {
+    match mode.and_then(|mode| mode.sum.as_ref()) {
+        Some(Sum::Single(single)) => sign_mode(single.mode, simulated),
+        Some(Sum::Multi(_)) => Err(TxError::NotSupported("multi-signatures within others".into())),
+        None if simulated => Ok(SignMode::Unspecified),
+        None => Err(TxError::invalid("a signer info without a sign mode")),
+    }
+}
+
+/// The signatures of some of several keys: the bits say of which (`CompactBitArray`, the first key's bit is the highest).
+fn multi_signature(multi: &Multi, signature: &[u8], simulated: bool) -> Result<Signature, TxError> {
+    let bits = multi.bitarray.as_ref().ok_or_else(|| TxError::Unauthorized("a multi-signature without bits".into()))?;
+    let whole = bits.elems.len().saturating_mul(8);
+    let count = match bits.extra_bits_stored {
+        0 => whole,
+        extra => whole.saturating_sub(8) + extra.min(8) as usize,
+    };
+    if count > SIGNATURES_MAX {
+        return Err(TxError::TooManySignatures(format!("signatures: {count}, limit: {SIGNATURES_MAX}")));
+    }
+    let bit = |index: usize| bits.elems.get(index / 8).is_some_and(|byte| byte >> (7 - index % 8) & 1 == 1);
+    let signed: Vec<bool> = (0..count).map(bit).collect();
+    let signatures: MultiSignature = parse("MultiSignature", signature)?;
+    let expected = signed.iter().filter(|signed| **signed).count();
+    let given = signatures.signatures.len();
+    if multi.mode_infos.len() != expected || (given != expected && !(simulated && given == 0)) {
+        return Err(TxError::Unauthorized(format!(
+            "a multi-signature of {expected} keys with {} modes and {given} signatures",
+            multi.mode_infos.len()
+        )));
+    }
+    let signatures = signatures.signatures.into_iter().chain(std::iter::repeat(Vec::new()));
+    let parts = multi.mode_infos.iter().zip(signatures);
+    let parts: Result<Vec<ModeAndBytes>, TxError> =
+        parts.map(|(mode, bytes)| Ok((single_mode(Some(mode), simulated)?, bytes))).collect();
+    Ok(Signature::Multi { signed, parts: parts? })
 }
 
 fn sign_mode(mode: i32, simulated: bool) -> Result<SignMode, TxError> {
@@ -217,25 +285,16 @@ fn sign_mode(mode: i32, simulated: bool) -> Result<SignMode, TxError> {
     }
 }
 
-/// The 33 bytes of a compressed secp256k1 key in an `Any`. Other kinds are refused by name.
-fn secp256k1_key(any: &polylink_protocol::cosmos::Any) -> Result<[u8; 33], TxError> {
-    use polylink_protocol::cosmos::cosmos::crypto::secp256k1::PubKey;
-    if any.type_url == "/cosmos.crypto.multisig.LegacyAminoPubKey" {
-        return Err(TxError::NotSupported("multi-signature keys (LegacyAminoPubKey) are not built yet".into()));
-    }
-    if any.type_url != polylink_protocol::tx::SECP256K1_PUBKEY_URL {
-        let shown = any.type_url.escape_debug();
-        return Err(TxError::InvalidPubkey(format!("accounts have secp256k1 keys, not {shown}")));
-    }
-    let key: PubKey = parse("PubKey", &any.value)?;
-    <[u8; 33]>::try_from(key.key.as_slice())
-        .map_err(|_| TxError::InvalidPubkey(format!("a secp256k1 key has 33 bytes, not {}", key.key.len())))
-}
-
 impl Tx {
-    /// What signer `index` must have signed, for its account's number.
-    pub fn sign_bytes(&self, signer: &Signer, chain_id: &str, account_number: u64) -> Result<Vec<u8>, TxError> {
-        match signer.mode {
+    /// What a signer must have signed in this mode, for its account's number.
+    pub fn sign_bytes(
+        &self,
+        signer: &Signer,
+        mode: SignMode,
+        chain_id: &str,
+        account_number: u64,
+    ) -> Result<Vec<u8>, TxError> {
+        match mode {
             SignMode::AminoJson => amino::SignDoc {
                 chain_id,
                 account_number,
@@ -256,8 +315,13 @@ impl Tx {
         }
     }
 
-    /// Who pays the fee.
+    /// Who answers for the fee: the first signer.
     pub fn fee_payer(&self) -> Address {
         self.signers[0].address
+    }
+
+    /// Who pays it by a grant, if somebody else does.
+    pub fn fee_granter(&self) -> Option<Address> {
+        self.fee.granter.parse().ok().filter(|granter| *granter != self.fee_payer())
     }
 }

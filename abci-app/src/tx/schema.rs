@@ -65,6 +65,10 @@ const fn m(name: &'static str) -> Kind {
 }
 
 const COIN: Kind = m("cosmos.base.v1beta1.Coin");
+/// A point in time.
+pub const TIMESTAMP: &str = "google.protobuf.Timestamp";
+/// A length of time.
+pub const DURATION: &str = "google.protobuf.Duration";
 
 /// The Cosmos SDK's messages that the ledger decodes, with the options of their proto files.
 pub const COSMOS: &[(&str, &[Field])] = &[
@@ -123,9 +127,43 @@ pub const COSMOS: &[(&str, &[Field])] = &[
     ("cosmos.base.v1beta1.Coin", &[f(1, "denom", Kind::Text), keep(f(2, "amount", Kind::Text))]),
     ("cosmos.crypto.secp256k1.PubKey", &[f(1, "key", Kind::Bytes)]),
     ("cosmos.crypto.ed25519.PubKey", &[f(1, "key", Kind::Bytes)]),
+    ("cosmos.crypto.multisig.LegacyAminoPubKey", &[f(1, "threshold", Kind::Int), many(2, "public_keys", Kind::Any)]),
     (
         "cosmos.bank.v1beta1.MsgSend",
         &[f(1, "from_address", Kind::Text), f(2, "to_address", Kind::Text), keep(many(3, "amount", COIN))],
+    ),
+    (
+        "cosmos.bank.v1beta1.MsgMultiSend",
+        &[
+            keep(many(1, "inputs", m("cosmos.bank.v1beta1.Input"))),
+            keep(many(2, "outputs", m("cosmos.bank.v1beta1.Output"))),
+        ],
+    ),
+    ("cosmos.bank.v1beta1.Input", &[f(1, "address", Kind::Text), keep(many(2, "coins", COIN))]),
+    ("cosmos.bank.v1beta1.Output", &[f(1, "address", Kind::Text), keep(many(2, "coins", COIN))]),
+    // Amino JSON has texts for these two.
+    (TIMESTAMP, &[f(1, "seconds", Kind::Long), f(2, "nanos", Kind::Int)]),
+    (DURATION, &[f(1, "seconds", Kind::Long), f(2, "nanos", Kind::Int)]),
+    (
+        "cosmos.feegrant.v1beta1.MsgGrantAllowance",
+        &[f(1, "granter", Kind::Text), f(2, "grantee", Kind::Text), f(3, "allowance", Kind::Any)],
+    ),
+    ("cosmos.feegrant.v1beta1.MsgRevokeAllowance", &[f(1, "granter", Kind::Text), f(2, "grantee", Kind::Text)]),
+    ("cosmos.feegrant.v1beta1.MsgPruneAllowances", &[f(1, "pruner", Kind::Text)]),
+    ("cosmos.feegrant.v1beta1.BasicAllowance", &[keep(many(1, "spend_limit", COIN)), f(2, "expiration", m(TIMESTAMP))]),
+    (
+        "cosmos.feegrant.v1beta1.PeriodicAllowance",
+        &[
+            keep(f(1, "basic", m("cosmos.feegrant.v1beta1.BasicAllowance"))),
+            keep(f(2, "period", m(DURATION))),
+            keep(many(3, "period_spend_limit", COIN)),
+            keep(many(4, "period_can_spend", COIN)),
+            keep(f(5, "period_reset", m(TIMESTAMP))),
+        ],
+    ),
+    (
+        "cosmos.feegrant.v1beta1.AllowedMsgAllowance",
+        &[f(1, "allowance", Kind::Any), many(2, "allowed_messages", Kind::Text)],
     ),
     (
         "cosmos.staking.v1beta1.MsgCreateValidator",
@@ -211,6 +249,13 @@ pub const AMINO_KEYS: &[(&str, &str)] = &[
     ("cosmos.crypto.ed25519.PubKey", "tendermint/PubKeyEd25519"),
 ];
 
+/// Messages without a route that stand inside others as `Any` and are objects in amino JSON, with their amino names.
+pub const AMINO_NESTED: &[(&str, &str)] = &[
+    ("cosmos.feegrant.v1beta1.BasicAllowance", "cosmos-sdk/BasicAllowance"),
+    ("cosmos.feegrant.v1beta1.PeriodicAllowance", "cosmos-sdk/PeriodicAllowance"),
+    ("cosmos.feegrant.v1beta1.AllowedMsgAllowance", "cosmos-sdk/AllowedMsgAllowance"),
+];
+
 static SCHEMAS: LazyLock<BTreeMap<String, Vec<Field>>> = LazyLock::new(|| {
     let mut all: BTreeMap<String, Vec<Field>> =
         COSMOS.iter().map(|(name, fields)| ((*name).to_owned(), fields.to_vec())).collect();
@@ -280,17 +325,21 @@ mod tests {
     }
 
     fn check<M: Message + Default + prost::Name>() -> String {
-        let name = M::full_name();
-        let fields = of(&name).unwrap_or_else(|| panic!("{name} has no schema"));
+        check_named::<M>(&M::full_name())
+    }
+
+    fn check_named<M: Message + Default>(name: &str) -> String {
+        let fields = of(name).unwrap_or_else(|| panic!("{name} has no schema"));
         for number in 1..2_100 {
             assert_eq!(fields.iter().any(|field| field.number == number), knows::<M>(number), "{name}: field {number}");
         }
-        name
+        name.to_owned()
     }
 
     #[test]
     fn the_table_agrees_with_the_generated_types() {
         use sdk::distribution::v1beta1 as distribution;
+        use sdk::feegrant::v1beta1 as feegrant;
         use sdk::staking::v1beta1 as staking;
         use sdk::tx::v1beta1 as tx;
         let checked = [
@@ -306,7 +355,19 @@ mod tests {
             check::<sdk::base::v1beta1::Coin>(),
             check::<sdk::crypto::secp256k1::PubKey>(),
             check::<sdk::crypto::ed25519::PubKey>(),
+            check::<sdk::crypto::multisig::LegacyAminoPubKey>(),
             check::<sdk::bank::v1beta1::MsgSend>(),
+            check::<sdk::bank::v1beta1::MsgMultiSend>(),
+            check::<sdk::bank::v1beta1::Input>(),
+            check::<sdk::bank::v1beta1::Output>(),
+            check_named::<polylink_protocol::cosmos::Timestamp>(TIMESTAMP),
+            check_named::<polylink_protocol::cosmos::tendermint::google::protobuf::Duration>(DURATION),
+            check::<feegrant::MsgGrantAllowance>(),
+            check::<feegrant::MsgRevokeAllowance>(),
+            check::<feegrant::MsgPruneAllowances>(),
+            check::<feegrant::BasicAllowance>(),
+            check::<feegrant::PeriodicAllowance>(),
+            check::<feegrant::AllowedMsgAllowance>(),
             check::<staking::MsgCreateValidator>(),
             check::<staking::Description>(),
             check::<staking::CommissionRates>(),

@@ -2,6 +2,7 @@
 //! bytes that a hardware wallet signs.
 
 mod fuzz;
+mod multisig;
 
 use polylink_protocol::cosmos::Any;
 use polylink_protocol::cosmos::cosmos::bank::v1beta1::MsgSend;
@@ -145,7 +146,12 @@ fn refusals() -> Vec<(&'static str, Vec<u8>, u32, &'static str)> {
         ("unknown field of a coin", with(vec![unknown_in_coin]), 2, "Coin has no field 7"),
         ("no message", with(vec![]), 18, "0 messages"),
         ("too many messages", with(vec![send(1, 2, 5); super::MESSAGES_MAX + 1]), 18, "65 messages"),
-        ("message not built", with(vec![url("/cosmos.bank.v1beta1.MsgMultiSend")]), 6, "not built yet: /cosmos.bank"),
+        (
+            "message not built",
+            with(vec![url("/cosmos.bank.v1beta1.MsgUpdateParams")]),
+            6,
+            "not built yet: /cosmos.bank",
+        ),
         ("message of another module", with(vec![url("/cosmos.gov.v1.MsgVote")]), 6, "not built yet"),
         ("unknown message", with(vec![url("/foo.Bar")]), 6, "unknown message type /foo.Bar"),
         ("extension option", alter(&|p| p.body.extension_options = vec![url("/x.Y")]), 31, "/x.Y"),
@@ -153,7 +159,7 @@ fn refusals() -> Vec<(&'static str, Vec<u8>, u32, &'static str)> {
         ("no fee", alter(&|p| p.auth_info.fee = None), 18, "no fee"),
         ("fee below the minimum", alter(&|p| p.fee().amount = vec![coin(49_999)]), 13, "required: 50000uplk"),
         ("fee in another coin", alter(&|p| p.fee().amount[0].denom = "uatom".into()), 10, "uatom"),
-        ("fee granter", alter(&|p| p.fee().granter = key(2).address().account()), 37, "granter"),
+        ("a fee granter that is none", alter(&|p| p.fee().granter = "x".into()), 7, "bech32"),
         ("another fee payer", alter(&|p| p.fee().payer = key(2).address().account()), 37, "fee payer"),
         ("gas limit above the ledger's", alter(&|p| p.fee().gas_limit = super::GAS_MAX + 1), 18, "gas limit"),
         ("gas for less than the ante chain", alter(&|p| p.fee().gas_limit = 1_000), 11, "out of gas"),
@@ -166,7 +172,12 @@ fn refusals() -> Vec<(&'static str, Vec<u8>, u32, &'static str)> {
         ("no mode", alter(&|p| p.auth_info.signer_infos[0].mode_info = None), 18, "sign mode"),
         ("textual mode", alter(&|p| set_mode(p, 2)), 37, "sign mode 2"),
         ("unspecified mode", alter(&|p| set_mode(p, 0)), 37, "sign mode 0"),
-        ("multi-signature", alter(&|p| p.auth_info.signer_infos[0].public_key = Some(multisig.clone())), 37, "multi"),
+        (
+            "none of no keys",
+            alter(&|p| p.auth_info.signer_infos[0].public_key = Some(multisig.clone())),
+            8,
+            "cannot sign",
+        ),
         ("no key", alter(&|p| p.auth_info.signer_infos[0].public_key = None), 8, "not signed before"),
         ("another chain", signed(SignContext { chain_id: "other-1".into(), ..context(11, 0) }, 1), 4, "chain-id"),
         ("another account number", signed(context(12, 0), 1), 4, "account number (11)"),

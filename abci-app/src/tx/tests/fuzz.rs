@@ -44,13 +44,10 @@ fn run_all(state: &MemoryState, bytes: &[u8]) -> bool {
         assert_eq!(crate::bank::check_conservation(state, layer.changes()), Ok(()));
         outcome.result.is_ok()
     });
-    if let Ok(mut tx) = decode_simulated(bytes) {
-        for signer in &mut tx.signers {
-            signer.mode = SignMode::AminoJson;
-        }
-        for signer in tx.signers.clone() {
+    if let Ok(tx) = decode_simulated(bytes) {
+        for signer in &tx.signers {
             // A document or a refusal; never a panic.
-            let _ = tx.sign_bytes(&signer, CHAIN_ID, 0);
+            let _ = tx.sign_bytes(signer, SignMode::AminoJson, CHAIN_ID, 0);
         }
     }
     delivered[2]
