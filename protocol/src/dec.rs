@@ -219,7 +219,7 @@ mod tests {
         assert_eq!((dec(5).quo_round(Dec::ZERO), dec(5).quo_int(0), dec(5).quo_up(Dec::ZERO)), (None, None, None));
         let rounded = |atomics: u128| dec(atomics).round().unwrap().0;
         assert_eq!([SCALE / 2, SCALE / 2 + 1, SCALE * 3 / 2, SCALE * 5 / 2].map(rounded), [0, 1, 2, 2]);
-        assert_eq!((two_thirds.mul_int(3).unwrap().fraction(), three.fraction()), (dec(SCALE - 1), Dec::ZERO));
+        assert_eq!((two_thirds.mul_int(3).unwrap().fraction(), three.fraction()), (dec(SCALE - 2), Dec::ZERO));
         assert_eq!(Dec::from_amount(Amount(u128::MAX)).mul_int(u128::MAX), None);
         assert_eq!(two.saturating_sub(three), Dec::ZERO);
     }
