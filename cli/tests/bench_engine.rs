@@ -55,7 +55,8 @@ fn ours_and_a_peer_are_compared_in_rows_and_table() {
     assert!((0.01..1.0).contains(&number("engine.q8_0.peak_memory", Some("weights and KV"), "ratio")));
     assert_eq!(number("growth.q8_0.streams_1", Some("1 stream"), "ratio"), 1.0);
     assert!(number("growth.q8_0.streams_256", Some("1 stream"), "value") > 0.0);
-    assert!(number("growth.q8_0.step_at_128", None, "value") > 0.0);
+    // The difference of two loads: nothing, where another process took the second one's time.
+    assert!(number("growth.q8_0.step_at_128", None, "value") >= 0.0);
     assert_eq!(number("llama.cpp.present", None, "value"), 0.0);
     let table = text(&output.stdout);
     assert!(table.contains("| q8_0.decode, tokens/s |") && table.contains("absent: llama.cpp: there is no"), "{table}");
