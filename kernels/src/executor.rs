@@ -10,7 +10,7 @@ use crate::memory::Aligned;
 use crate::operations::{Batch, Operations, Poisoned, Reserve, RopeTable, SketchRow, finish};
 use crate::plan::{self, Layout, Place, WeightKind};
 use crate::program::{BufferId, Op, Program, RowKind};
-use crate::sampler::{NO_TOKEN, SampleContext, SampleJob, SampleScratch, SlotHistory};
+use crate::sampler::{NO_TOKEN, NOT_FINITE, SampleContext, SampleJob, SampleScratch, SlotHistory};
 use crate::step::{ForwardStep, SKETCH_VALUES, SampleStep, Sampled, Step, StepOutput};
 use crate::{step_check, weights};
 use polylink_protocol::noise::NoiseKey;
@@ -43,6 +43,8 @@ enum Pending {
 
 struct Built {
     program: Program,
+    /// Per operation: a gated product whose output is the input of the product that follows, and of nothing else.
+    joined: Vec<bool>,
     limits: Limits,
     layout: Layout,
     collective: Box<dyn Collective>,
@@ -130,12 +132,6 @@ impl<O: Operations> Executor<O> {
         let vocabulary = program.vocabulary;
         step_check::sample(step, limits, vocabulary, rows, slots)?;
         let logits = &arena[place(layout, program.logits, rows)];
-        if let Some(job) = slots.jobs.iter().find(|job| {
-            let logits = &logits[job.row.row as usize * vocabulary..][..vocabulary];
-            !logits.iter().all(|logit| logit.is_finite())
-        }) {
-            return Err(BackendError::NotFinite { row: job.row.row as usize });
-        }
         samples.clear();
         samples.resize(slots.jobs.len(), Sampled::default());
         let context = SampleContext {
@@ -146,6 +142,9 @@ impl<O: Operations> Executor<O> {
             histories: &slots.histories,
         };
         self.operations.sample(&slots.jobs, logits, &context, &mut slots.scratch, samples)?;
+        if let Some(index) = samples.iter().position(|sampled| sampled.token.token == NOT_FINITE) {
+            return Err(BackendError::NotFinite { row: slots.jobs[index].row.row as usize });
+        }
         if let Some(index) = samples.iter().position(|sampled| sampled.token.token == NO_TOKEN) {
             let reason = format!("every token of sample row {index} is masked: the grammar has no way on");
             return Err(BackendError::Step(reason));
@@ -187,6 +186,21 @@ fn pair(arena: &mut [f32], input: std::ops::Range<usize>, output: std::ops::Rang
     }
 }
 
+/// Whether operation `index` is a `GatedMul` that only the `Gemm` after it reads: both are then computed together.
+fn joined(program: &Program, index: usize) -> bool {
+    let Op::GatedMul { output, .. } = program.ops[index] else { return false };
+    let gates = |op: &Op| matches!(op, Op::GatedMul { output: other, .. } if *other == output);
+    let multiplies = |op: &Op| {
+        let other = |residual| residual != Some(output);
+        matches!(op, Op::Gemm { input, epilogue, .. } if *input == output && other(epilogue.residual))
+    };
+    let follows = |place: usize| place > 0 && gates(&program.ops[place - 1]) && multiplies(&program.ops[place]);
+    let readers = program.ops.iter().enumerate().filter(|(_, op)| op.reads(output));
+    program.logits != output
+        && program.ops.get(index + 1).is_some_and(multiplies)
+        && readers.map(|(place, _)| place).all(follows)
+}
+
 fn vector<M>(weights: &[Weight<M>], id: WeightId) -> &[f32] {
     match &weights[id.0 as usize] {
         Weight::Vector(values) => values,
@@ -208,8 +222,9 @@ fn run_op<O: Operations>(
     index: usize,
     step: &ForwardStep<'_>,
 ) -> Result<(), BackendError> {
-    let Built { program, layout, arena, exchange, cache, ropes, lengths, rows, collective, sketches, experts, .. } =
+    let Built { program, joined, layout, arena, exchange, cache, ropes, lengths, rows, collective, sketches, .. } =
         built;
+    let experts = &mut built.experts;
     let at = |buffer: BufferId| place(layout, buffer, rows);
     let (positions, sequence_of) = (&rows.positions[..], &rows.sequence_of[..]);
     let batch = Batch { sequences: step.sequences, block_tables: step.block_tables, sequence_of, positions };
@@ -229,6 +244,18 @@ fn run_op<O: Operations>(
         Op::Gemm { weight, input, output, epilogue } => {
             bring_residual(arena, epilogue.residual, *output, &at);
             let bias = epilogue.bias.map(|bias| vector(weights, bias));
+            if let Some(Op::GatedMul { activation, input: gated, .. }) = index.checked_sub(1).map(|i| &program.ops[i])
+                && joined[index - 1]
+            {
+                let places = [at(*gated), at(*input), at(*output)];
+                let Ok([gated, between, output]) = arena.get_disjoint_mut(places) else {
+                    unreachable!("the program was checked: buffers lie apart");
+                };
+                let matrix = matrix(weights, *weight);
+                let residual = epilogue.residual.is_some();
+                operations.gated_gemm(*activation, matrix, gated, between, output, bias, residual)?;
+                return Ok(());
+            }
             let (input, output) = pair(arena, at(*input), at(*output));
             operations.gemm(matrix(weights, *weight), input, output, bias, epilogue.residual.is_some())?;
         }
@@ -240,6 +267,7 @@ fn run_op<O: Operations>(
             let (qkv, output) = pair(arena, at(*qkv), at(*output));
             operations.attention(attention, &batch, &program.kv, *layer, cache, qkv, output)?;
         }
+        Op::GatedMul { .. } if joined[index] => {}
         Op::GatedMul { activation, input, output } => {
             let width = layout.places[output.0 as usize].width;
             let (input, output) = pair(arena, at(*input), at(*output));
@@ -381,6 +409,7 @@ impl<O: Operations> Backend for Executor<O> {
             samples: Vec::with_capacity(limits.wanted_rows),
             next_ticket: 0,
             pending: Pending::Nothing,
+            joined: (0..program.ops.len()).map(|index| joined(&program, index)).collect(),
             program,
             limits,
         });

@@ -77,8 +77,7 @@ impl ExpertState {
                 to.copy_from_slice(&input[place as usize / spec.top_k * hidden..][..hidden]);
             }
             operations.gemm(gate_up, gathered, gate_and_up, None, false)?;
-            operations.gated_mul(spec.activation, gate_and_up, gated, mlp)?;
-            operations.gemm(down, gated, product, None, false)?;
+            operations.gated_gemm(spec.activation, down, gate_and_up, gated, product, None, false)?;
             for (product, &place) in product.chunks_exact(hidden).zip(members.iter()) {
                 let (place, weight) = (place as usize, weights[place as usize]);
                 let plane = if spec.planes() == 1 { place / spec.top_k } else { place };

@@ -181,6 +181,24 @@ pub(crate) trait Operations: Send {
         width: usize,
     ) -> Result<(), Poisoned>;
 
+    /// [`Operations::gated_mul`] of `input`, then [`Operations::gemm`] of that; `between: [rows][inputs]` has space for
+    /// it, and nobody reads afterwards what is there.
+    #[allow(clippy::too_many_arguments)]
+    fn gated_gemm(
+        &mut self,
+        activation: Activation,
+        matrix: &Self::Matrix,
+        input: &[f32],
+        between: &mut [f32],
+        output: &mut [f32],
+        bias: Option<&[f32]>,
+        residual: bool,
+    ) -> Result<(), Poisoned> {
+        let width = self.shape(matrix).inputs;
+        self.gated_mul(activation, input, between, width)?;
+        self.gemm(matrix, between, output, bias, residual)
+    }
+
     /// `cap × tanh(value ÷ cap)` of every value, in place.
     fn soft_cap(&mut self, values: &mut [f32], cap: f32) -> Result<(), Poisoned>;
 

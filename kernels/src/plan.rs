@@ -7,7 +7,7 @@ use crate::experts::ExpertState;
 use crate::program::{AttentionSpec, BufferId, Epilogue, ExpertWeights, ExpertsSpec, Op, Program, RowKind};
 use crate::weights::MatrixShape;
 
-/// Largest head dimension: an attention head's sums live on the stack.
+/// Largest head dimension: each worker has space for the sums of so many.
 pub(crate) const HEAD_DIM_MAX: usize = 512;
 
 /// What the plan needs to know of a weight.

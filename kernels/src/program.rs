@@ -257,6 +257,24 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// Whether it reads what this buffer held before.
+    pub(crate) fn reads(&self, buffer: BufferId) -> bool {
+        match self {
+            Op::Embed { .. } => false,
+            Op::RmsNorm { input, residual, .. } => *input == buffer || *residual == Some(buffer),
+            Op::HeadNorm { qkv, .. } | Op::RopeAppend { qkv, .. } | Op::Attention { qkv, .. } => *qkv == buffer,
+            Op::Gemm { input, epilogue, .. } | Op::AllReduce { input, epilogue, .. } => {
+                *input == buffer || epilogue.residual == Some(buffer)
+            }
+            Op::GatedMul { input, .. } | Op::GatherRows { input, .. } | Op::Sketch { input } => *input == buffer,
+            Op::AllGather { input, .. } => *input == buffer,
+            Op::Experts { input, router, .. } => *input == buffer || *router == buffer,
+            Op::SoftCap { buffer: own, .. } => *own == buffer,
+        }
+    }
+}
+
 /// Inverse frequencies of a RoPE table; the table itself is computed at build for `Limits::positions`:
 /// angle = position × frequency in f32, sine and cosine of that angle in f64 ([`polylink_protocol::exact_math`]), each
 /// rounded to f32 and multiplied by `scale`.

@@ -19,6 +19,9 @@ pub(crate) const WEIGHT_ONE: f32 = (1u64 << 40) as f32;
 /// Stands for "every token is masked"; the executor turns it into an error.
 pub(crate) const NO_TOKEN: u32 = u32::MAX;
 
+/// Stands for "a logit is not finite"; the executor turns it into an error.
+pub(crate) const NOT_FINITE: u32 = u32::MAX - 1;
+
 /// What is sampled for one row, resolved against the step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SampleJob {
@@ -378,6 +381,13 @@ fn sample_with(
     scratch: &mut SampleScratch,
     math: &dyn Math,
 ) -> Option<u32> {
+    let DrawInputs { params, logit_bias, suppressed, mask, .. } = inputs;
+    if params.temperature <= 0.0
+        && !params.has_penalties()
+        && [logit_bias.len(), suppressed.len(), mask.len()] == [0; 3]
+    {
+        return largest(logits);
+    }
     let (kind, likeliest) = candidates(logits, inputs, scratch, math)?;
     if inputs.params.temperature <= 0.0 {
         return Some(likeliest);
@@ -414,6 +424,13 @@ pub(crate) fn fold_lanes(lanes: &mut [f32; 64]) -> f32 {
     lanes[0]
 }
 
+/// Whether all are finite: asked of runs at once, without a branch each.
+fn all_finite(logits: &[f32]) -> bool {
+    let exponent = f32::INFINITY.to_bits();
+    let infinite = |any, logit: &f32| any | (logit.to_bits() & exponent == exponent);
+    logits.chunks(1024).all(|run| !run.iter().fold(false, infinite))
+}
+
 /// Draws one row's token and its logprobs. The caller has checked every span and token.
 pub(crate) fn run(
     job: &SampleJob,
@@ -435,6 +452,10 @@ pub(crate) fn run(
         mask: row.mask.of(context.masks).unwrap_or_default(),
     };
     let logits = &logits[row.row as usize * context.vocabulary..][..context.vocabulary];
+    if !all_finite(logits) {
+        output.token = TokenLogprob { token: NOT_FINITE, logprob: f32::NEG_INFINITY };
+        return;
+    }
     let (max, log_sum) = math.log_sum_exp(logits);
     let logprob = |token: u32| TokenLogprob { token, logprob: (logits[token as usize] - max) - log_sum };
     output.token = match sample_with(logits, &inputs, job.position, scratch, math) {

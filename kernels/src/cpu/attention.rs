@@ -47,6 +47,27 @@ struct Seen {
 /// Queries that share the loads of keys and values.
 const SHARED: usize = 4;
 
+/// Memory of one worker: of the queries that are computed together, the tile's scores and then weights, its weighted
+/// values, and the outputs of all tiles so far.
+pub(crate) struct Scratch {
+    weights: [[f32; ATTENTION_TILE]; SHARED],
+    sums: [[f32; HEAD_DIM_MAX]; SHARED],
+    outputs: [[f32; HEAD_DIM_MAX]; SHARED],
+}
+
+impl Scratch {
+    pub fn new() -> Self {
+        let of_heads = [[0.0; HEAD_DIM_MAX]; SHARED];
+        Self { weights: [[0.0; ATTENTION_TILE]; SHARED], sums: of_heads, outputs: of_heads }
+    }
+}
+
+/// The first Q of the arrays of a scratch.
+#[inline(always)]
+fn some<const Q: usize, const N: usize>(of: &mut [[f32; N]; SHARED]) -> &mut [[f32; N]; Q] {
+    of.first_chunk_mut().expect("no more queries than share their loads")
+}
+
 impl Queries<'_> {
     /// Keys (`part` 0) or values (1) of the block that holds `position`: their scales, if they have some, and their
     /// `16 × head_dim` numbers.
@@ -71,7 +92,8 @@ impl Queries<'_> {
         (&self.qkv[row * self.stride + self.first + head * dim..][..dim], Seen { from, to })
     }
 
-    /// Scores of Q queries with B blocks from `position` on (a multiple of 16).
+    /// Scores of Q queries with B blocks from `position` on (a multiple of 16). `ahead`: keys and values of the positions
+    /// from the first to the second are read for the first time: those that come next are asked for.
     ///
     /// # Safety
     /// The machine has `L`.
@@ -81,16 +103,29 @@ impl Queries<'_> {
         queries: &[&[f32]; Q],
         position: usize,
         (scores, at): (&mut [[f32; ATTENTION_TILE]; Q], usize),
+        ahead: Option<(usize, usize)>,
     ) {
         let mut keys: [(&[f32], &[E]); B] = [(&[], &[]); B];
         for b in 0..B {
             keys[b] = self.block(0, position + b * BLOCK_TOKENS);
+        }
+        let mut next: [&[E]; B] = [&[]; B];
+        if let Some((first, end)) = ahead {
+            for b in 0..B {
+                let (keys, values) = (position + (B + b) * BLOCK_TOKENS, first + b * BLOCK_TOKENS);
+                next[b] = if keys < end { self.block(0, keys).1 } else { self.block(1, values.min(end - 1)).1 };
+            }
         }
         assert!(at + B * BLOCK_TOKENS <= ATTENTION_TILE, "a tile is a whole number of blocks");
         // SAFETY: a block holds head_dim × 16 keys, a query head_dim values, a row of `scores` the tile.
         unsafe {
             let mut sums = [[L::zero(); B]; Q];
             for d in 0..self.kv.head_dim {
+                if ahead.is_some() {
+                    for b in 0..B {
+                        L::prefetch(next[b].as_ptr().wrapping_add(d * WIDTH).cast());
+                    }
+                }
                 for q in 0..Q {
                     let x = L::splat(*queries[q].as_ptr().add(d));
                     for b in 0..B {
@@ -111,17 +146,17 @@ impl Queries<'_> {
     }
 
     /// `Σ p × value` over what each query sees of a tile, for C × 16 dimensions from `dimension` on. Positions that all see
-    /// are read once for all; those before and after them once per query, so that each has its ascending order.
+    /// are read once for all; those before and after them once per query, so that each has its ascending order. `cold`:
+    /// they are read for the first time.
     ///
     /// # Safety
     /// The machine has `L`.
     #[inline(always)]
     unsafe fn values<L: Lanes, E: Element, const Q: usize, const C: usize>(
         &self,
-        tile: usize,
+        (tile, dimension, cold): (usize, usize, bool),
         seen: &[Seen; Q],
         weights: &[[f32; ATTENTION_TILE]; Q],
-        dimension: usize,
         sums: &mut [[f32; HEAD_DIM_MAX]; Q],
     ) {
         let (mut start, mut end) = (seen[0].from, seen[0].to);
@@ -144,8 +179,15 @@ impl Queries<'_> {
             while position < end {
                 let (_, block) = self.block::<E>(1, position);
                 let last = end.min(position / BLOCK_TOKENS * BLOCK_TOKENS + BLOCK_TOKENS);
+                let next = if cold && last < end { Some(self.block::<E>(1, last).1.as_ptr()) } else { None };
                 while position < last {
-                    let row = block.as_ptr().add(position % BLOCK_TOKENS * dim + dimension);
+                    let at = position % BLOCK_TOKENS * dim + dimension;
+                    let row = block.as_ptr().add(at);
+                    if let Some(next) = next {
+                        for c in 0..C {
+                            L::prefetch(next.wrapping_add(at + c * WIDTH).cast());
+                        }
+                    }
                     let mut v = [L::zero(); C];
                     for c in 0..C {
                         v[c] = E::load::<L>(row.add(c * WIDTH));
@@ -199,30 +241,30 @@ impl Queries<'_> {
     #[inline(always)]
     unsafe fn tile<L: Lanes, E: Element, const Q: usize>(
         &self,
-        tile: usize,
+        (tile, cold): (usize, bool),
         queries: &[&[f32]; Q],
         seen: &[Seen; Q],
+        weights: &mut [[f32; ATTENTION_TILE]; Q],
         sums: &mut [[f32; HEAD_DIM_MAX]; Q],
     ) -> [(f32, f32); Q] {
         let (mut from, mut to) = (seen[0].from, seen[0].to);
         for q in 1..Q {
             (from, to) = (from.min(seen[q].from), to.max(seen[q].to));
         }
-        let mut weights = [[0f32; ATTENTION_TILE]; Q];
         let mut position = from / BLOCK_TOKENS * BLOCK_TOKENS;
+        let ahead = cold.then_some((position, to));
         while position < to {
             let left = (to - position).div_ceil(BLOCK_TOKENS);
-            let scores = (&mut weights, position - tile);
+            let scores = (&mut *weights, position - tile);
             // SAFETY: as the caller's; `left` blocks hold positions that are seen.
-            unsafe {
-                if left >= 4 {
-                    self.scores::<L, E, Q, 4>(queries, position, scores);
-                    position += 4 * BLOCK_TOKENS;
-                } else {
-                    self.scores::<L, E, Q, 1>(queries, position, scores);
-                    position += BLOCK_TOKENS;
+            let blocks = unsafe {
+                match left {
+                    4.. => (self.scores::<L, E, Q, 4>(queries, position, scores, ahead), 4).1,
+                    2.. => (self.scores::<L, E, Q, 2>(queries, position, scores, ahead), 2).1,
+                    _ => (self.scores::<L, E, Q, 1>(queries, position, scores, ahead), 1).1,
                 }
-            }
+            };
+            position += blocks * BLOCK_TOKENS;
         }
         let mut ends = [(0f32, 0f32); Q];
         for q in 0..Q {
@@ -243,15 +285,16 @@ impl Queries<'_> {
         let mut dimension = 0;
         while dimension < self.kv.head_dim {
             let left = (self.kv.head_dim - dimension) / WIDTH;
+            let at = (tile, dimension, cold);
             // SAFETY: as the caller's; `left` vectors of dimensions are left.
-            unsafe {
-                match left {
-                    4.. => self.values::<L, E, Q, 4>(tile, seen, &weights, dimension, sums),
-                    2.. => self.values::<L, E, Q, 2>(tile, seen, &weights, dimension, sums),
-                    _ => self.values::<L, E, Q, 1>(tile, seen, &weights, dimension, sums),
-                }
-            }
-            dimension += WIDTH * if left >= 4 { 4 } else { left.min(2) };
+            dimension += WIDTH
+                * unsafe {
+                    match left {
+                        4.. => (self.values::<L, E, Q, 4>(at, seen, weights, sums), 4).1,
+                        2.. => (self.values::<L, E, Q, 2>(at, seen, weights, sums), 2).1,
+                        _ => (self.values::<L, E, Q, 1>(at, seen, weights, sums), 1).1,
+                    }
+                };
         }
         ends
     }
@@ -264,6 +307,7 @@ impl Queries<'_> {
     unsafe fn attend<L: Lanes, E: Element, const Q: usize>(
         &self,
         first: usize,
+        scratch: &mut Scratch,
         output: &mut impl FnMut(usize) -> *mut f32,
     ) {
         let dim = self.kv.head_dim;
@@ -274,9 +318,10 @@ impl Queries<'_> {
         }
         // Rows ascend: the first query begins and ends first.
         let (from, to) = (seen[0].from, seen[Q - 1].to);
-        let mut sums = [[0f32; HEAD_DIM_MAX]; Q];
         let mut folds = [Fold::default(); Q];
-        let mut outputs = [[0f32; HEAD_DIM_MAX]; Q];
+        // Whoever comes first reads the keys of a row that is alone; the others find them in the cache.
+        let cold = self.rows == 1 && first == 0;
+        let outputs = some::<Q, _>(&mut scratch.outputs);
         let mut tile = from / ATTENTION_TILE * ATTENTION_TILE;
         while tile < to {
             let mut parts = seen;
@@ -287,17 +332,23 @@ impl Queries<'_> {
             }
             if all {
                 // SAFETY: as the caller's.
-                let ends = unsafe { self.tile::<L, E, Q>(tile, &queries, &parts, &mut sums) };
+                let ends = unsafe {
+                    let (weights, sums) = (some::<Q, _>(&mut scratch.weights), some::<Q, _>(&mut scratch.sums));
+                    self.tile::<L, E, Q>((tile, cold), &queries, &parts, weights, sums)
+                };
+                let sums = &scratch.sums;
                 for q in 0..Q {
                     folds[q].add(ends[q], &sums[q][..dim], &mut outputs[q][..dim]);
                 }
             } else {
                 for q in 0..Q {
                     if parts[q].from < parts[q].to {
-                        let mut alone = [[0f32; HEAD_DIM_MAX]];
                         // SAFETY: as the caller's.
-                        let ends = unsafe { self.tile::<L, E, 1>(tile, &[queries[q]], &[parts[q]], &mut alone) };
-                        folds[q].add(ends[0], &alone[0][..dim], &mut outputs[q][..dim]);
+                        let ends = unsafe {
+                            let (weights, sums) = (some::<1, _>(&mut scratch.weights), some::<1, _>(&mut scratch.sums));
+                            self.tile::<L, E, 1>((tile, cold), &[queries[q]], &[parts[q]], weights, sums)
+                        };
+                        folds[q].add(ends[0], &scratch.sums[0][..dim], &mut outputs[q][..dim]);
                     }
                 }
             }
@@ -385,12 +436,18 @@ impl Fold {
 }
 
 #[inline(always)]
-unsafe fn attend_body<L: Lanes>(queries: &Queries<'_>, output: &SharedSlice<'_, f32>, offset: usize, stride: usize) {
+unsafe fn attend_body<L: Lanes>(
+    queries: &Queries<'_>,
+    scratch: &mut Scratch,
+    output: &SharedSlice<'_, f32>,
+    offset: usize,
+    stride: usize,
+) {
     // SAFETY: as the caller's.
     unsafe {
         match queries.kv.dtype {
-            KvDtype::F32 => attend_all::<L, f32>(queries, output, offset, stride),
-            KvDtype::Int8 => attend_all::<L, i8>(queries, output, offset, stride),
+            KvDtype::F32 => attend_all::<L, f32>(queries, scratch, output, offset, stride),
+            KvDtype::Int8 => attend_all::<L, i8>(queries, scratch, output, offset, stride),
         }
     }
 }
@@ -398,6 +455,7 @@ unsafe fn attend_body<L: Lanes>(queries: &Queries<'_>, output: &SharedSlice<'_, 
 #[inline(always)]
 unsafe fn attend_all<L: Lanes, E: Element>(
     queries: &Queries<'_>,
+    scratch: &mut Scratch,
     output: &SharedSlice<'_, f32>,
     offset: usize,
     stride: usize,
@@ -414,9 +472,9 @@ unsafe fn attend_all<L: Lanes, E: Element>(
         // SAFETY: as the caller's.
         unsafe {
             first += match count - first {
-                SHARED.. => (queries.attend::<L, E, SHARED>(first, &mut to), SHARED).1,
-                2.. => (queries.attend::<L, E, 2>(first, &mut to), 2).1,
-                _ => (queries.attend::<L, E, 1>(first, &mut to), 1).1,
+                SHARED.. => (queries.attend::<L, E, SHARED>(first, scratch, &mut to), SHARED).1,
+                2.. => (queries.attend::<L, E, 2>(first, scratch, &mut to), 2).1,
+                _ => (queries.attend::<L, E, 1>(first, scratch, &mut to), 1).1,
             };
         }
     }
@@ -430,6 +488,7 @@ multiversioned! {
     /// The machine has `set`; no other worker writes these rows' heads.
     pub(crate) unsafe fn attend(
         queries: &Queries<'_>,
+        scratch: &mut Scratch,
         output: &SharedSlice<'_, f32>,
         offset: usize,
         stride: usize,

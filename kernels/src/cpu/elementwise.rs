@@ -102,6 +102,40 @@ multiversioned! {
 }
 
 #[inline(always)]
+unsafe fn rope_body<L: Lanes>(heads: &mut [f32], dim: usize, sine: &[f32], cosine: &[f32]) {
+    let pairs = sine.len();
+    assert!(cosine.len() == pairs && 2 * pairs <= dim, "pairs lie within a head");
+    for head in heads.chunks_exact_mut(dim) {
+        let (low, high) = head[..2 * pairs].split_at_mut(pairs);
+        let mut i = 0;
+        while i < pairs / WIDTH * WIDTH {
+            // SAFETY: all four hold `pairs` values; the machine has `L`.
+            unsafe {
+                let (sine, cosine) = (L::load(sine.as_ptr().add(i)), L::load(cosine.as_ptr().add(i)));
+                let (x, y) = (L::load(low.as_ptr().add(i)), L::load(high.as_ptr().add(i)));
+                L::store(low.as_mut_ptr().add(i), L::sub(L::mul(x, cosine), L::mul(y, sine)));
+                L::store(high.as_mut_ptr().add(i), L::add(L::mul(y, cosine), L::mul(x, sine)));
+            }
+            i += WIDTH;
+        }
+        while i < pairs {
+            let (x, y) = (low[i], high[i]);
+            low[i] = x * cosine[i] - y * sine[i];
+            high[i] = y * cosine[i] + x * sine[i];
+            i += 1;
+        }
+    }
+}
+
+multiversioned! {
+    /// Turns the pairs of adjacent heads of one row.
+    ///
+    /// # Safety
+    /// The machine has `set`.
+    pub(crate) unsafe fn rope(heads: &mut [f32], dim: usize, sine: &[f32], cosine: &[f32]) = rope_body
+}
+
+#[inline(always)]
 unsafe fn silu_mul_body<L: Lanes>(gate: &[f32], up: &[f32], output: &mut [f32]) {
     let width = output.len();
     assert!(gate.len() == width && up.len() == width, "gate, up and output are of one width");

@@ -303,7 +303,9 @@ unsafe fn block<L: BitLanes, const BITS: u8, const R: usize, const S: usize>(
                     }
                 }
             }
-            product.end_range::<L, R, S>(row, strip, (index, to == shape.inputs), &sums, &mut totals);
+            let mut ended = sums;
+            let kept = [ended.as_mut_ptr().cast(), totals.as_mut_ptr().cast()];
+            product.end_range::<L>((row, strip), (R, S), (index, to == shape.inputs), kept);
         }
     }
 }

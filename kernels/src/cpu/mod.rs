@@ -16,6 +16,8 @@ pub(crate) mod lanes;
 pub(crate) mod packed;
 pub(crate) mod pool;
 mod prepare;
+mod products;
+mod register_blocks;
 mod tiles;
 pub(crate) mod vector_math;
 
@@ -25,16 +27,15 @@ use polylink_protocol::noise::NoiseKey;
 
 use self::attention::Queries;
 use self::cache::{BLOCK_TOKENS, part_number, part_words};
-use self::gemm::{Activations, Product, TOGETHER};
+use self::gemm::Activations;
 use self::isa::InstructionSet;
-use self::packed::{Packed, PackedValues, Takes};
+use self::packed::{Packed, Takes};
 use self::pool::{Pool, SharedSlice};
 use self::tiles::Laid;
-use crate::backend::{BackendError, KRanges, KvSpec, PairOrder, Part, WeightForm};
+use crate::backend::{BackendError, KRanges, KvSpec, Part, WeightForm};
 use crate::executor::Executor;
 use crate::operations::{Batch, Operations, Poisoned, Reserve, RopeTable, SketchRow};
 use crate::program::{Activation, AttentionSpec};
-use crate::quantise::BLOCK;
 use crate::sampler::{self, SampleContext, SampleJob, SampleScratch};
 use crate::step::{SKETCH_VALUES, Sampled};
 use crate::weights::{MatrixShape, PlainMatrix};
@@ -66,25 +67,18 @@ pub struct CpuOperations {
     set: InstructionSet,
     pool: Pool,
     activations: Activations,
+    /// One per worker.
+    scratch: Vec<attention::Scratch>,
 }
 
-/// Rows per tile of a product; a run of rows reuses the weights from cache.
-const TILE_ROWS: usize = 96;
-
-/// Rows up to which the weights are read once, in long stretches: tiles are then as wide as the workers' number allows.
-const FEW_ROWS: usize = TILE_ROWS;
-
-/// Tiles per worker of a product of few rows: enough that no worker waits long for the last one.
-const FEW_ROWS_TILES: usize = 12;
-
-/// Activations that are kept in the second-level cache while the weights pass by: half of a small one.
-const CACHED_BYTES: usize = 512 << 10;
+/// Tiles per worker of an operation over rows.
+const ROW_TILES: usize = 4;
 
 /// Rows of a sequence that read its keys and values together.
 const RUN_ROWS: usize = 8;
 
 /// Values below which an operation between products is not worth waking the helpers.
-const SMALL: usize = 8192;
+const SMALL: usize = 32_768;
 
 impl CpuOperations {
     pub(crate) fn new(options: CpuOptions) -> Result<Self, BackendError> {
@@ -94,88 +88,42 @@ impl CpuOperations {
         }
         let threads =
             options.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
-        Ok(Self { set, pool: Pool::new(threads), activations: Activations::default() })
+        Ok(Self::over(set, Pool::new(threads)))
     }
 
-    /// Converts the rows of a product to what the matrix takes.
-    pub(crate) fn convert(&mut self, matrix: &Packed, input: &[f32]) -> Result<(), Poisoned> {
-        let (set, inputs) = (self.set, matrix.shape.inputs);
-        let (rows, blocks, bytes) = (input.len() / inputs, inputs / BLOCK, inputs / 4 * set.quad_bytes());
-        let mut activations = std::mem::take(&mut self.activations);
-        let Activations { pairs, quads, scales, sums, halves, .. } = &mut activations;
-        let (pairs, quads) = (SharedSlice::new(pairs), SharedSlice::new(quads));
-        let (scales, sums, halves) = (SharedSlice::new(scales), SharedSlice::new(sums), SharedSlice::new(halves));
-        let row = |row: usize| &input[row * inputs..][..inputs];
-        // SAFETY (both): each item has its own row; the machine has `set`.
-        let done = match matrix.takes() {
-            Takes::Floats => Ok(()),
-            Takes::Pairs => self.each(rows, input.len(), &|r| unsafe {
-                elementwise::round(set, row(r), pairs.part(r * inputs, inputs));
-            }),
-            Takes::Integers => self.each(rows, input.len(), &|r| unsafe {
-                let (scales, sums) = (scales.part(r * blocks, blocks), sums.part(r * blocks, blocks));
-                let halves = halves.part(r * blocks, blocks);
-                elementwise::quantise(set, row(r), quads.part(r * bytes, bytes), scales, sums, halves);
-            }),
-        };
-        self.activations = activations;
-        if done.is_ok() && tiles::used(set, matrix, rows) {
-            return Laid::fill(&mut self.pool, &mut self.activations, matrix.takes(), rows, inputs);
-        }
-        done
+    /// The machine must have `set`.
+    fn over(set: InstructionSet, pool: Pool) -> Self {
+        let scratch = (0..pool.workers()).map(|_| attention::Scratch::new()).collect();
+        Self { set, pool, activations: Activations::default(), scratch }
     }
 
     /// Runs `job(item)` for every item, on all workers if the whole is large enough.
     fn each(&mut self, items: usize, values: usize, job: &(dyn Fn(usize) + Sync)) -> Result<(), Poisoned> {
-        if values < SMALL {
-            return self.pool.run(1, &|_, _| (0..items).for_each(job));
-        }
-        self.pool.run(items, &|item, _| job(item))
+        self.each_on(items, values, &|item, _| job(item))
+    }
+
+    /// As [`Self::each`]; `job(item, worker)`.
+    fn each_on(&mut self, items: usize, values: usize, job: &(dyn Fn(usize, usize) + Sync)) -> Result<(), Poisoned> {
+        let tiles = if values < SMALL { 1 } else { items.min(ROW_TILES * self.pool.workers()) };
+        self.pool.run(tiles, &|tile, worker| {
+            (items * tile / tiles..items * (tile + 1) / tiles).for_each(|item| job(item, worker));
+        })
     }
 }
 
-/// One matrix's product, its activations converted already.
-fn run(pool: &mut Pool, set: InstructionSet, product: &Product<'_>) -> Result<(), Poisoned> {
-    let (matrix, inputs) = (product.matrix, product.matrix.shape.inputs);
-    let rows = product.input.len() / inputs;
-    let by_tiles = tiles::used(set, matrix, rows);
-    let strips = matrix.strips();
-    let wide = if rows <= FEW_ROWS {
-        (strips / (pool.workers() * FEW_ROWS_TILES)).next_multiple_of(4).max(TOGETHER)
-    } else {
-        TOGETHER
-    };
-    let (columns, runs) = (strips.div_ceil(wide), rows.div_ceil(TILE_ROWS));
-    let small = rows * inputs * matrix.shape.outputs < 4 * SMALL;
-    // Runs of rows that stay in the second-level cache together while the weights pass by.
-    let row_bytes = match matrix.takes() {
-        Takes::Floats => inputs * size_of::<f32>(),
-        Takes::Pairs => inputs * size_of::<u16>(),
-        Takes::Integers => inputs / 4 * set.quad_bytes(),
-    };
-    let together = (CACHED_BYTES / (TILE_ROWS * row_bytes)).max(1);
-    let tile = |index: usize, _: usize| {
-        let first = index / (together * columns) * together;
-        let (within, width) = (index % (together * columns), together.min(runs - first));
-        let (column, run) = (within / width, first + within % width);
-        let rows = (run * TILE_ROWS, rows.min((run + 1) * TILE_ROWS));
-        let strips = (column * wide, strips.min((column + 1) * wide));
-        // SAFETY: each tile has its own rows and strips; the machine has `set`.
-        unsafe {
-            match &matrix.values {
-                _ if by_tiles => tiles::tile(set, product, rows, strips),
-                PackedValues::Bf16Pairs(weights, PairOrder::Amx) => {
-                    tiles::steps::tile(set, product, weights, rows, strips);
-                }
-                PackedValues::K(quants) => kquants::tile(set, product, quants, rows, strips),
-                _ => gemm::tile(set, product, rows, strips),
-            }
+/// One row of a gated product.
+///
+/// # Safety
+/// The machine has `set`.
+unsafe fn gate(set: InstructionSet, activation: Activation, input: &[f32], output: &mut [f32]) {
+    let (gate, up) = input.split_at(output.len());
+    // SAFETY: as the caller's.
+    unsafe {
+        match activation {
+            Activation::Silu => elementwise::silu_mul(set, gate, up, output),
+            Activation::GeluTanh => elementwise::gelu_mul(set, gate, up, output),
         }
-    };
-    if small {
-        return pool.run(1, &|_, worker| (0..columns * runs).for_each(|index| tile(index, worker)));
     }
-    pool.run(columns * runs, &tile)
 }
 
 impl Operations for CpuOperations {
@@ -283,16 +231,37 @@ impl Operations for CpuOperations {
         residual: bool,
     ) -> Result<(), Poisoned> {
         self.convert(matrix, input)?;
-        let (output, width) = (SharedSlice::new(output), matrix.shape.outputs);
-        let mut first = 0;
-        for matrix in matrix.sections() {
-            let bias = bias.map(|bias| &bias[first..]);
-            let (activations, output) = (&self.activations, &output);
-            let product = Product { matrix, input, activations, output, width, first, bias, residual };
-            run(&mut self.pool, self.set, &product)?;
-            first += matrix.shape.outputs;
+        self.multiply(matrix, input, output, bias, residual)
+    }
+
+    fn gated_gemm(
+        &mut self,
+        activation: Activation,
+        matrix: &Packed,
+        input: &[f32],
+        between: &mut [f32],
+        output: &mut [f32],
+        bias: Option<&[f32]>,
+        residual: bool,
+    ) -> Result<(), Poisoned> {
+        let (set, width, workers) = (self.set, matrix.shape.inputs, self.pool.workers());
+        if matrix.sections().iter().any(|matrix| matrix.takes() == Takes::Floats) {
+            self.gated_mul(activation, input, between, width)?;
+            return self.gemm(matrix, between, output, bias, residual);
         }
-        Ok(())
+        // A row is converted as soon as it is there: each worker has space for one, which stays in its cache.
+        let rows = between.len() / width;
+        let space = SharedSlice::new(between);
+        self.convert_rows(matrix, rows, 8 * rows * width, &|row, worker| {
+            let place = if workers < rows { worker } else { row };
+            // SAFETY: each worker, or each row, has its own; the machine has `set`.
+            unsafe {
+                let gated = space.part(place * width, width);
+                gate(set, activation, &input[row * 2 * width..][..2 * width], gated);
+                gated
+            }
+        })?;
+        self.multiply(matrix, between, output, bias, residual)
     }
 
     fn rope_append(
@@ -305,32 +274,28 @@ impl Operations for CpuOperations {
         cache: &mut [f32],
         qkv: &mut [f32],
     ) -> Result<(), Poisoned> {
-        // On one thread: two rows of a wrong step may name the same cache line, and the work is small.
-        let (dim, pairs) = (spec.head_dim, rope.pairs);
-        let width = (spec.query_heads + 2 * spec.kv_heads) * dim;
-        for (row, qkv) in qkv.chunks_exact_mut(width).enumerate() {
-            let position = batch.positions[row] as usize;
+        let (set, dim, words) = (self.set, spec.head_dim, part_words(kv));
+        let (rows, turned) = (batch.positions.len(), (spec.query_heads + spec.kv_heads) * dim);
+        let (values, width) = (qkv.len(), turned + spec.kv_heads * dim);
+        let shared = SharedSlice::new(qkv);
+        self.each(rows, values, &|row| {
             let (sine, cosine) = rope.at(batch, row);
-            for head in qkv.chunks_exact_mut(dim).take(spec.query_heads + spec.kv_heads) {
-                let (low, high) = head[..2 * pairs].split_at_mut(pairs);
-                for i in 0..pairs {
-                    let (x, y) = (low[i], high[i]);
-                    low[i] = x * cosine[i] - y * sine[i];
-                    high[i] = y * cosine[i] + x * sine[i];
-                }
+            // SAFETY: each item has its own row; the machine has `set`.
+            unsafe { elementwise::rope(set, shared.part(row * width, turned), dim, sine, cosine) };
+        })?;
+        // By heads, not by rows: two rows of a wrong step may name the same place in the cache.
+        let cache = SharedSlice::new(cache);
+        self.each(2 * spec.kv_heads, values, &|item| {
+            let (part, head) = (item / spec.kv_heads, item % spec.kv_heads);
+            let first = (spec.query_heads + item) * dim;
+            for (row, qkv) in qkv.chunks_exact(width).enumerate() {
+                let position = batch.positions[row] as usize;
+                let (block, token) = (batch.blocks(row)[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
+                let at = part_number(kv, block, layer, part, head) * words;
+                // SAFETY: each item has its own part and head of every block.
+                cache::keep(kv, part, token, &qkv[first..][..dim], unsafe { cache.part(at, words) });
             }
-            let (block, token) = (batch.blocks(row)[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
-            let (_, appended) = qkv.split_at(spec.query_heads * dim);
-            let (keys, values) = appended.split_at(spec.kv_heads * dim);
-            let words = part_words(kv);
-            for (part, vectors) in [keys, values].into_iter().enumerate() {
-                for (head, vector) in vectors.chunks_exact(dim).enumerate() {
-                    let at = part_number(kv, block, layer, part, head) * words;
-                    cache::keep(kv, part, token, vector, &mut cache[at..at + words]);
-                }
-            }
-        }
-        Ok(())
+        })
     }
 
     fn attention(
@@ -350,9 +315,12 @@ impl Operations for CpuOperations {
         // Few rows are handed out one by one, so that all workers have some.
         let run = if rows >= RUN_ROWS * 4 * self.pool.workers() { RUN_ROWS } else { 1 };
         let runs = rows.div_ceil(run);
-        let output = SharedSlice::new(output);
+        let items = runs * spec.kv_heads;
+        let (output, scratch) = (SharedSlice::new(output), SharedSlice::new(&mut self.scratch));
         // Head by head: rows that see the same blocks find a head's keys and values in the second-level cache.
-        self.each(runs * spec.kv_heads, seen * dim * spec.query_heads, &|item| {
+        let item = |item: usize, worker: usize| {
+            // SAFETY: each worker has its own.
+            let scratch = unsafe { &mut scratch.part(worker, 1)[0] };
             let (mut row, kv_head) = (item % runs * run, item / runs);
             let end = rows.min(row + run);
             while row < end {
@@ -376,10 +344,14 @@ impl Operations for CpuOperations {
                 };
                 let offset = row * out_width + kv_head * group * dim;
                 // SAFETY: each item has its own rows and heads; the machine has `set`.
-                unsafe { attention::attend(set, &queries, &output, offset, out_width) };
+                unsafe { attention::attend(set, &queries, scratch, &output, offset, out_width) };
                 row += count;
             }
-        })
+        };
+        if seen * dim * spec.query_heads < SMALL {
+            return self.pool.run(1, &|_, worker| (0..items).for_each(|index| item(index, worker)));
+        }
+        self.pool.run(items, &item)
     }
 
     fn gated_mul(
@@ -392,15 +364,8 @@ impl Operations for CpuOperations {
         let (set, values) = (self.set, 8 * output.len());
         let output = SharedSlice::new(output);
         self.each(input.len() / (2 * width), values, &|row| {
-            let (gate, up) = input[row * 2 * width..][..2 * width].split_at(width);
             // SAFETY: each item has its own row; the machine has `set`.
-            unsafe {
-                let output = output.part(row * width, width);
-                match activation {
-                    Activation::Silu => elementwise::silu_mul(set, gate, up, output),
-                    Activation::GeluTanh => elementwise::gelu_mul(set, gate, up, output),
-                }
-            }
+            unsafe { gate(set, activation, &input[row * 2 * width..][..2 * width], output.part(row * width, width)) };
         })
     }
 

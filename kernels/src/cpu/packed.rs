@@ -29,15 +29,13 @@ pub(crate) struct Quants {
 
 impl Quants {
     /// Bytes of a block of one strip.
-    #[inline(always)]
-    pub fn block_bytes(&self) -> usize {
-        if self.nibbles { BLOCK * WIDTH / 2 } else { BLOCK * WIDTH }
+    pub const fn block_bytes(nibbles: bool) -> usize {
+        if nibbles { BLOCK * WIDTH / 2 } else { BLOCK * WIDTH }
     }
 
     /// What was added to each integer.
-    #[inline(always)]
-    pub fn offset(&self) -> i32 {
-        if self.nibbles { 8 } else { 128 }
+    pub const fn offset(nibbles: bool) -> i32 {
+        if nibbles { 8 } else { 128 }
     }
 
     /// Byte of an input of a block and an output of a strip, and how far its bits are shifted.
@@ -54,7 +52,7 @@ impl Quants {
     fn pack(shape: MatrixShape, plain: &[i8], scales: &[f32], nibbles: bool) -> Self {
         let (strips, blocks) = (shape.outputs.div_ceil(WIDTH), shape.inputs / BLOCK);
         let mut packed = Self { bytes: Aligned::default(), scales: Aligned::zeroed(strips * blocks * WIDTH), nibbles };
-        let (block_bytes, offset) = (packed.block_bytes(), packed.offset());
+        let (block_bytes, offset) = (Self::block_bytes(nibbles), Self::offset(nibbles));
         let mut bytes = Aligned::<u8>::zeroed(strips * blocks * block_bytes);
         for (n, row) in plain.chunks_exact(shape.inputs).enumerate() {
             for (block, quants) in row.chunks_exact(BLOCK).enumerate() {
@@ -79,8 +77,8 @@ impl Quants {
         for (k, out) in output.iter_mut().enumerate() {
             let number = n / WIDTH * blocks + k / BLOCK;
             let (at, shift) = self.place(n % WIDTH, k % BLOCK);
-            let byte = self.bytes[number * self.block_bytes() + at] >> shift;
-            let quant = i32::from(if self.nibbles { byte & 15 } else { byte }) - self.offset();
+            let byte = self.bytes[number * Self::block_bytes(self.nibbles) + at] >> shift;
+            let quant = i32::from(if self.nibbles { byte & 15 } else { byte }) - Self::offset(self.nibbles);
             *out = quant as f32 * f16_to_f32(self.scales[number * WIDTH + n % WIDTH]);
         }
     }

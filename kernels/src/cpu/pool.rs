@@ -25,14 +25,25 @@ const CLOSED: u64 = u32::MAX as u64;
 /// A tile's work: `(tile, worker)`.
 type Job<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
+/// A word that workers change, on cache lines of its own: reading what stands beside it waits for nobody.
+#[repr(align(128))]
+struct Alone<T>(T);
+
+impl<T> std::ops::Deref for Alone<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
 struct Shared {
     /// Operation number in the upper half, next tile in the lower half. A claim is a compare-and-swap of the whole word,
     /// so that a helper that is late by an operation cannot claim a tile of the next one with the wrong job.
-    state: AtomicU64,
+    state: Alone<AtomicU64>,
     tiles: AtomicUsize,
     job: AtomicPtr<()>,
     /// Tiles finished in this operation.
-    done: AtomicUsize,
+    done: Alone<AtomicUsize>,
     poisoned: AtomicBool,
     stop: AtomicBool,
     parked: Vec<AtomicBool>,
@@ -103,10 +114,10 @@ impl Pool {
     pub fn new(threads: usize) -> Self {
         let threads = threads.clamp(1, 256);
         let shared = Arc::new(Shared {
-            state: AtomicU64::new(CLOSED),
+            state: Alone(AtomicU64::new(CLOSED)),
             tiles: AtomicUsize::new(0),
             job: AtomicPtr::new(std::ptr::null_mut()),
-            done: AtomicUsize::new(0),
+            done: Alone(AtomicUsize::new(0)),
             poisoned: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             parked: (1..threads).map(|_| AtomicBool::new(false)).collect(),

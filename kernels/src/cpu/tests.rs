@@ -1,10 +1,10 @@
 //! Packed operations against the plain ones, bit by bit, over awkward sizes, on every instruction set of this machine.
 
 use super::*;
-use crate::backend::{KvDtype, Limits};
+use crate::backend::{KvDtype, Limits, PairOrder};
 use crate::blocks::{KKind, SUPER, SUPER_BLOCKS, k_block};
 use crate::memory::Aligned;
-use crate::quantise::superblocks::superblock;
+use crate::quantise::{BLOCK, superblocks::superblock};
 use crate::reference::ReferenceOperations;
 use crate::sampler::Math;
 use crate::step::{SequenceRows, Span};
@@ -28,7 +28,7 @@ fn packed() -> Vec<CpuOperations> {
     });
     available
         .map(|set| {
-            let mut operations = CpuOperations { set, pool: Pool::new(2), activations: Activations::default() };
+            let mut operations = CpuOperations::over(set, Pool::new(2));
             operations.reserve(Reserve { limits: LIMITS, converted_inputs: 1088 });
             operations
         })

@@ -9,12 +9,12 @@ use std::mem::MaybeUninit;
 
 use super::{ROW_BYTES, ROWS, Shape, Tiles};
 use crate::blocks::KKind;
-use crate::cpu::gemm::{Product, TOGETHER};
+use crate::cpu::gemm::{Product, TILE_ROWS, TOGETHER};
 use crate::cpu::kquants::{self, KQuants};
 use crate::cpu::lanes::WIDTH;
 use crate::cpu::lanes::bits::BitLanes;
 use crate::cpu::packed::{PackedValues, Quants};
-use crate::cpu::{TILE_ROWS, tiles::Laid};
+use crate::cpu::tiles::Laid;
 use crate::quantise::BLOCK;
 
 /// Blocks that are unpacked at a time: two strips of them and 16 rows of activations stay in the first-level cache.
@@ -89,10 +89,10 @@ impl<const NIBBLES: bool> Form for Plain<'_, NIBBLES> {
 
     #[inline(always)]
     unsafe fn unpack<L: BitLanes>(self, strip: usize, block: usize, bytes: *mut u8, beside: *mut f32) {
-        let (number, size) = (strip * self.blocks + block, self.quants.block_bytes());
+        let (number, size) = (strip * self.blocks + block, Quants::block_bytes(NIBBLES));
         let from = &self.quants.bytes[number * size..][..size];
         let scales = &self.quants.scales[number * WIDTH..][..WIDTH];
-        let offset = self.quants.offset() as u8;
+        let offset = Quants::offset(NIBBLES) as u8;
         // SAFETY: the slices bound what is read; the caller's space what is written.
         unsafe {
             ahead::<L>(from, CHUNK * size);
@@ -290,9 +290,10 @@ unsafe fn group<L: BitLanes, T: Tiles, F: Form>(
             for s in 0..together {
                 for row in 0..count {
                     let (sum, kept) = (Space::sums(space, s, row), Space::totals(space, s, row));
-                    let mut total = [[if index == 0 { L::zero() } else { L::load(kept) }]];
-                    product.end_range::<L, 1, 1>(rows.0 + row, strips.0 + s, place, &[[L::load(sum)]], &mut total);
-                    L::store(kept, total[0][0]);
+                    let (mut sum, mut total) = (L::load(sum), if index == 0 { L::zero() } else { L::load(kept) });
+                    let at = (rows.0 + row, strips.0 + s);
+                    product.end_range::<L>(at, (1, 1), place, [&raw mut sum, &raw mut total]);
+                    L::store(kept, total);
                 }
             }
         }

@@ -5,8 +5,7 @@
 use std::mem::MaybeUninit;
 
 use super::{REGISTERS, ROW_BYTES, ROWS, Shape, Tiles};
-use crate::cpu::TILE_ROWS;
-use crate::cpu::gemm::{Product, TOGETHER};
+use crate::cpu::gemm::{Product, TILE_ROWS, TOGETHER};
 use crate::cpu::lanes::{Lanes, WIDTH};
 use crate::quantise::BLOCK;
 
@@ -138,9 +137,10 @@ unsafe fn group<L: Lanes, T: Tiles>(
                     let at = row % ROWS * WIDTH;
                     let sum = (&raw const (*space).sums[row / ROWS][s]).cast::<f32>().add(at);
                     let kept = (&raw mut (*space).totals[row / ROWS][s]).cast::<f32>().add(at);
-                    let mut total = [[if index == 0 { L::zero() } else { L::load(kept) }]];
-                    product.end_range::<L, 1, 1>(rows.0 + row, strips.0 + s, place, &[[L::load(sum)]], &mut total);
-                    L::store(kept, total[0][0]);
+                    let (mut sum, mut total) = (L::load(sum), if index == 0 { L::zero() } else { L::load(kept) });
+                    let at = (rows.0 + row, strips.0 + s);
+                    product.end_range::<L>(at, (1, 1), place, [&raw mut sum, &raw mut total]);
+                    L::store(kept, total);
                 }
             }
         }

@@ -42,7 +42,8 @@ unsafe fn block<L: Lanes, const R: usize>(product: &Product<'_>, weights: &[u16]
                     sums[r][0] = L::add_flushed(sums[r][0], L::add_flushed(even[r], odd[r]));
                 }
             }
-            product.end_range::<L, R, 1>(row, strip, (index, to == inputs), &sums, &mut totals);
+            let kept = [sums.as_mut_ptr().cast(), totals.as_mut_ptr().cast()];
+            product.end_range::<L>((row, strip), (R, 1), (index, to == inputs), kept);
         }
     }
 }
