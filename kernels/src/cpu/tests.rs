@@ -136,6 +136,29 @@ fn products_of_awkward_sizes() {
     }
 }
 
+/// A gate and the product that reads it, together as one after the other; of a stack some matrices may read floats.
+#[test]
+fn gates_joined_to_their_products() {
+    let mut reference = ReferenceOperations::default();
+    let shape = MatrixShape { outputs: 50, inputs: 288, range_length: 96, planes: 1 };
+    for mut operations in packed() {
+        for (kind, rows) in (0..10).flat_map(|kind| [1, 3, 20, 101].map(|rows| (kind, rows))) {
+            let input = guarded(&values(kind as u32, rows * 2 * shape.inputs));
+            let start = values(2, rows * shape.outputs);
+            let (mut expected, mut found) = (start.clone(), guarded(&start));
+            let mut between = guarded(&vec![f32::NAN; rows * shape.inputs]);
+            let activation = if kind % 2 == 0 { Activation::Silu } else { Activation::GeluTanh };
+            let matrix = reference.pack(plain(shape, kind));
+            reference.gated_mul(activation, &input, &mut between, shape.inputs).unwrap();
+            reference.gemm(&matrix, &between, &mut expected, None, true).unwrap();
+            between.fill(f32::NAN);
+            let matrix = operations.pack(plain(shape, kind));
+            operations.gated_gemm(activation, &matrix, &input, &mut between, &mut found, None, true).unwrap();
+            assert_eq!(bits(&expected), bits(&found), "{} rows {rows} kind {kind}", operations.name());
+        }
+    }
+}
+
 #[test]
 fn rows_of_awkward_widths() {
     let mut reference = ReferenceOperations::default();
