@@ -10,12 +10,17 @@ use polylink_abci_app::server::{self, Address as Socket, Options, RequestLog, ch
 use polylink_abci_app::store::{KeyBuilder, Store, verify_proof};
 use polylink_abci_app::testing::{CHAIN_ID, genesis, key};
 use polylink_abci_app::{App, chain::SCHEMA_VERSION};
+use polylink_protocol::client::ChainClient;
 use polylink_protocol::cosmos::Any;
 use polylink_protocol::cosmos::cosmos::bank::v1beta1::MsgSend;
+use polylink_protocol::cosmos::cosmos::base::abci::v1beta1::TxMsgData;
 use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
+use polylink_protocol::cosmos::cosmos::distribution::v1beta1::{
+    MsgWithdrawDelegatorReward, MsgWithdrawDelegatorRewardResponse,
+};
 use polylink_protocol::cosmos::cosmos::staking::v1beta1::MsgDelegate;
 use polylink_protocol::tx::{SignContext, any, sign_direct};
-use polylink_protocol::{Amount, DENOM};
+use polylink_protocol::{Amount, DENOM, Message, Name};
 use tendermint_rpc::query::Query;
 use tendermint_rpc::{Client, HttpClient, Order, Paging};
 
@@ -115,6 +120,17 @@ async fn a_wallet_connects_reads_sends_finds_and_delegates() {
     comet.wait_for_height(&client, delegated + 2).await;
     let at = u32::try_from(delegated + 2).unwrap();
     assert_eq!(client.validators(at, Paging::Default).await.unwrap().validators[0].power.value(), 1_500);
+
+    // Our own client reads what a message answered.
+    let withdraw = any(&MsgWithdrawDelegatorReward {
+        delegator_address: key(1).address().account(),
+        validator_address: key(200).address().valoper(),
+    });
+    let outcome = ChainClient::new(&comet.url()).unwrap().broadcast(&key(1), vec![withdraw]).await.unwrap();
+    let answered = TxMsgData::decode(outcome.data.as_slice()).unwrap().msg_responses.remove(0);
+    assert_eq!(answered.type_url, MsgWithdrawDelegatorRewardResponse::type_url());
+    let paid = MsgWithdrawDelegatorRewardResponse::decode(answered.value.as_slice()).unwrap().amount;
+    assert_eq!(paid[0].denom, DENOM, "a third of what two fees left for delegators");
 
     // A balance, proved against the header of the height after the answer's.
     let balance_key = KeyBuilder::new(BALANCE).bytes(&key(2).address().0).bytes(DENOM.as_bytes()).finish();

@@ -1,5 +1,7 @@
 //! Signing, sending and awaiting transactions, one account at a time.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -112,7 +114,8 @@ impl ChainClient {
                         hash: hash.into(),
                         height: found.height.value(),
                         gas_used: found.tx_result.gas_used.max(0) as u64,
-                        data: found.tx_result.data.to_vec(),
+                        // The RPC client leaves the JSON's base64 as it is.
+                        data: BASE64.decode(&found.tx_result.data).map_err(|error| wrong(error.to_string()))?,
                     });
                 }
                 Err(_) if Instant::now() < deadline => sleep(INCLUSION_POLL).await,
