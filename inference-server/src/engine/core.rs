@@ -25,7 +25,7 @@ use super::kv_pool::{BlockTable, ChainHash, KvPool};
 use super::logits_tap::{LogitsRow, LogitsTap};
 use super::metrics::{add, add_since, set};
 use super::scheduler::{NewSequence, Scheduler, SequenceId, StepPlan};
-use super::speculate::{Drafter, Reach, Wanted};
+use super::speculate::{Drafter, Payoff, Reach, Wanted};
 
 /// A request under way.
 #[derive(Debug)]
@@ -72,6 +72,7 @@ pub(crate) struct Core {
     output: StepOutput,
     prefix_cache: bool,
     drafter: Option<Drafter>,
+    payoff: Payoff,
     /// Who is to be guessed; only used within a step.
     wanted: Vec<Wanted>,
     /// Guesses of one step at most.
@@ -120,6 +121,7 @@ impl Core {
             output: StepOutput::with_limits(limits, vocabulary, config.logits_tap.is_some()),
             prefix_cache: config.prefix_cache,
             drafter,
+            payoff: Payoff::default(),
             wanted: Vec::with_capacity(running),
             guesses_max,
             logits_tap: config.logits_tap.clone(),
@@ -193,9 +195,11 @@ impl Core {
         add(&self.shared.metrics.preemptions, self.plan.preempted.len());
         self.forget_slots();
         if !self.plan.rows.is_empty() {
+            let computing = Instant::now();
             self.forward(backend)?;
             self.scheduler.computed(&self.plan);
             self.sample(backend)?;
+            self.weigh(computing.elapsed());
             self.give_out();
             add(&self.shared.metrics.steps, 1);
             add(&self.shared.metrics.rows, self.plan.total_rows());

@@ -2,11 +2,17 @@
 //! have drawn anyway, and goes on for as long as the guesses were right. So a guess changes how long an answer takes, and
 //! no bit of it.
 //!
+//! Guesses from a lookup are made while they pay ([`payoff`]); whoever gives a second model has decided that.
+//!
 //! Only where a draw depends on nothing but the tokens before it: a request with penalties is not guessed, since its
 //! history is the backend's, which counts all that is drawn in a step; nor one with a grammar, whose state follows each
 //! token.
 
 use polylink_kernels::{BackendError, SampleParams};
+
+mod payoff;
+
+pub(crate) use self::payoff::Payoff;
 
 use super::draft_model::DraftModel;
 use super::scheduler::{DRAFT_TOKENS_MAX, Scheduler, SequenceId};
@@ -84,6 +90,11 @@ impl Drafter {
     /// Whether guessing is computing.
     pub(crate) fn has_backend(&self) -> bool {
         matches!(self, Drafter::Model(_))
+    }
+
+    /// Whether guesses are made only while they pay.
+    pub(crate) fn weighs(&self) -> bool {
+        matches!(self, Drafter::Lookup)
     }
 
     /// A slot has another sequence from now on.

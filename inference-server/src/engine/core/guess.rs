@@ -1,6 +1,6 @@
 //! Asking for guesses before a step is planned, and learning from how many were right.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Core;
 use crate::engine::handle::Job;
@@ -16,6 +16,9 @@ impl Core {
     /// Has tokens guessed for those sequences that decode.
     pub(super) fn guess(&mut self) {
         let Some(drafter) = &mut self.drafter else { return };
+        if drafter.weighs() && !self.payoff.is_worth(self.scheduler.running()) {
+            return;
+        }
         self.wanted.clear();
         let mut room = self.guesses_max;
         for (id, slot) in (0..self.scheduler.running()).filter_map(|index| self.scheduler.decoding(index)) {
@@ -43,6 +46,13 @@ impl Core {
         }
     }
 
+    /// Learns from a step what rows cost, if it did nothing but decode.
+    pub(super) fn weigh(&mut self, took: Duration) {
+        if self.drafter.is_some() && self.plan.rows.iter().all(|planned| planned.rows == 1 + planned.guesses) {
+            self.payoff.step(self.plan.total_rows(), took.as_secs_f64());
+        }
+    }
+
     /// Slots that got new sequences have nothing of the old ones.
     pub(super) fn forget_slots(&mut self) {
         for &id in &self.plan.started {
@@ -57,6 +67,7 @@ impl Core {
     pub(super) fn learn(&mut self, sequence: usize, guessed: usize, right: usize) {
         if guessed > 0 {
             self.choices[sequence].reach.learn(guessed, right);
+            self.payoff.learn(guessed, right);
             let metrics = &self.shared.metrics;
             add(&metrics.drafts, 1);
             add(&metrics.drafted_tokens, guessed);
