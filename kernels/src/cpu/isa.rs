@@ -18,6 +18,8 @@ pub enum InstructionSet {
     AvxVnni,
     /// AVX2 with FMA and F16C.
     Avx2,
+    /// NEON with byte dot products (aarch64 with DotProd).
+    NeonDot,
     /// What the compiler's target has: NEON on aarch64, SSE2 on x86-64 (there fused multiply-adds are library calls:
     /// right, and slow).
     Baseline,
@@ -27,13 +29,14 @@ pub enum InstructionSet {
 
 impl InstructionSet {
     /// All that processors have, best first.
-    pub const ALL: [InstructionSet; 7] = [
+    pub const ALL: [InstructionSet; 8] = [
         InstructionSet::Amx,
         InstructionSet::Avx512Bf16,
         InstructionSet::Avx512Vnni,
         InstructionSet::Avx512,
         InstructionSet::AvxVnni,
         InstructionSet::Avx2,
+        InstructionSet::NeonDot,
         InstructionSet::Baseline,
     ];
 
@@ -63,6 +66,10 @@ impl InstructionSet {
             InstructionSet::Avx2 => {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
             }
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::NeonDot => false,
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -76,6 +83,11 @@ impl InstructionSet {
     /// Whether it has tiles.
     pub(crate) fn has_tiles(self) -> bool {
         matches!(self, InstructionSet::Amx | InstructionSet::AmxEmulated)
+    }
+
+    /// Whether products take 8-bit weights with their sign, not with 128 added.
+    pub(crate) fn takes_signs(self) -> bool {
+        cfg!(target_arch = "aarch64") && matches!(self.lanes(), InstructionSet::NeonDot | InstructionSet::Baseline)
     }
 
     /// What runs everything but tiles; with tiles, a set that takes activations by four bytes.
@@ -108,6 +120,7 @@ impl InstructionSet {
             InstructionSet::Avx512 => "cpu-avx512",
             InstructionSet::AvxVnni => "cpu-avx-vnni",
             InstructionSet::Avx2 => "cpu-avx2",
+            InstructionSet::NeonDot => "cpu-neon-dot",
             InstructionSet::Baseline if cfg!(target_arch = "aarch64") => "cpu-neon",
             InstructionSet::Baseline => "cpu-baseline",
         }
@@ -161,6 +174,13 @@ macro_rules! multiversioned {
                 // SAFETY: as the caller's; this function has the instructions.
                 unsafe { $body::<$crate::cpu::lanes::Avx2<false>>($($arg),*) }
             }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon,dotprod")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn neon_dot($($arg: $type),*) {
+                // SAFETY: as the caller's; this function has the instructions.
+                unsafe { $body::<$crate::cpu::lanes::Neon<true>>($($arg),*) }
+            }
             // SAFETY: the backend checked at its making that the machine has `set`; the rest is the caller's promise.
             unsafe {
                 match set.lanes() {
@@ -174,7 +194,9 @@ macro_rules! multiversioned {
                     $crate::cpu::isa::InstructionSet::Avx512 => avx512($($arg),*),
                     #[cfg(target_arch = "x86_64")]
                     $crate::cpu::isa::InstructionSet::Avx2 => avx2($($arg),*),
-                    _ => $body::<$crate::cpu::lanes::Plain>($($arg),*),
+                    #[cfg(target_arch = "aarch64")]
+                    $crate::cpu::isa::InstructionSet::NeonDot => neon_dot($($arg),*),
+                    _ => $body::<$crate::cpu::lanes::Baseline>($($arg),*),
                 }
             }
         }

@@ -2,8 +2,7 @@
 //!
 //! The loops are generic over [`Lanes`] and compiled once per instruction set (`#[target_feature]` on the outermost
 //! function, everything below inlined into it). All implementations are IEEE per lane, so they give the same bits.
-//! [`Plain`] is arrays: on aarch64 the compiler turns them into NEON (fused multiply-add is part of the baseline there),
-//! on x86-64 without AVX2 it calls the C library's `fmaf`, correct and slow.
+//! [`Plain`] is arrays: on x86-64 without AVX2 it calls the C library's `fmaf`, correct and slow.
 #![allow(unsafe_code)] // vector intrinsics
 
 use polylink_protocol::exact_math::{bf16_to_f32, f16_to_f32};
@@ -11,10 +10,22 @@ use polylink_protocol::exact_math::{bf16_to_f32, f16_to_f32};
 use crate::operations::{flush, fma_flushed};
 
 pub(crate) mod bits;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon;
+
+/// What every processor of the compiler's target has.
+#[cfg(target_arch = "aarch64")]
+pub(crate) type Baseline = Neon<false>;
+/// What every processor of the compiler's target has.
+#[cfg(not(target_arch = "aarch64"))]
+pub(crate) type Baseline = Plain;
 
 /// Lanes per vector.
 pub(crate) const WIDTH: usize = 16;
@@ -93,12 +104,19 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store_i8(to: *mut i8, a: Self::I32);
     /// The sum of all lanes.
     unsafe fn sum_i32(a: Self::I32) -> i32;
-    /// 64 unsigned bytes: four neighbours (along K) per lane.
+    /// 64 bytes: four neighbours (along K) per lane.
     type Quads: Copy;
     unsafe fn load_quads(from: *const u8) -> Self::Quads;
+    /// 64 weights of 8 bits, kept as 128 + the integer; without the 128 where bytes have a sign.
+    #[inline(always)]
+    unsafe fn load_weights(from: *const u8) -> Self::Quads {
+        // SAFETY: as the caller's.
+        unsafe { Self::load_quads(from) }
+    }
     /// 64 bytes as two times 64 values: the low, then the high halves of all bytes.
     unsafe fn load_nibbles(from: *const u8) -> [Self::Quads; 2];
-    /// `sum[lane] + Σ w[4 lane + i]·a[i]`, i in 0..4, exact: no step of it can saturate.
+    /// `sum[lane] + Σ w[4 lane + i]·a[i]`, i in 0..4, exact: no step of it can saturate. Of bytes without a sign, on
+    /// aarch64 with one (`InstructionSet::takes_signs`).
     unsafe fn dot_quads(sum: Self::I32, w: Self::Quads, a: *const i8) -> Self::I32;
     unsafe fn to_f32(x: Self::I32) -> Self::F32;
 }

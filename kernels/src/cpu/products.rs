@@ -57,7 +57,7 @@ impl CpuOperations {
                 let halves = halves.part(r * blocks, blocks);
                 elementwise::quantise(set, row, quads.part(r * bytes, bytes), scales, sums, halves);
                 for (offsets, nibbles) in offsets.iter().zip([false, true]) {
-                    let offset = -Quants::offset(nibbles);
+                    let offset = if nibbles || !set.takes_signs() { -Quants::offset(nibbles) } else { 0 };
                     let offsets = offsets.part(r * blocks, blocks);
                     offsets.iter_mut().zip(&*sums).for_each(|(taken, sum)| *taken = offset * sum);
                 }

@@ -261,9 +261,9 @@ pub(super) unsafe fn integer_block<L: Lanes, const NIBBLES: bool, const R: usize
                     }
                 } else {
                     for step in 0..QUADS {
-                        let mut w = [L::load_quads(from.add(step * 4 * WIDTH)); S];
+                        let mut w = [L::load_weights(from.add(step * 4 * WIDTH)); S];
                         for s in 1..S {
-                            w[s] = L::load_quads(from.add(s * blocks * block_bytes + step * 4 * WIDTH));
+                            w[s] = L::load_weights(from.add(s * blocks * block_bytes + step * 4 * WIDTH));
                         }
                         for r in 0..R {
                             let quad = quads.add(r * row_bytes + step * L::QUAD_BYTES);
