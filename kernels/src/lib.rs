@@ -21,7 +21,7 @@ pub use program::{
 };
 pub use step::{
     ForwardStep, SKETCH_VALUES, SampleParams, SampleRow, SampleStep, Sampled, SequenceRows, SlotStart, Span, Step,
-    StepOutput, TOP_LOGPROBS_MAX, TokenInput, TokenLogprob,
+    StepOutput, TEMPERATURE_MIN, TOP_LOGPROBS_MAX, TokenInput, TokenLogprob,
 };
 
 #[doc(hidden)]

@@ -11,6 +11,9 @@ use crate::backend::Limits;
 /// Most logprobs per sampled row.
 pub const TOP_LOGPROBS_MAX: usize = 20;
 
+/// Smallest temperature above 0: logits divided by it stay far from overflow.
+pub const TEMPERATURE_MIN: f32 = 1e-4;
+
 /// Values of the activation sketch per token.
 pub const SKETCH_VALUES: usize = 8;
 
@@ -83,7 +86,7 @@ pub struct ForwardStep<'a> {
 /// id.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SampleParams {
-    /// 0: greedy (no noise; top-k, top-p, min-p are without effect).
+    /// 0, or at least [`TEMPERATURE_MIN`]. 0: greedy (no noise; top-k, top-p, min-p are without effect).
     pub temperature: f32,
     /// Keep the k largest; 0: all.
     pub top_k: u32,

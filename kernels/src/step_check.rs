@@ -4,7 +4,9 @@ use crate::backend::{BackendError, Limits};
 use crate::executor::{RowState, SlotState};
 use crate::operations::SketchRow;
 use crate::sampler::SampleJob;
-use crate::step::{ForwardStep, SampleParams, SampleRow, SampleStep, SlotStart, TOP_LOGPROBS_MAX, TokenInput};
+use crate::step::{
+    ForwardStep, SampleParams, SampleRow, SampleStep, SlotStart, TEMPERATURE_MIN, TOP_LOGPROBS_MAX, TokenInput,
+};
 
 type Checked = Result<(), BackendError>;
 
@@ -80,8 +82,8 @@ fn parameters(params: &SampleParams, index: usize) -> Checked {
     let within = |name: &str, value: f32, range: std::ops::RangeInclusive<f32>| {
         ensure(range.contains(&value), || format!("sample row {index}: {name} {value} is outside of {range:?}"))
     };
-    ensure(temperature == 0.0 || (1e-4..=1e4).contains(&temperature), || {
-        format!("sample row {index}: temperature {temperature} is neither 0 nor in 0.0001..=10000")
+    ensure(temperature == 0.0 || (TEMPERATURE_MIN..=1e4).contains(&temperature), || {
+        format!("sample row {index}: temperature {temperature} is neither 0 nor in {TEMPERATURE_MIN}..=10000")
     })?;
     within("top_p", top_p, 0.0..=1e4)?;
     within("min_p", min_p, 0.0..=1.0)?;

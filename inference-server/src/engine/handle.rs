@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use polylink_kernels::{SampleParams, TOP_LOGPROBS_MAX};
+use polylink_kernels::{SampleParams, TEMPERATURE_MIN, TOP_LOGPROBS_MAX};
 use polylink_protocol::market::grammar_digest;
 use tokio::sync::watch;
 
@@ -329,6 +329,10 @@ fn check_parameters(request: &GenerateRequest, vocabulary: usize) -> Result<(), 
         if !in_range(value, low, high) {
             return wrong(field, format!("{low} to {high} is expected, {value} was given"));
         }
+    }
+    if sampling.temperature != 0.0 && sampling.temperature < TEMPERATURE_MIN {
+        let reason = format!("0, or {TEMPERATURE_MIN} and more is expected, {} was given", sampling.temperature);
+        return wrong("temperature", reason);
     }
     if sampling.grammar_digest != grammar_digest(request.grammar.as_deref()) {
         return wrong("grammar", "the sampling parameters name another grammar by its digest".into());

@@ -23,6 +23,7 @@ fn requests_that_cannot_be_served_are_refused_by_name() {
         (with(Sampling { temperature: 2.5, ..sampling() }), "temperature"),
         (with(Sampling { temperature: f32::NAN, ..sampling() }), "temperature"),
         (with(Sampling { top_p: 0.0, ..sampling() }), "top_p"),
+        (with(Sampling { temperature: 1e-5, ..sampling() }), "temperature"),
         (with(Sampling { repetition_penalty: 0.0, ..sampling() }), "repetition_penalty"),
         (with(Sampling { max_tokens: 0, ..sampling() }), "max_tokens"),
         (with(Sampling { n: 17, ..sampling() }), "n:"),
