@@ -10,9 +10,9 @@ use crate::context::{BlockTime, Commit, Context, Event, ValidatorUpdate};
 use crate::error::{GenesisError, TxError};
 use crate::genesis::Genesis;
 use crate::modules::MODULES;
-use crate::store::{Changes, Overlay, StateRead, StateWrite};
+use crate::store::{Changes, Moment, Overlay, StateRead, StateWrite};
 use crate::tx::{self, Mode, Outcome};
-use crate::{bank, distribution};
+use crate::{bank, distribution, staking};
 
 /// The version of the keys and values of the state. A change to either raises it.
 pub const SCHEMA_VERSION: u64 = 3;
@@ -47,6 +47,12 @@ pub fn last_time(state: &dyn StateRead) -> BlockTime {
         Some(BlockTime { seconds, nanos: i32::from_be_bytes(bytes.get(8..)?.try_into().ok()?) })
     };
     state.get(&[LAST_TIME]).and_then(parse).unwrap_or_default()
+}
+
+/// A block's time, with how long blocks are needed by the state before it: the unbonding time.
+pub fn moment(state: &dyn StateRead, time: BlockTime) -> Moment {
+    let window = staking::params(state).unbonding_time.map_or(0, |time| time.seconds);
+    Moment { seconds: u64::try_from(time.seconds).unwrap_or(0), window_seconds: u64::try_from(window).unwrap_or(0) }
 }
 
 fn set_last_time(state: &mut dyn StateWrite, time: BlockTime) {

@@ -15,7 +15,7 @@ use tendermint_proto::v0_38::abci as pb;
 use tendermint_proto::v0_38::crypto::public_key::Sum;
 use tendermint_proto::v0_38::types::BlockIdFlag;
 
-use crate::app::App;
+use crate::app::{App, SnapshotConfig};
 use crate::auth::{self, MIN_GAS_PRICE};
 use crate::chain::SCHEMA_VERSION;
 use crate::genesis::Genesis;
@@ -36,6 +36,8 @@ pub struct TestChain {
     app: App,
     directory: PathBuf,
     height: u64,
+    /// What the last commit let CometBFT forget: the blocks below.
+    pub retain_height: u64,
     /// The hash of the last block's state.
     pub app_hash: Vec<u8>,
     /// The validator updates of genesis and of all blocks so far.
@@ -98,10 +100,20 @@ static DIRECTORIES: AtomicU64 = AtomicU64::new(0);
 impl TestChain {
     /// Starts a chain. Panics where the genesis is refused, as the process would.
     pub fn start(genesis: &Genesis) -> Self {
+        Self::start_with(genesis, None)
+    }
+
+    /// Starts a chain that takes snapshots.
+    pub fn start_with(genesis: &Genesis, snapshots: Option<SnapshotConfig>) -> Self {
+        Self::start_retaining(genesis, 0, snapshots)
+    }
+
+    /// Starts a chain that lets CometBFT forget all but so many blocks.
+    pub fn start_retaining(genesis: &Genesis, retain_blocks: u64, snapshots: Option<SnapshotConfig>) -> Self {
         let number = DIRECTORIES.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("polylink-chain-{}-{number}", std::process::id()));
         let store = Store::open(&directory, SCHEMA_VERSION).expect("a store in a fresh temporary directory opens");
-        let app = App::new(store, 0);
+        let app = App::with_snapshots(store, retain_blocks, snapshots);
         let started = app.init_chain(pb::RequestInitChain {
             time: Some(Timestamp { seconds: GENESIS_SECONDS, nanos: 0 }),
             chain_id: CHAIN_ID.into(),
@@ -115,6 +127,7 @@ impl TestChain {
             app,
             directory,
             height: 0,
+            retain_height: 0,
             app_hash: started.app_hash.to_vec(),
             validator_updates: started.validators,
             block_events: Vec::new(),
@@ -159,7 +172,8 @@ impl TestChain {
             time: Some(Timestamp { seconds: self.seconds(), nanos: 0 }),
             ..Default::default()
         });
-        self.app.commit();
+        let retained = self.app.commit().retain_height;
+        self.retain_height = u64::try_from(retained).expect("heights are not negative");
         self.app_hash = response.app_hash.to_vec();
         // What a block changes holds from the second one after it on.
         self.sets.rotate_left(1);

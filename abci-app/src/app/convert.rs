@@ -7,6 +7,7 @@ use tendermint_proto::v0_38::types::BlockIdFlag;
 
 use polylink_protocol::Address;
 
+use super::snapshots::{self, Manifest};
 use crate::context::{BlockTime, Commit, Event, Misbehavior, ValidatorUpdate, Vote};
 use crate::error::QueryError;
 use crate::query::Answered;
@@ -90,6 +91,16 @@ pub(super) fn checked(outcome: Outcome) -> pb::ResponseCheckTx {
         gas_used: result.gas_used,
         events: result.events,
         codespace: result.codespace,
+    }
+}
+
+pub(super) fn snapshot(manifest: Manifest) -> pb::Snapshot {
+    pb::Snapshot {
+        height: manifest.height,
+        format: snapshots::FORMAT,
+        chunks: u32::try_from(manifest.chunks.len()).unwrap_or(u32::MAX),
+        hash: manifest.hash().to_vec().into(),
+        metadata: manifest.metadata().into(),
     }
 }
 

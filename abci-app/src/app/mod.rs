@@ -4,11 +4,18 @@
 //! runs on an overlay of its own over the last committed state, thrown away after every block (CometBFT then rechecks
 //! what is left in the mempool). Queries read a snapshot and wait for nobody.
 //!
+//! Snapshots of committed states are taken and handed out beside all of it ([`snapshots`]); a node without a state may
+//! restore one instead of executing every block.
+//!
 //! Bad transactions and queries are answered with codes, never with an ABCI exception, which would stop the node. A
 //! broken invariant panics with its reason: the server then ends the process, before the block is committed.
 
 mod convert;
+mod join;
 mod node;
+#[cfg(test)]
+mod snapshot_tests;
+pub mod snapshots;
 #[cfg(test)]
 mod tests;
 
@@ -16,14 +23,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tendermint_abci::Application;
 use tendermint_proto::v0_38::abci as pb;
+use tendermint_proto::v0_38::types::{ConsensusParams, VersionParams};
 
 use crate::chain::{self, Block, SCHEMA_VERSION};
 use crate::genesis::Genesis;
 use crate::query;
-use crate::store::{Changes, MemoryState, Overlay, Staged, StateRead, Store};
+use crate::store::{Changes, MemoryState, Moment, Overlay, Staged, StateRead, Store};
 use crate::tx::{self, Mode};
 
-pub use node::{NodeConfig, NodeHandle, ServeError, serve};
+pub use node::{NodeConfig, NodeHandle, SNAPSHOT_INTERVAL, ServeError, rollback, serve};
+pub use snapshots::{SnapshotConfig, Snapshots};
+
+use join::Joining;
 
 /// The state below the mempool's overlay.
 type Base = Arc<dyn StateRead + Send + Sync>;
@@ -36,8 +47,10 @@ struct Shared {
     store: Store,
     /// Blocks that CometBFT keeps; 0 keeps all.
     retain_blocks: u64,
+    snapshots: Option<Snapshots>,
     consensus: Mutex<Consensus>,
     mempool: Mutex<Mempool>,
+    joining: Mutex<Joining>,
 }
 
 /// What is executed and not committed.
@@ -46,7 +59,7 @@ struct Consensus {
     /// From `InitChain` until the first block, with which it is committed.
     genesis: Option<Changes>,
     /// From `FinalizeBlock` until `Commit`.
-    staged: Option<Staged>,
+    staged: Option<(Staged, Moment)>,
 }
 
 struct Mempool {
@@ -65,15 +78,43 @@ fn stop(reason: impl std::fmt::Display) -> ! {
 }
 
 impl App {
-    /// Over an open store.
+    /// Over an open store, without snapshots.
     pub fn new(store: Store, retain_blocks: u64) -> Self {
+        Self::with_snapshots(store, retain_blocks, None)
+    }
+
+    /// Over an open store.
+    pub fn with_snapshots(store: Store, retain_blocks: u64, snapshots: Option<SnapshotConfig>) -> Self {
         let mempool = Mempool { state: Overlay::new(Arc::new(store.snapshot())), height: store.height() };
-        App(Arc::new(Shared { store, retain_blocks, consensus: Mutex::default(), mempool: Mutex::new(mempool) }))
+        let snapshots = snapshots.map(|config| Snapshots::open(config, store.height()));
+        App(Arc::new(Shared {
+            store,
+            retain_blocks,
+            snapshots,
+            consensus: Mutex::default(),
+            mempool: Mutex::new(mempool),
+            joining: Mutex::default(),
+        }))
+    }
+
+    /// Its snapshots, where it takes any.
+    pub fn snapshots(&self) -> Option<&Snapshots> {
+        self.0.snapshots.as_ref()
     }
 
     /// The ledger's store.
     pub fn store(&self) -> &Store {
         &self.0.store
+    }
+
+    /// Blocks below it are needed by nobody: neither for evidence or by light clients (all below `settled` are older than
+    /// the unbonding time), nor by a node that joins from the oldest snapshot, nor for what the operator keeps.
+    fn retain_height(&self, height: u64, settled: u64) -> u64 {
+        let Some(asked) = height.checked_sub(self.0.retain_blocks).filter(|_| self.0.retain_blocks > 0) else {
+            return 0;
+        };
+        let joining = self.0.snapshots.as_ref().map_or(u64::MAX, Snapshots::needed);
+        asked.min(settled).min(joining)
     }
 
     fn reset_mempool(&self, base: Base, height: u64) {
@@ -103,8 +144,10 @@ impl Application for App {
         let state = MemoryState(changes.iter().filter_map(|(k, v)| Some((k.clone(), v.clone()?))).collect());
         self.reset_mempool(Arc::new(state), first - 1);
         *lock(&self.0.consensus) = Consensus { genesis: Some(changes), staged: None };
+        // `Info` says the version too; CometBFT's rollback believes the parameters.
+        let version = Some(VersionParams { app: SCHEMA_VERSION });
         pb::ResponseInitChain {
-            consensus_params: None,
+            consensus_params: Some(ConsensusParams { version, ..Default::default() }),
             validators: updates.into_iter().map(convert::validator_update).collect(),
             app_hash: staged.app_hash().to_vec().into(),
         }
@@ -159,13 +202,15 @@ impl Application for App {
         let genesis = if store.height() == 0 { consensus.genesis.clone() } else { None };
         let base = Overlay::with_changes(store.snapshot(), genesis.unwrap_or_default());
         let commit = convert::commit(request.decided_last_commit, request.misbehavior);
-        let block = Block { height, time: convert::time(request.time), txs: &request.txs, commit };
+        let block_time = convert::time(request.time);
+        let block = Block { height, time: block_time, txs: &request.txs, commit };
         let executed = chain::block(&base, block).unwrap_or_else(|fatal| stop(fatal));
+        let moment = chain::moment(&base, block_time);
         let mut changes = base.into_changes();
         changes.extend(executed.changes);
         let staged = store.stage(changes, height).unwrap_or_else(|error| stop(error));
         let app_hash = staged.app_hash().to_vec().into();
-        consensus.staged = Some(staged);
+        consensus.staged = Some((staged, moment));
         pb::ResponseFinalizeBlock {
             events: executed.events.into_iter().map(convert::event).collect(),
             tx_results: executed.outcomes.into_iter().map(convert::delivered).collect(),
@@ -177,15 +222,17 @@ impl Application for App {
 
     fn commit(&self) -> pb::ResponseCommit {
         let mut consensus = lock(&self.0.consensus);
-        let staged = consensus.staged.take().unwrap_or_else(|| stop("Commit without a FinalizeBlock before it"));
+        let (staged, moment) =
+            consensus.staged.take().unwrap_or_else(|| stop("Commit without a FinalizeBlock before it"));
         let height = staged.height();
-        self.0.store.commit(staged).unwrap_or_else(|error| stop(error));
+        let settled = self.0.store.commit_at(staged, Some(moment)).unwrap_or_else(|error| stop(error));
         consensus.genesis = None;
-        self.reset_mempool(Arc::new(self.0.store.snapshot()), height);
-        let retained = match self.0.retain_blocks {
-            0 => 0,
-            blocks => height.saturating_sub(blocks),
-        };
+        let committed = self.0.store.snapshot();
+        if let Some(snapshots) = &self.0.snapshots {
+            snapshots.committed(&committed);
+        }
+        self.reset_mempool(Arc::new(committed), height);
+        let retained = self.retain_height(height, settled);
         pb::ResponseCommit { retain_height: convert::height(retained) }
     }
 
@@ -197,5 +244,32 @@ impl Application for App {
         let snapshot = self.0.store.snapshot();
         let answered = query::run(&snapshot, &request.path, &request.data, height, request.prove);
         convert::answered(answered, &request.data, snapshot.height())
+    }
+
+    fn list_snapshots(&self) -> pb::ResponseListSnapshots {
+        let list = self.0.snapshots.as_ref().map(Snapshots::list).unwrap_or_default();
+        pb::ResponseListSnapshots { snapshots: list.into_iter().map(convert::snapshot).collect() }
+    }
+
+    fn load_snapshot_chunk(&self, request: pb::RequestLoadSnapshotChunk) -> pb::ResponseLoadSnapshotChunk {
+        let snapshots = self.0.snapshots.as_ref().filter(|_| request.format == snapshots::FORMAT);
+        let chunk = snapshots.and_then(|snapshots| snapshots.chunk(request.height, request.chunk));
+        pb::ResponseLoadSnapshotChunk { chunk: chunk.unwrap_or_default().into() }
+    }
+
+    fn offer_snapshot(&self, request: pb::RequestOfferSnapshot) -> pb::ResponseOfferSnapshot {
+        let offered = lock(&self.0.joining).offer(&self.0.store, request);
+        pb::ResponseOfferSnapshot { result: offered.into() }
+    }
+
+    fn apply_snapshot_chunk(&self, request: pb::RequestApplySnapshotChunk) -> pb::ResponseApplySnapshotChunk {
+        let (answer, restored) = lock(&self.0.joining).apply(request);
+        if restored {
+            *lock(&self.0.consensus) = Consensus::default();
+            let state = self.0.store.snapshot();
+            let height = state.height();
+            self.reset_mempool(Arc::new(state), height);
+        }
+        answer
     }
 }

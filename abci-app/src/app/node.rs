@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::app::App;
+use crate::app::{App, SnapshotConfig, Snapshots};
 use crate::chain::SCHEMA_VERSION;
 use crate::server::{self, Address, Options, ServerError, ServerHandle};
 use crate::store::{Store, StoreError, StoreOptions};
@@ -18,12 +18,37 @@ pub struct NodeConfig {
     pub retain_blocks: u64,
     /// Heights behind the newest that can be read and proved.
     pub keep_heights: u64,
+    /// Blocks between two snapshots for nodes that join by state sync; 0 takes none.
+    pub snapshot_interval: u64,
+    /// Snapshots kept.
+    pub snapshots_kept: usize,
 }
 
+/// Blocks between two snapshots, where nobody says otherwise.
+pub const SNAPSHOT_INTERVAL: u64 = 1_000;
+
 impl NodeConfig {
-    /// With the defaults: all blocks, 100,000 heights.
+    /// With the defaults: all blocks, 100,000 heights, the two newest snapshots.
     pub fn new(data: impl Into<PathBuf>, address: Address) -> Self {
-        NodeConfig { data: data.into(), address, retain_blocks: 0, keep_heights: 100_000 }
+        NodeConfig {
+            data: data.into(),
+            address,
+            retain_blocks: 0,
+            keep_heights: 100_000,
+            snapshot_interval: SNAPSHOT_INTERVAL,
+            snapshots_kept: 2,
+        }
+    }
+
+    /// Its snapshots lie beside the database, in a folder of its name with `-snapshots`.
+    fn snapshot_config(&self) -> SnapshotConfig {
+        let mut name = self.data.file_name().unwrap_or_default().to_owned();
+        name.push("-snapshots");
+        SnapshotConfig {
+            directory: self.data.with_file_name(name),
+            interval: self.snapshot_interval,
+            keep: self.snapshots_kept,
+        }
     }
 }
 
@@ -61,10 +86,22 @@ impl NodeHandle {
     }
 }
 
+/// Forgets every block after `height`, within what can still be read, and the snapshots of them.
+pub fn rollback(config: &NodeConfig, height: u64) -> Result<(), ServeError> {
+    let store = open(config)?;
+    store.rollback(height)?;
+    drop(Snapshots::open(config.snapshot_config(), height));
+    Ok(())
+}
+
+fn open(config: &NodeConfig) -> Result<Store, StoreError> {
+    let options = StoreOptions { keep_heights: config.keep_heights, ..StoreOptions::new(SCHEMA_VERSION) };
+    Store::open_with(&config.data, options)
+}
+
 /// Opens the store and serves the ledger.
 pub fn serve(config: &NodeConfig) -> Result<NodeHandle, ServeError> {
-    let options = StoreOptions { keep_heights: config.keep_heights, ..StoreOptions::new(SCHEMA_VERSION) };
-    let app = App::new(Store::open_with(&config.data, options)?, config.retain_blocks);
+    let app = App::with_snapshots(open(config)?, config.retain_blocks, Some(config.snapshot_config()));
     let server = server::serve(&config.address, app.clone(), Options::default())?;
     Ok(NodeHandle { server, app })
 }

@@ -15,7 +15,7 @@ use polylink_protocol::{Address, DENOM, Message};
 use tendermint_abci::Application;
 use tendermint_proto::v0_38::abci as pb;
 
-use super::App;
+use super::{App, SnapshotConfig};
 use crate::bank::{self, Pool};
 use crate::chain::SCHEMA_VERSION;
 use crate::query::{GAS_PRICES_PATH, GasPricesResponse, SIMULATE_PATH, STORE_PATH};
@@ -266,7 +266,7 @@ fn a_block_that_was_not_committed_is_forgotten_by_a_restart() {
     assert_eq!(info.last_block_app_hash.to_vec(), before.0);
     let again = restarted.finalize_block(block);
     assert_eq!(again.app_hash, first.app_hash, "replayed to the same state");
-    assert_eq!(restarted.commit().retain_height, 1);
+    assert_eq!(restarted.commit().retain_height, 0, "no block is older than the unbonding time");
     assert_eq!(bank::balance(&restarted.store().snapshot(), key(2).address()).0, before.1.0 + 5);
 }
 
@@ -313,6 +313,37 @@ fn genesis_goes_round_through_json() {
     let genesis = genesis(2);
     let text = genesis.to_json().to_string();
     assert_eq!(crate::Genesis::from_json(text.as_bytes()), Ok(genesis));
+}
+
+/// Blocks may be forgotten once nobody needs them: older than the operator keeps, than the unbonding time and than the
+/// oldest snapshot.
+#[test]
+fn the_retained_height_is_the_lowest_that_anybody_needs() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = |keep: u64, unbonding_seconds: u64, interval: Option<u64>| {
+        let mut genesis = genesis(1);
+        genesis.staking.unbonding_seconds = unbonding_seconds;
+        let config = |interval| SnapshotConfig { directory: directory.path().join("snapshots"), interval, keep: 2 };
+        let mut chain = TestChain::start_retaining(&genesis, keep, interval.map(config));
+        let mut retained = Vec::new();
+        for _ in 0..100 {
+            chain.advance(1);
+            if let Some(snapshots) = chain.app().snapshots() {
+                snapshots.wait();
+            }
+            retained.push(chain.retain_height);
+        }
+        assert!(retained.is_sorted(), "{retained:?}");
+        chain.retain_height
+    };
+    assert_eq!(run(0, 10, None), 0, "everything is kept");
+    assert_eq!(run(10, 1, None), 90, "as the operator asks");
+    // Blocks are a second apart; one in 16 is known by its time.
+    assert_eq!(run(10, 40, None), 48, "block 60 is 40 seconds old");
+    assert_eq!(run(10, 1_000, None), 0, "all are younger than the unbonding time");
+    assert_eq!(run(10, 1, Some(30)), 60, "the snapshots of 60 and 90 are there");
+    assert_eq!(run(10, 1, Some(1_000)), 0, "none to join from yet");
+    assert_eq!(run(10, 1, Some(0)), 90, "this node offers none");
 }
 
 /// Store is used by name above; a store of another schema must not open.

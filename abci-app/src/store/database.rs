@@ -9,14 +9,15 @@ use jmt::storage::{NodeKey, StaleNodeIndex, TreeUpdateBatch};
 use jmt::{KeyHash, Sha256Jmt};
 
 use super::snapshot::{Head, Snapshot};
+use super::times::Moment;
 use super::tree::{
     EMPTY_ROOT, NODE, Tables, TreeView, VALUE, encode_node, encode_value, key_hash, node_row, preimage_row, root_of,
     value_row,
 };
-use super::{AppHash, Changes, MAX_KEY_BYTES, Order, StateRead, StoreError, prune};
+use super::{AppHash, Changes, MAX_KEY_BYTES, Order, StateRead, StoreError, fault, prune, restore, times};
 
 const SCHEMA: &[u8] = b"mschema";
-const HEAD: &[u8] = b"mhead";
+pub(super) const HEAD: &[u8] = b"mhead";
 
 /// Nibble paths of the root's rows, which `jmt` lets one make only through a key.
 pub(super) fn root_key(version: u64) -> NodeKey {
@@ -33,27 +34,34 @@ pub struct StoreOptions {
     pub keep_heights: u64,
     /// Memory for cached blocks of the database, in bytes.
     pub cache_bytes: u64,
+    /// The database's journal at most, in bytes: what it writes anew when it starts. At least [`JOURNAL_BYTES_MIN`].
+    pub journal_bytes: u64,
 }
 
+/// The smallest journal that the database takes.
+pub const JOURNAL_BYTES_MIN: u64 = 64 << 20;
+
 impl StoreOptions {
-    /// The defaults for a schema version: 100,000 heights kept, 64 MiB of cache.
+    /// The defaults for a schema version: 100,000 heights kept, 64 MiB of cache, a journal of 128 MiB.
     pub fn new(schema_version: u64) -> Self {
-        StoreOptions { schema_version, keep_heights: 100_000, cache_bytes: 64 << 20 }
+        StoreOptions { schema_version, keep_heights: 100_000, cache_bytes: 64 << 20, journal_bytes: 128 << 20 }
     }
 }
 
 /// The ledger's state on disk. Clones share it: one writer at a time, readers on [`Snapshot`]s that
 /// never wait for it.
 #[derive(Clone)]
-pub struct Store(Arc<Inner>);
+pub struct Store(pub(super) Arc<Inner>);
 
-struct Inner {
+pub(super) struct Inner {
     path: PathBuf,
     options: StoreOptions,
-    database: Database,
-    tables: Tables,
+    pub database: Database,
+    pub tables: Tables,
     newest: RwLock<Snapshot>,
-    writer: Mutex<()>,
+    pub writer: Mutex<()>,
+    /// What the row of [`restore`] says.
+    restored: Mutex<Option<u8>>,
 }
 
 /// A block's changes with the root they lead to: computed, not durable.
@@ -101,7 +109,8 @@ impl Store {
         };
         std::fs::create_dir_all(&path).map_err(|error| open(error.into()))?;
         let builder = Database::builder(&path).cache_size(options.cache_bytes).worker_threads(2);
-        let database = builder.max_journaling_size(128 << 20).open().map_err(open)?;
+        let database =
+            builder.max_journaling_size(options.journal_bytes.max(JOURNAL_BYTES_MIN)).open().map_err(open)?;
         let table = |name| {
             let layout = || KeyspaceCreateOptions::default().max_memtable_size(16 << 20);
             database.keyspace(name, layout).map_err(open)
@@ -127,8 +136,14 @@ impl Store {
         if newest.app_hash_at(head.height)? != head.app_hash {
             return Err(StoreError::Damaged(format!("the tree's root at height {} is not the head's", head.height)));
         }
-        let newest = RwLock::new(newest);
-        Ok(Store(Arc::new(Inner { path, options, database, tables, newest, writer: Mutex::new(()) })))
+        let restored = tables.tree.get(restore::RESTORE)?.and_then(|row| row.first().copied());
+        let (newest, restored) = (RwLock::new(newest), Mutex::new(restored));
+        let store =
+            Store(Arc::new(Inner { path, options, database, tables, newest, writer: Mutex::default(), restored }));
+        if store.restored() == Some(restore::UNDER_WAY) {
+            store.clear()?;
+        }
+        Ok(store)
     }
 
     /// Where it lies.
@@ -163,10 +178,27 @@ impl Store {
         self.0.newest.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    pub(super) fn publish(&self, head: Head) {
+        let next = Snapshot::new(self.0.database.snapshot(), self.0.tables.clone(), head);
+        *self.0.newest.write().unwrap_or_else(PoisonError::into_inner) = next;
+    }
+
+    pub(super) fn restored(&self) -> Option<u8> {
+        *self.0.restored.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_restored(&self, restored: Option<u8>) {
+        *self.0.restored.lock().unwrap_or_else(PoisonError::into_inner) = restored;
+    }
+
     /// Computes the state after a block. Nothing becomes durable. The first block may have any
     /// height from 1; each one after follows the last committed. Changes that change nothing are
     /// dropped. The genesis state is staged together with the first block.
     pub fn stage(&self, changes: Changes, height: u64) -> Result<Staged, StoreError> {
+        if self.restored() == Some(restore::UNDER_WAY) {
+            // Given up: the chain begins at its genesis after all.
+            self.clear()?;
+        }
         let newest = self.snapshot();
         let base = newest.height();
         if height == 0 || (base != 0 && height != base + 1) {
@@ -208,6 +240,12 @@ impl Store {
     /// Makes a staged block durable, in one atomic batch, and prunes what has left the window.
     /// When it returns the block is on the disk; when the process dies before, none of it is, or all.
     pub fn commit(&self, staged: Staged) -> Result<(), StoreError> {
+        self.commit_at(staged, None).map(|_| ())
+    }
+
+    /// As [`commit`](Self::commit), with the block's time. Returns a height all blocks below which are older than the
+    /// moment's window; 0 where none is known.
+    pub fn commit_at(&self, staged: Staged, moment: Option<Moment>) -> Result<u64, StoreError> {
         let _writing = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = self.snapshot();
         let Staged { height, base, app_hash, changes, overwritten, tree } = staged;
@@ -235,12 +273,18 @@ impl Store {
                 None => batch.remove(&tables.state, key.as_slice()),
             }
         }
+        let settled = moment.map(|moment| times::put(&mut batch, &newest, tables, height, moment)).transpose()?;
         batch.insert(&tables.tree, HEAD, encode_head(&head));
+        if self.restored().is_some() {
+            batch.remove(&tables.tree, restore::RESTORE);
+        }
+        fault::reach("commit: before the batch");
         batch.commit()?;
-
-        let next = Snapshot::new(self.0.database.snapshot(), tables.clone(), head);
-        *self.0.newest.write().unwrap_or_else(PoisonError::into_inner) = next;
-        Ok(())
+        fault::reach("commit: durable");
+        self.set_restored(None);
+        self.publish(head);
+        fault::reach("commit: published");
+        Ok(settled.unwrap_or_default())
     }
 
     /// Hashes the whole flat table anew and compares it with the root: a full scan, for exports and
@@ -287,7 +331,7 @@ fn put_tree(
     }
 }
 
-fn encode_head(head: &Head) -> Vec<u8> {
+pub(super) fn encode_head(head: &Head) -> Vec<u8> {
     [&head.height.to_be_bytes()[..], &head.oldest.to_be_bytes(), &head.app_hash].concat()
 }
 
@@ -300,6 +344,6 @@ fn decode_head(row: &[u8]) -> Result<Head, StoreError> {
     })
 }
 
-fn fixed<const N: usize>(row: &[u8], what: &str) -> Result<[u8; N], StoreError> {
+pub(super) fn fixed<const N: usize>(row: &[u8], what: &str) -> Result<[u8; N], StoreError> {
     row.try_into().map_err(|_| StoreError::Damaged(format!("{what} has {} bytes instead of {N}", row.len())))
 }

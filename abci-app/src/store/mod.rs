@@ -11,34 +11,44 @@
 //! | `state` | key | value |
 //! | `tree` | `mschema` | version of this layout and of the state's keys (8) |
 //! | | `mhead` | height (8) ‖ oldest readable height (8) ‖ root (32) |
+//! | | `mrestore` | 0: parts of a state that is being restored; 1: a restored state, no block since |
 //! | | `n` ‖ version (8) ‖ nibble path (borsh) | tree node (borsh) |
 //! | | `v` ‖ SHA-256 of the key ‖ version (8) | 1 ‖ value, or 0 where deleted |
 //! | | `p` ‖ SHA-256 of the key | key |
+//! | | `t` ‖ seconds (8) | height (8) of a block of that time |
 //! | | `s` ‖ version since which it is stale (8) ‖ a row `n`…, or `v` ‖ SHA-256 of the key | – |
 //!
 //! Integers are big-endian. Invariants: nothing becomes durable before `commit`, which writes both
 //! tables in one atomic batch that is on the disk when it returns; the flat table always hashes to
 //! the root; a height within the pruning window can be read and proved.
 
+pub mod chunk;
 mod database;
+pub(crate) mod fault;
 pub mod key;
 pub mod overlay;
 mod proof;
 mod prune;
+mod restore;
+mod rollback;
 mod snapshot;
 pub mod state;
 #[cfg(test)]
 mod tests;
+mod times;
 mod tree;
 
 use std::path::PathBuf;
 
-pub use database::{Staged, Store, StoreOptions};
+pub use chunk::CHUNK_BYTES_MAX;
+pub use database::{JOURNAL_BYTES_MIN, Staged, Store, StoreOptions};
 pub use key::KeyBuilder;
 pub use overlay::{Layer, Overlay};
 pub use proof::{PROOF_OP_TYPE, Proof, verify_proof};
+pub use restore::Restore;
 pub use snapshot::Snapshot;
 pub use state::{Changes, MemoryState, Order, Pair, PairIter, StateRead, StateWrite, prefix_end};
+pub use times::Moment;
 pub use tree::{EMPTY_ROOT, root_of};
 
 /// The longest key of the state, in bytes.
@@ -109,6 +119,21 @@ pub enum StoreError {
         oldest: u64,
         /// The newest one held.
         newest: u64,
+    },
+    /// A restore into a store that has executed blocks.
+    #[error("the store is at height {height}: a snapshot is restored into an empty one; move its directory away first")]
+    Occupied {
+        /// Its height.
+        height: u64,
+    },
+    /// A chunk that is not of the state that is restored.
+    #[error("the snapshot is false or damaged: {0}; take another one")]
+    Chunk(String),
+    /// A pair that no chunk has room for.
+    #[error("a key and its value have {bytes} bytes together: more than a chunk of a snapshot holds")]
+    Pair {
+        /// Their length.
+        bytes: usize,
     },
     /// A key that cannot be stored or proved.
     #[error("a state key has {bytes} bytes: 1 to {MAX_KEY_BYTES} are allowed")]

@@ -38,6 +38,10 @@ impl Snapshot {
         &self.0.database
     }
 
+    pub(super) fn tables(&self) -> &Tables {
+        &self.0.tables
+    }
+
     /// Its height.
     pub fn height(&self) -> u64 {
         self.0.head.height
@@ -97,7 +101,7 @@ impl Snapshot {
         Ok(Proof { key: key.to_vec(), value, proof })
     }
 
-    fn view(&self) -> TreeView<'_> {
+    pub(super) fn view(&self) -> TreeView<'_> {
         TreeView { tables: &self.0.tables, snapshot: &self.0.database, empty_at: None }
     }
 

@@ -2,6 +2,8 @@
 
 mod crash;
 mod overlay;
+mod restore;
+mod rollback;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -16,14 +18,14 @@ pub(super) fn put(pairs: &[(&str, &str)]) -> Changes {
     pairs.iter().map(|(key, value)| (key.as_bytes().to_vec(), Some(value.as_bytes().to_vec()))).collect()
 }
 
-fn commit(store: &Store, changes: Changes, height: u64) -> AppHash {
+pub(super) fn commit(store: &Store, changes: Changes, height: u64) -> AppHash {
     let staged = store.stage(changes, height).unwrap();
     let root = staged.app_hash();
     store.commit(staged).unwrap();
     root
 }
 
-fn pairs(state: &dyn StateRead) -> Vec<Pair> {
+pub(super) fn pairs(state: &dyn StateRead) -> Vec<Pair> {
     state.iter_range(&[], None, Order::Ascending).collect()
 }
 

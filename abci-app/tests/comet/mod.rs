@@ -19,6 +19,7 @@ pub struct Comet {
     binary: PathBuf,
     home: PathBuf,
     rpc_port: u16,
+    p2p_port: u16,
     child: Option<Child>,
 }
 
@@ -35,12 +36,43 @@ impl Comet {
             .replace("{socket}", &socket.display().to_string())
             .replace("{block_time_ms}", &block_time_ms.to_string());
         std::fs::write(home.join("config/config.toml"), config).unwrap();
-        Comet { binary, home: home.to_path_buf(), rpc_port, child: None }
+        Comet { binary, home: home.to_path_buf(), rpc_port, p2p_port, child: None }
+    }
+
+    /// Makes the home of a node that joins the chain of `peer` by state sync, trusting the header of `height`.
+    pub async fn join(home: &Path, socket: &Path, peer: &Comet, block_time_ms: u64, height: u64) -> Comet {
+        let node = Comet::init(home, socket, block_time_ms);
+        std::fs::copy(peer.home.join("config/genesis.json"), home.join("config/genesis.json")).unwrap();
+        let id = Command::new(&peer.binary).args(["show-node-id", "--home"]).arg(&peer.home).output().unwrap();
+        let id = String::from_utf8(id.stdout).unwrap();
+        let trusted = peer.client().commit(u32::try_from(height).unwrap()).await.unwrap().signed_header;
+        let config = home.join("config/config.toml");
+        let text = std::fs::read_to_string(&config).unwrap().replace(
+            "pex = false",
+            &format!("pex = false\npersistent_peers = \"{}@127.0.0.1:{}\"", id.trim(), peer.p2p_port),
+        );
+        let (url, hash) = (peer.url(), trusted.header.hash());
+        let text = format!(
+            "{text}\n[statesync]\nenable = true\nrpc_servers = \"{url},{url}\"\ntrust_height = {height}\ntrust_hash = \"{hash}\"\n\
+             trust_period = \"1h\"\ndiscovery_time = \"5s\"\n"
+        );
+        std::fs::write(config, text).unwrap();
+        node
     }
 
     /// Starts the node and waits until a block beyond those it knew is executed. It tells of a block
     /// once that is stored, which is before it is executed: so until there are two.
     pub async fn start(&mut self) -> HttpClient {
+        self.launch();
+        let client = self.client();
+        let first = self.wait_for("an answer of the RPC", || client.status()).await;
+        let height = first.sync_info.latest_block_height.value();
+        self.wait_for_height(&client, height + 2).await;
+        client
+    }
+
+    /// Starts the node and waits for nothing.
+    pub fn launch(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(self.home.join("node.log")).unwrap();
         let child = Command::new(&self.binary)
             .args(["start", "--home"])
@@ -50,11 +82,15 @@ impl Comet {
             .spawn()
             .unwrap();
         self.child = Some(child);
-        let client = self.client();
-        let first = self.wait_for("an answer of the RPC", || client.status()).await;
-        let height = first.sync_info.latest_block_height.value();
-        self.wait_for_height(&client, height + 2).await;
-        client
+    }
+
+    /// Runs `cometbft rollback` over the home of a node that stands still; returns what it says.
+    pub fn rollback(&self, arguments: &[&str]) -> String {
+        assert!(self.child.is_none(), "the node runs");
+        let output = Command::new(&self.binary).arg("rollback").args(arguments).arg("--home").arg(&self.home).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// The address of its RPC.
@@ -62,7 +98,8 @@ impl Comet {
         format!("http://127.0.0.1:{}", self.rpc_port)
     }
 
-    fn client(&self) -> HttpClient {
+    /// A client of its RPC.
+    pub fn client(&self) -> HttpClient {
         HttpClient::builder(self.url().parse().unwrap()).compat_mode(CompatMode::V0_38).build().unwrap()
     }
 

@@ -4,7 +4,7 @@ use clap::Args;
 use std::path::Path;
 use std::time::Duration;
 
-use polylink_abci_app::app::{NodeConfig, serve};
+use polylink_abci_app::app::{NodeConfig, SNAPSHOT_INTERVAL, rollback, serve};
 use polylink_abci_app::server::Address;
 
 use crate::error::CliError;
@@ -22,6 +22,12 @@ pub struct LedgerArgs {
     /// Blocks that CometBFT keeps behind the newest; 0 keeps all
     #[arg(long, default_value_t = 0)]
     retain_blocks: u64,
+    /// Blocks between two snapshots for nodes that join by state sync; 0 takes none
+    #[arg(long, default_value_t = SNAPSHOT_INTERVAL)]
+    snapshot_interval: u64,
+    /// Forget every block after this height and end: a chain's way out of a block that was executed wrongly
+    #[arg(long, value_name = "HEIGHT")]
+    rollback: Option<u64>,
 }
 
 /// Runs `polylink ledger`.
@@ -34,6 +40,12 @@ pub async fn ledger(args: &LedgerArgs, home: &Path) -> Result<(), CliError> {
     let address: Address = format!("unix://{}", home.socket().display()).parse().map_err(|e| wrong(&e))?;
     let mut config = NodeConfig::new(home.ledger(), address);
     config.retain_blocks = args.retain_blocks;
+    config.snapshot_interval = args.snapshot_interval;
+    if let Some(height) = args.rollback {
+        rollback(&config, height).map_err(|e| wrong(&e))?;
+        println!("the ledger is at height {height}");
+        return Ok(());
+    }
     let handle = serve(&config).map_err(|e| wrong(&e))?;
     tracing::info!(address = %handle.address(), "the ledger serves");
     let reason = shutdown::requested().await?;
