@@ -16,6 +16,8 @@ pub mod context;
 pub mod distribution;
 pub mod error;
 pub mod feegrant;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gas;
 pub mod genesis;
 pub mod market;

@@ -14,7 +14,7 @@ use polylink_protocol::{DENOM, Dec};
 use crate::auth::min_gas_price_milli;
 use crate::chain::{constants, next_block_context};
 use crate::error::QueryError;
-use crate::modules::QueryContext;
+use crate::modules::{MODULES, QueryContext};
 use crate::router;
 use crate::store::{Overlay, Proof, Snapshot, StateRead};
 use crate::tx::{self, Mode, Outcome};
@@ -45,7 +45,7 @@ pub fn run(snapshot: &Snapshot, path: &str, data: &[u8], height: u64, prove: boo
     if newest == 0 {
         return Err(QueryError::Height("no block has been committed yet: ask again in a moment".into()));
     }
-    if path == STORE_PATH || path == "/store" {
+    if is_store(path) {
         return by_key(snapshot, data, height, prove);
     }
     if height != 0 && height != newest {
@@ -72,6 +72,14 @@ pub fn run(snapshot: &Snapshot, path: &str, data: &[u8], height: u64, prove: boo
         }
     };
     Ok(Answered { value, height: newest, proof: None })
+}
+
+/// `/store/key`; clients of the Cosmos SDK name a module in between, which says nothing here: a key names its own.
+fn is_store(path: &str) -> bool {
+    let module = path.strip_prefix("/store/").and_then(|rest| rest.strip_suffix("/key"));
+    path == STORE_PATH
+        || path == "/store"
+        || module.is_some_and(|name| MODULES.iter().any(|module| module.name == name))
 }
 
 fn by_key(snapshot: &Snapshot, key: &[u8], height: u64, prove: bool) -> Result<Answered, QueryError> {

@@ -21,7 +21,7 @@ use tendermint_rpc::Client;
 const CHILD: &str = "POLYLINK_TEST_RECOVERY_HOME";
 /// The height at which that program breaks an invariant, if any.
 const BREAKS_AT: &str = "POLYLINK_TEST_BREAKS_AT";
-/// The height whose block that program executes wrongly, if any.
+/// The height whose block that program executes wrongly, if any: it takes it to be a second younger.
 const WRONG_AT: &str = "POLYLINK_TEST_WRONG_AT";
 
 /// A program with a mistake, around the real one.
@@ -145,34 +145,44 @@ async fn a_halted_chain_goes_on() {
     assert!(comet.stop(), "the node must stop on SIGTERM");
     let height = ledger.stop();
 
-    // A program that has committed a block wrongly: both go back before it, and the block is executed anew.
-    let wrong = height + 3;
-    let ledger = start(&home, &[(WRONG_AT, wrong), (BREAKS_AT, wrong + 1)]);
-    comet.launch();
-    assert_eq!(ledger.halted(), wrong);
-    comet.kill();
-    let store = || Store::open(home.join("ledger"), SCHEMA_VERSION).unwrap();
-    let bad_hash = store().app_hash();
-    let said = comet.rollback(&["--hard"]);
-    assert!(said.contains(&format!("height {wrong} ")), "the pending block is dropped: {said}");
-    let said = comet.rollback(&[]);
-    assert!(said.contains(&format!("height {} ", wrong - 1)), "{said}");
-    store().rollback(wrong - 1).unwrap();
-    let ledger = start(&home, &[]);
-    let client = comet.start().await;
-    comet.wait_for_height(&client, wrong + 3).await;
-    let header = client.commit(u32::try_from(wrong + 1).unwrap()).await.unwrap().signed_header.header;
-    assert_ne!(header.app_hash.as_bytes(), bad_hash);
-    assert!(comet.stop(), "the node must stop on SIGTERM");
-    let height = ledger.stop();
-    store().check().unwrap();
-
     // The ledger's directory is lost: CometBFT hands it every block again, and compares every hash.
     std::fs::remove_dir_all(home.join("ledger")).unwrap();
     let ledger = start(&home, &[]);
     let client = comet.start().await;
     comet.wait_for_height(&client, height + 2).await;
+
+    // One node's program executes a block wrongly and commits it. It takes no block of the others any more; mended, it
+    // goes back before the block and executes it anew.
+    let follower = dir.path().join("follower");
+    let mut other = Comet::follow(&follower, &follower.join("abci.sock"), &comet, 50);
+    let wrong = 6;
+    let mistaken = start(&follower, &[(WRONG_AT, wrong)]);
+    other.launch();
+    let standing = other.client();
+    other.wait_for_height(&standing, wrong).await;
+    let now = client.status().await.unwrap().sync_info.latest_block_height.value();
+    comet.wait_for_height(&client, now + 10).await;
+    other.kill();
+    assert_eq!(mistaken.stop(), wrong, "it stands at the block");
+    let store = |home: &Path| Store::open(home.join("ledger"), SCHEMA_VERSION).unwrap();
+    let header = client.commit(u32::try_from(wrong + 1).unwrap()).await.unwrap().signed_header.header;
+    assert_ne!(header.app_hash.as_bytes(), store(&follower).app_hash());
+    let mut said = other.rollback(&[]);
+    if said.contains(&format!("height {wrong} ")) {
+        // It had stored the block after it, which it could not execute.
+        said = other.rollback(&["--hard"]) + &other.rollback(&[]);
+    }
+    assert!(said.contains(&format!("height {} ", wrong - 1)), "{said}");
+    store(&follower).rollback(wrong - 1).unwrap();
+    let mended = start(&follower, &[]);
+    let client = other.start().await;
+    other.wait_for_height(&client, now).await;
+    assert!(other.stop(), "the node must stop on SIGTERM");
+    assert!(mended.stop() >= now);
+    let follower = store(&follower);
+    follower.check().unwrap();
+    assert_eq!(header.app_hash.as_bytes(), follower.snapshot().app_hash_at(wrong).unwrap());
     assert!(comet.stop(), "the node must stop on SIGTERM");
-    assert!(ledger.stop() >= height + 2);
-    store().check().unwrap();
+    ledger.stop();
+    store(&home).check().unwrap();
 }

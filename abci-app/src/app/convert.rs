@@ -62,6 +62,26 @@ pub(super) fn validator_update(update: ValidatorUpdate) -> pb::ValidatorUpdate {
     }
 }
 
+/// The longest log, in bytes; what is longer ends in `…`.
+const LOG_BYTES_MAX: usize = 1_000;
+
+/// A refusal as logs show it: one line of bounded length, whatever of the request it repeats. Logs are no part of what
+/// nodes agree on.
+fn log(error: &impl std::fmt::Display) -> String {
+    // Marks that change the order in which a terminal shows what comes after.
+    let turns =
+        |c: char| matches!(c, '\u{061c}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut line = String::new();
+    for c in error.to_string().chars() {
+        if line.len() >= LOG_BYTES_MAX {
+            line.push('…');
+            break;
+        }
+        if c.is_control() || turns(c) { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
+}
+
 /// Success has code 0 and an empty log.
 pub(super) fn delivered(outcome: Outcome) -> pb::ExecTxResult {
     let Outcome { result, gas_wanted, gas_used, events } = outcome;
@@ -75,7 +95,7 @@ pub(super) fn delivered(outcome: Outcome) -> pb::ExecTxResult {
         Ok(data) => pb::ExecTxResult { data: data.into(), ..done },
         Err(error) => {
             let (codespace, code) = error.code();
-            pb::ExecTxResult { code, codespace: codespace.to_owned(), log: error.to_string(), ..done }
+            pb::ExecTxResult { code, codespace: codespace.to_owned(), log: log(&error), ..done }
         }
     }
 }
@@ -109,7 +129,7 @@ pub(super) fn query_error(error: QueryError, at: u64) -> pb::ResponseQuery {
     pb::ResponseQuery {
         code,
         codespace: codespace.to_owned(),
-        log: error.to_string(),
+        log: log(&error),
         height: height(at),
         ..Default::default()
     }

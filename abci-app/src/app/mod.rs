@@ -13,8 +13,6 @@
 mod convert;
 mod join;
 mod node;
-#[cfg(test)]
-mod snapshot_tests;
 pub mod snapshots;
 #[cfg(test)]
 mod tests;
@@ -192,6 +190,13 @@ impl Application for App {
         let good = gas.is_some_and(|gas| gas <= tx::BLOCK_GAS_MAX);
         let status = if good { ProposalStatus::Accept } else { ProposalStatus::Reject };
         pb::ResponseProcessProposal { status: status.into() }
+    }
+
+    /// Votes carry nothing here.
+    fn verify_vote_extension(&self, request: pb::RequestVerifyVoteExtension) -> pb::ResponseVerifyVoteExtension {
+        use pb::response_verify_vote_extension::VerifyStatus;
+        let status = if request.vote_extension.is_empty() { VerifyStatus::Accept } else { VerifyStatus::Reject };
+        pb::ResponseVerifyVoteExtension { status: status.into() }
     }
 
     /// Executes the block.

@@ -1,5 +1,10 @@
 //! Tests of the application: queries as wallets make them, the mempool's own state, restarts, proposals.
 
+mod crash;
+mod hostile;
+mod requirements;
+mod snapshots;
+
 use polylink_protocol::cosmos::cosmos::auth::v1beta1::{
     BaseAccount, ModuleAccount, QueryAccountRequest, QueryAccountResponse,
 };

@@ -41,7 +41,7 @@ pub enum ConnectionError {
 }
 
 /// Serves one connection until its peer leaves.
-pub(super) fn serve<A: Application>(
+pub(crate) fn serve<A: Application>(
     id: ConnectionId,
     source: impl Read,
     mut sink: impl Write,

@@ -37,6 +37,8 @@ pub use connection::{ConnectionError, request_name};
 pub use grammar::{GrammarError, check_grammar};
 pub use log::{LogEntry, RequestLog};
 
+pub(crate) use connection::serve as serve_connection;
+
 use listener::{Listener, Stream};
 
 /// The exit code of a process whose application panicked (EX_SOFTWARE of sysexits).

@@ -46,6 +46,7 @@ pub use key::KeyBuilder;
 pub use overlay::{Layer, Overlay};
 pub use proof::{PROOF_OP_TYPE, Proof, verify_proof};
 pub use restore::Restore;
+pub(crate) use restore::probe_chunk;
 pub use snapshot::Snapshot;
 pub use state::{Changes, MemoryState, Order, Pair, PairIter, StateRead, StateWrite, prefix_end};
 pub use times::Moment;

@@ -206,6 +206,15 @@ fn finish(
     Ok(())
 }
 
+/// Reads and verifies a first chunk as a restore does, and writes nothing; for fuzzing.
+pub(crate) fn probe_chunk(bytes: &[u8], app_hash: AppHash) -> Result<(), String> {
+    let (pairs, proof) = chunk::decode(bytes)?;
+    let leaves = pairs.into_iter().map(|(key, value)| (key_hash(&key), value)).collect();
+    let sink = Arc::new(Sink::default());
+    let tree = JellyfishMerkleRestore::<Sha256>::new_overwrite(sink, 1, RootHash(app_hash));
+    tree.and_then(|mut tree| tree.add_chunk(leaves, proof)).map_err(|reason| format!("{reason:#}"))
+}
+
 /// Takes what the builder writes; it goes into the batch of its chunk.
 #[derive(Default)]
 struct Sink(Mutex<NodeBatch>);

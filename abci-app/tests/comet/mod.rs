@@ -39,25 +39,33 @@ impl Comet {
         Comet { binary, home: home.to_path_buf(), rpc_port, p2p_port, child: None }
     }
 
-    /// Makes the home of a node that joins the chain of `peer` by state sync, trusting the header of `height`.
-    pub async fn join(home: &Path, socket: &Path, peer: &Comet, block_time_ms: u64, height: u64) -> Comet {
+    /// Makes the home of a node that follows the chain of `peer` from its genesis, without a vote.
+    pub fn follow(home: &Path, socket: &Path, peer: &Comet, block_time_ms: u64) -> Comet {
         let node = Comet::init(home, socket, block_time_ms);
         std::fs::copy(peer.home.join("config/genesis.json"), home.join("config/genesis.json")).unwrap();
         let id = Command::new(&peer.binary).args(["show-node-id", "--home"]).arg(&peer.home).output().unwrap();
         let id = String::from_utf8(id.stdout).unwrap();
+        let peers = format!("pex = false\npersistent_peers = \"{}@127.0.0.1:{}\"", id.trim(), peer.p2p_port);
+        node.edit_config(|text| text.replace("pex = false", &peers));
+        node
+    }
+
+    /// As [`follow`](Self::follow), by state sync, trusting the header of `height`.
+    pub async fn join(home: &Path, socket: &Path, peer: &Comet, block_time_ms: u64, height: u64) -> Comet {
+        let node = Comet::follow(home, socket, peer, block_time_ms);
         let trusted = peer.client().commit(u32::try_from(height).unwrap()).await.unwrap().signed_header;
-        let config = home.join("config/config.toml");
-        let text = std::fs::read_to_string(&config).unwrap().replace(
-            "pex = false",
-            &format!("pex = false\npersistent_peers = \"{}@127.0.0.1:{}\"", id.trim(), peer.p2p_port),
-        );
         let (url, hash) = (peer.url(), trusted.header.hash());
-        let text = format!(
-            "{text}\n[statesync]\nenable = true\nrpc_servers = \"{url},{url}\"\ntrust_height = {height}\ntrust_hash = \"{hash}\"\n\
+        let sync = format!(
+            "\n[statesync]\nenable = true\nrpc_servers = \"{url},{url}\"\ntrust_height = {height}\ntrust_hash = \"{hash}\"\n\
              trust_period = \"1h\"\ndiscovery_time = \"5s\"\n"
         );
-        std::fs::write(config, text).unwrap();
+        node.edit_config(|text| text + &sync);
         node
+    }
+
+    fn edit_config(&self, edit: impl FnOnce(String) -> String) {
+        let path = self.home.join("config/config.toml");
+        std::fs::write(&path, edit(std::fs::read_to_string(&path).unwrap())).unwrap();
     }
 
     /// Starts the node and waits until a block beyond those it knew is executed. It tells of a block

@@ -5,7 +5,7 @@ use tendermint_proto::v0_38::abci as pb;
 use tendermint_proto::v0_38::abci::response_apply_snapshot_chunk::Result as Applied;
 use tendermint_proto::v0_38::abci::response_offer_snapshot::Result as Offered;
 
-use super::{App, SnapshotConfig};
+use crate::app::{App, SnapshotConfig};
 use crate::chain::SCHEMA_VERSION;
 use crate::store::Store;
 use crate::testing::{TestChain, genesis};
@@ -127,7 +127,7 @@ fn what_peers_send_wrong_is_answered_by_the_protocol() {
 /// the light client vouches for.
 #[test]
 fn a_snapshot_of_a_forged_state_is_rejected_by_its_first_chunk() {
-    use super::snapshots::Manifest;
+    use crate::app::snapshots::Manifest;
     use sha2::{Digest, Sha256};
     let (directory, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let chain = chain(directory.path());
@@ -139,7 +139,7 @@ fn a_snapshot_of_a_forged_state_is_rejected_by_its_first_chunk() {
         let mut forged = chunk.to_vec();
         forged[at] ^= 1;
         let manifest = Manifest { height: 6, app_hash, chunks: vec![Sha256::digest(&forged).into()] };
-        assert_eq!(offer(&app, &super::convert::snapshot(manifest), &app_hash), Offered::Accept);
+        assert_eq!(offer(&app, &crate::app::convert::snapshot(manifest), &app_hash), Offered::Accept);
         let answer = apply(&app, 0, &forged.into());
         assert_eq!(answer.result, i32::from(Applied::RejectSnapshot), "byte {at}");
         assert_eq!(app.store().height(), 0);
@@ -159,7 +159,7 @@ fn a_snapshot_of_a_forged_state_is_rejected_by_its_first_chunk() {
 
 #[test]
 fn snapshots_outlive_a_restart_and_nothing_incomplete_or_damaged_is_handed_out() {
-    use super::snapshots::Snapshots;
+    use crate::app::snapshots::Snapshots;
     let directory = tempfile::tempdir().unwrap();
     let chain = chain(directory.path());
     let list = chain.app().snapshots().unwrap().list();

@@ -1,0 +1,3 @@
+//! `polylink_abci_app::fuzzing::frame` under libFuzzer.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| polylink_abci_app::fuzzing::frame(data));
