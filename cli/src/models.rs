@@ -50,6 +50,8 @@ pub enum Cache {
     /// As they are computed
     #[default]
     F32,
+    /// Rounded to bf16: half of the memory; exact, a profile of its own
+    Bf16,
     /// 8-bit integers: a quarter of the memory; exact, a profile of its own
     Int8,
 }
@@ -90,6 +92,7 @@ impl PrecisionArgs {
         };
         let kv_dtype = match self.kv_dtype {
             Cache::F32 => KvDtype::F32,
+            Cache::Bf16 => KvDtype::Bf16,
             Cache::Int8 => KvDtype::Int8,
         };
         Ok(Computation { precision, kv_dtype })
@@ -141,7 +144,7 @@ pub fn profile_id(folder: &Path, computation: impl Into<Computation>) -> String 
     };
     let cache = match kv_dtype {
         KvDtype::F32 => String::new(),
-        KvDtype::Int8 => format!("-kv-{}", kv_dtype_name(kv_dtype)),
+        reduced => format!("-kv-{}", kv_dtype_name(reduced)),
     };
     format!("polylink/{clean}{weights}{cache}@1")
 }

@@ -1,7 +1,7 @@
 //! Tokens per second of random models on this machine: one prompt, one stream, many streams.
 //!
 //! `cargo run --release -p polylink-kernels --example throughput -- [nano|17m|0.5b]… [f32|bf16|q8_0|q4_0]…
-//! [prefill|decode|streams]… [threads]…`
+//! [prefill|decode|streams]… [kv-bf16|kv-int8] [threads]…`
 //!
 //! Wall time, medians: run it on a machine that does nothing else. A decode step is forward and greedy sampling.
 
@@ -81,7 +81,7 @@ impl Runner {
     fn new(sizes: &Sizes, form: WeightForm, threads: usize) -> Result<Self, BackendError> {
         let options = CpuOptions { threads: NonZeroUsize::new(threads), instructions: None };
         let mut backend = CpuBackend::new(options)?;
-        let kv = KvSpec::f32(sizes.layers, sizes.kv_heads, sizes.head_dim);
+        let kv = sizes.kv();
         let blocks = POSITIONS.div_ceil(backend.kv_layout(&kv).block_tokens as u32);
         let limits = Limits {
             rows: 512,
@@ -158,6 +158,11 @@ fn main() -> Result<(), BackendError> {
     let named = |name: &str| arguments.iter().any(|argument| argument == name);
     let any_shape = SHAPES.iter().any(|(name, _)| named(name));
     let any_form = FORMS.iter().any(|(name, _)| named(name));
+    let kv_dtype = match (named("kv-bf16"), named("kv-int8")) {
+        (true, _) => KvDtype::Bf16,
+        (_, true) => KvDtype::Int8,
+        _ => KvDtype::F32,
+    };
     let mut threads: Vec<usize> = arguments.iter().filter_map(|argument| argument.parse().ok()).collect();
     if threads.is_empty() {
         threads = vec![1, 2];
@@ -165,7 +170,7 @@ fn main() -> Result<(), BackendError> {
     for (shape, sizes) in SHAPES.iter().filter(|(name, _)| named(name) || (!any_shape && *name == "nano")) {
         for (name, form) in FORMS.iter().filter(|(name, _)| named(name) || !any_form) {
             for &threads in &threads {
-                let mut runner = Runner::new(sizes, *form, threads)?;
+                let mut runner = Runner::new(&Sizes { kv_dtype, ..*sizes }, *form, threads)?;
                 let all = !PHASES.iter().any(|phase| named(phase));
                 print!("{shape} {name} {} threads {threads}:", runner.backend.name());
                 if all || named("prefill") {

@@ -216,6 +216,8 @@ pub enum KvDtype {
     /// As they were computed.
     #[default]
     F32,
+    /// Rounded to bf16, the nearest, ties to even: half of the bytes.
+    Bf16,
     /// 8-bit integers, one f32 scale per position, head, and key or value (numerics rule 5): about a quarter of the bytes.
     Int8,
 }

@@ -103,6 +103,7 @@ impl Kernel {
                 let seen: usize = (context - rows + 1..=context).sum();
                 let position = match kv {
                     KvDtype::F32 => 4 * dim,
+                    KvDtype::Bf16 => 2 * dim,
                     KvDtype::Int8 => 4 + dim,
                 };
                 Work {

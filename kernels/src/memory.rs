@@ -97,6 +97,7 @@ fn advise_huge(start: NonNull<u8>, bytes: usize) {
 
 impl<T: Plain> Deref for Aligned<T> {
     type Target = [T];
+    #[inline(always)]
     fn deref(&self) -> &[T] {
         // SAFETY: `length` initialised values lie there, owned by self.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
@@ -104,6 +105,7 @@ impl<T: Plain> Deref for Aligned<T> {
 }
 
 impl<T: Plain> DerefMut for Aligned<T> {
+    #[inline(always)]
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as above, and self is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }

@@ -4,7 +4,7 @@
 //! implementation must give the same bits. Fused multiply-adds are `f32::mul_add` (on machines without the instruction
 //! the C library computes it, correctly rounded).
 
-use polylink_protocol::exact_math::{bf16_to_f32, exp, f32_to_f16_saturating, gelu_tanh, silu, soft_cap};
+use polylink_protocol::exact_math::{bf16_to_f32, exp, f32_to_bf16, f32_to_f16_saturating, gelu_tanh, silu, soft_cap};
 
 use crate::backend::{KvDtype, KvSpec, PairOrder};
 use crate::blocks::{KBlock, KKind};
@@ -148,6 +148,10 @@ fn kept(values: &[f32], dtype: KvDtype, to: &mut [f32]) {
         KvDtype::F32 => {
             scale[0] = 1.0;
             numbers.copy_from_slice(values);
+        }
+        KvDtype::Bf16 => {
+            scale[0] = 1.0;
+            numbers.iter_mut().zip(values).for_each(|(number, &value)| *number = bf16_to_f32(f32_to_bf16(value)));
         }
         KvDtype::Int8 => {
             let mut quants = vec![0i8; values.len()];

@@ -25,8 +25,29 @@ pub(crate) struct MatrixShape {
 impl MatrixShape {
     /// Bounds of the ranges among the inputs held.
     #[inline(always)]
-    pub fn ranges(self) -> impl Iterator<Item = (usize, usize)> {
-        (0..self.inputs).step_by(self.range_length).map(move |k| (k, self.inputs.min(k + self.range_length)))
+    pub fn ranges(self) -> Ranges {
+        Ranges { next: 0, inputs: self.inputs, length: self.range_length }
+    }
+}
+
+/// First input of each range, and where it ends. Adapters of iterators would be called, not inlined, by the products.
+pub(crate) struct Ranges {
+    next: usize,
+    inputs: usize,
+    length: usize,
+}
+
+impl Iterator for Ranges {
+    type Item = (usize, usize);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<(usize, usize)> {
+        let from = self.next;
+        if from >= self.inputs {
+            return None;
+        }
+        self.next = from + self.length;
+        Some((from, self.inputs.min(self.next)))
     }
 }
 

@@ -75,6 +75,7 @@ fn lines(make: &dyn Fn() -> Box<dyn Backend>) -> String {
     for (model, sizes, forms, rows) in [
         ("tiny", &TINY, &forms[..], 530),
         ("wide", &WIDE, &forms, 530),
+        ("tiny-kv16", &TINY_KV16, &forms[1..2], 530),
         ("tiny-kv8", &TINY_KV8, &forms[2..3], 530),
         ("super", &SUPER, &superblocks, 45),
     ] {

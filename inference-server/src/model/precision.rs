@@ -17,10 +17,11 @@ impl From<Precision> for Computation {
     }
 }
 
-/// Type of the cache as profiles name it: `f32` or `int8`.
+/// Type of the cache as profiles name it: `f32`, `bf16` or `int8`.
 pub fn kv_dtype_name(dtype: KvDtype) -> &'static str {
     match dtype {
         KvDtype::F32 => "f32",
+        KvDtype::Bf16 => "bf16",
         KvDtype::Int8 => "int8",
     }
 }

@@ -82,9 +82,9 @@ fn same_bits_after_a_forced_preemption() {
 
 #[test]
 fn quantised_models_have_the_same_bits_too() {
-    let eight_bit_cache = Computation { precision: Precision::F32, kv_dtype: KvDtype::Int8 };
+    let caches = [KvDtype::Bf16, KvDtype::Int8].map(|kv_dtype| Computation { precision: Precision::F32, kv_dtype });
     let others = [Precision::Q8_0, Precision::Q4_0, Precision::Bf16, Precision::AmxBf16].map(Computation::from);
-    for quantization in others.into_iter().chain([eight_bit_cache]) {
+    for quantization in others.into_iter().chain(caches) {
         let start =
             |config| polylink_inference_server::engine::Engine::start(quantized("pico", quantization), config).unwrap();
         let alone = run(&start(small()), probe(5));
@@ -150,6 +150,7 @@ fn a_replay_finds_the_same_tokens_and_sketches_and_sees_every_change() {
         ("pico", Precision::F32.into()),
         ("nano", Precision::Q8_0.into()),
         ("nano", Precision::Q4_0.into()),
+        ("nano", Computation { precision: Precision::F32, kv_dtype: KvDtype::Bf16 }),
         ("nano", eight_bit_cache),
     ] {
         let mut cheat = Replayer::new(&quantized(name, quantization), BackendKind::Cpu, 1).unwrap();

@@ -4,17 +4,16 @@
 // Iterators over arrays of registers, and closures, are compiled apart from the function that has the instructions.
 #![allow(clippy::needless_range_loop)]
 
-use polylink_protocol::exact_math::{exp, soft_cap};
+use polylink_protocol::exact_math::soft_cap;
 
 use super::cache::{BLOCK_TOKENS, Element, part_number, part_words};
-use super::isa::multiversioned;
+use super::isa::{InstructionSet, multiversioned};
 use super::lanes::{Lanes, WIDTH};
 use super::pool::SharedSlice;
-use super::vector_math;
+use super::softmax::{Fold, softmax_tile};
 use crate::backend::{KvDtype, KvSpec};
 use crate::plan::HEAD_DIM_MAX;
 use crate::reference::ATTENTION_TILE;
-use crate::sampler::fold_lanes;
 
 /// Query heads of consecutive rows of one sequence that read one KV head.
 pub(crate) struct Queries<'a> {
@@ -169,10 +168,19 @@ impl Queries<'_> {
         // SAFETY: a block holds 16 × head_dim values; the dimensions lie within it by the assertion; positions within
         // the tile.
         unsafe {
+            for q in 0..Q {
+                for c in 0..C {
+                    L::store(sums[q].as_mut_ptr().add(dimension + c * WIDTH), L::zero());
+                }
+                for position in seen[q].from..start.min(seen[q].to) {
+                    self.value::<L, E, C>(position, weights[q][position - tile], dimension, &mut sums[q]);
+                }
+            }
+            // Sums are in registers here alone, so that the compiler keeps them there.
             let mut acc = [[L::zero(); C]; Q];
             for q in 0..Q {
-                for position in seen[q].from..start.min(seen[q].to) {
-                    self.value::<L, E, C>(position, weights[q][position - tile], dimension, &mut acc[q]);
+                for c in 0..C {
+                    acc[q][c] = L::load(sums[q].as_ptr().add(dimension + c * WIDTH));
                 }
             }
             let mut position = start;
@@ -202,11 +210,11 @@ impl Queries<'_> {
                 }
             }
             for q in 0..Q {
-                for position in end.max(seen[q].from)..seen[q].to {
-                    self.value::<L, E, C>(position, weights[q][position - tile], dimension, &mut acc[q]);
-                }
                 for c in 0..C {
                     L::store(sums[q].as_mut_ptr().add(dimension + c * WIDTH), acc[q][c]);
+                }
+                for position in end.max(seen[q].from)..seen[q].to {
+                    self.value::<L, E, C>(position, weights[q][position - tile], dimension, &mut sums[q]);
                 }
             }
         }
@@ -222,14 +230,15 @@ impl Queries<'_> {
         position: usize,
         p: f32,
         dimension: usize,
-        acc: &mut [L::F32; C],
+        sums: &mut [f32; HEAD_DIM_MAX],
     ) {
         let (_, block) = self.block::<E>(1, position);
         // SAFETY: as the caller's.
         unsafe {
             let row = block.as_ptr().add(position % BLOCK_TOKENS * self.kv.head_dim + dimension);
             for c in 0..C {
-                acc[c] = L::fma(L::splat(p), E::load::<L>(row.add(c * WIDTH)), acc[c]);
+                let sum = sums.as_mut_ptr().add(dimension + c * WIDTH);
+                L::store(sum, L::fma(L::splat(p), E::load::<L>(row.add(c * WIDTH)), L::load(sum)));
             }
         }
     }
@@ -363,95 +372,6 @@ impl Queries<'_> {
     }
 }
 
-/// Turns scores `from..to` of a tile into weights exp(score − maximum), all others into 0; returns maximum and sum.
-///
-/// # Safety
-/// The machine has `L`.
-#[inline(always)]
-unsafe fn softmax_tile<L: Lanes>(scores: &mut [f32; ATTENTION_TILE], from: usize, to: usize) -> (f32, f32) {
-    // In vectors: positions before and after those seen are −∞, which is no maximum.
-    let (first, last) = (from / WIDTH * WIDTH, to.next_multiple_of(WIDTH));
-    scores[first..from].fill(f32::NEG_INFINITY);
-    scores[to..last].fill(f32::NEG_INFINITY);
-    // SAFETY: first ≤ last ≤ the tile, all multiples of 16.
-    unsafe {
-        let at = scores.as_mut_ptr();
-        let mut largest = L::load(at.add(first));
-        let mut i = first + WIDTH;
-        while i < last {
-            largest = L::max(largest, L::load(at.add(i)));
-            i += WIDTH;
-        }
-        let max = L::largest(largest);
-        let mut i = first;
-        while i < last {
-            L::store(at.add(i), vector_math::exp::<L>(L::sub(L::load(at.add(i)), L::splat(max))));
-            i += WIDTH;
-        }
-        // Four vectors are the 64 lanes of rule 4; what is not seen weighs 0, which changes no lane.
-        let (first, last) = (from / 64 * 64, to.next_multiple_of(64));
-        scores[first..from].fill(0.0);
-        scores[to..last].fill(0.0);
-        let at = scores.as_ptr();
-        let mut sums = [L::zero(); 4];
-        let mut i = first;
-        while i < last {
-            for lane in 0..4 {
-                sums[lane] = L::add(sums[lane], L::load(at.add(i + lane * WIDTH)));
-            }
-            i += 64;
-        }
-        let mut lanes = [0f32; 64];
-        for lane in 0..4 {
-            L::store(lanes.as_mut_ptr().add(lane * WIDTH), sums[lane]);
-        }
-        (max, fold_lanes(&mut lanes))
-    }
-}
-
-/// The running fold over tiles.
-#[derive(Clone, Copy, Default)]
-struct Fold {
-    max: f32,
-    total: f32,
-    begun: bool,
-}
-
-impl Fold {
-    #[inline(always)]
-    fn add(&mut self, (tile_max, tile_total): (f32, f32), sums: &[f32], output: &mut [f32]) {
-        if !self.begun {
-            *self = Fold { max: tile_max, total: tile_total, begun: true };
-            output.copy_from_slice(sums);
-            return;
-        }
-        let max = if tile_max > self.max { tile_max } else { self.max };
-        let (a, b) = (exp(self.max - max), exp(tile_max - max));
-        self.total = self.total.mul_add(a, tile_total * b);
-        for (output, sum) in output.iter_mut().zip(sums) {
-            *output = output.mul_add(a, sum * b);
-        }
-        self.max = max;
-    }
-}
-
-#[inline(always)]
-unsafe fn attend_body<L: Lanes>(
-    queries: &Queries<'_>,
-    scratch: &mut Scratch,
-    output: &SharedSlice<'_, f32>,
-    offset: usize,
-    stride: usize,
-) {
-    // SAFETY: as the caller's.
-    unsafe {
-        match queries.kv.dtype {
-            KvDtype::F32 => attend_all::<L, f32>(queries, scratch, output, offset, stride),
-            KvDtype::Int8 => attend_all::<L, i8>(queries, scratch, output, offset, stride),
-        }
-    }
-}
-
 #[inline(always)]
 unsafe fn attend_all<L: Lanes, E: Element>(
     queries: &Queries<'_>,
@@ -480,17 +400,63 @@ unsafe fn attend_all<L: Lanes, E: Element>(
     }
 }
 
-multiversioned! {
-    /// Attention of all query heads of a run of rows that read one KV head. Row r's part of `output` starts at
-    /// `offset + r × stride` with the group's first head.
-    ///
-    /// # Safety
-    /// The machine has `set`; no other worker writes these rows' heads.
-    pub(crate) unsafe fn attend(
-        queries: &Queries<'_>,
-        scratch: &mut Scratch,
-        output: &SharedSlice<'_, f32>,
-        offset: usize,
-        stride: usize,
-    ) = attend_body
+/// Attention of all query heads of a run of rows that read one KV head. Row r's part of `output` starts at
+/// `offset + r × stride` with the group's first head.
+///
+/// # Safety
+/// The machine has `set`; no other worker writes these rows' heads.
+pub(crate) unsafe fn attend(
+    set: InstructionSet,
+    queries: &Queries<'_>,
+    scratch: &mut Scratch,
+    output: &SharedSlice<'_, f32>,
+    (offset, stride): (usize, usize),
+) {
+    // SAFETY: as the caller's.
+    unsafe {
+        match queries.kv.dtype {
+            KvDtype::F32 => over_f32::attend(set, queries, scratch, output, offset, stride),
+            KvDtype::Bf16 => over_bf16::attend(set, queries, scratch, output, offset, stride),
+            KvDtype::Int8 => over_int8::attend(set, queries, scratch, output, offset, stride),
+        }
+    }
 }
+
+/// A function for each: the compiler gives up on keeping sums in registers where one has them all.
+macro_rules! over {
+    ($name:ident, $element:ty) => {
+        mod $name {
+            use super::*;
+
+            #[inline(always)]
+            unsafe fn body<L: Lanes>(
+                queries: &Queries<'_>,
+                scratch: &mut Scratch,
+                output: &SharedSlice<'_, f32>,
+                offset: usize,
+                stride: usize,
+            ) {
+                // SAFETY: as the caller's.
+                unsafe { attend_all::<L, $element>(queries, scratch, output, offset, stride) }
+            }
+
+            multiversioned! {
+                /// [`super::attend`] over a cache of this type.
+                ///
+                /// # Safety
+                /// As there.
+                pub(super) unsafe fn attend(
+                    queries: &Queries<'_>,
+                    scratch: &mut Scratch,
+                    output: &SharedSlice<'_, f32>,
+                    offset: usize,
+                    stride: usize,
+                ) = body
+            }
+        }
+    };
+}
+
+over!(over_f32, f32);
+over!(over_bf16, u16);
+over!(over_int8, i8);

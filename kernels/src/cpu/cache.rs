@@ -1,13 +1,19 @@
-//! How the CPU keeps keys and values: blocks of 16 positions, f32 or 8-bit integers.
+//! How the CPU keeps keys and values: blocks of 16 positions, f32, bf16 or 8-bit integers.
 //!
 //! Within a block, per layer, key or value, and head: for integers first the 16 positions' scales, f32; then keys
 //! `[head_dim][16]`, so that one load gives one dimension of 16 keys and every score has its own chain, or values
 //! `[16][head_dim]`, so that lanes are dimensions and every output has its own chain over the keys. The cache is one slice
-//! of f32 words; integers lie four to a word.
-#![allow(unsafe_code)] // integers within words
+//! of f32 words; bf16 lie two to a word, integers four.
+#![allow(unsafe_code)]
+// smaller numbers within words
+// Adapters of iterators are compiled apart, and called.
+#![allow(clippy::needless_range_loop)]
+
+use polylink_protocol::exact_math::f32_to_bf16;
 
 use super::lanes::{Lanes, WIDTH};
 use crate::backend::{KvDtype, KvSpec};
+use crate::plan::HEAD_DIM_MAX;
 use crate::quantise;
 
 /// Positions per block: one vector of keys.
@@ -43,6 +49,22 @@ impl Element for f32 {
     }
 }
 
+impl Element for u16 {
+    const SCALED: bool = false;
+
+    #[inline(always)]
+    fn numbers(words: &[f32]) -> &[u16] {
+        // SAFETY: a word is four bytes, aligned for two of them, and every pattern of bits is a u16.
+        unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), 2 * words.len()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const u16) -> L::F32 {
+        // SAFETY: as the caller's.
+        unsafe { L::load_bf16(from) }
+    }
+}
+
 impl Element for i8 {
     const SCALED: bool = true;
 
@@ -64,6 +86,7 @@ impl Element for i8 {
 pub(crate) fn part_words(kv: &KvSpec) -> usize {
     match kv.dtype {
         KvDtype::F32 => BLOCK_TOKENS * kv.head_dim,
+        KvDtype::Bf16 => BLOCK_TOKENS * kv.head_dim / 2,
         KvDtype::Int8 => BLOCK_TOKENS + BLOCK_TOKENS * kv.head_dim / 4,
     }
 }
@@ -74,21 +97,43 @@ pub(crate) fn part_number(kv: &KvSpec, block: u32, layer: usize, part: usize, he
     ((block as usize * kv.layers + layer) * 2 + part) * kv.heads + head
 }
 
+/// Puts the numbers of one position's key (`part` 0) or value (1) where they belong among their block's.
+#[inline(always)]
+fn place<T: Copy>(part: usize, token: usize, vector: &[T], numbers: &mut [T]) {
+    if part == 1 {
+        return numbers[token * vector.len()..][..vector.len()].copy_from_slice(vector);
+    }
+    assert!(token < BLOCK_TOKENS && numbers.len() == vector.len() * BLOCK_TOKENS, "one block");
+    for d in 0..vector.len() {
+        numbers[d * BLOCK_TOKENS + token] = vector[d];
+    }
+}
+
 /// Keeps the key (`part` 0) or the value (1) of one position in its block's words.
 #[inline(always)]
 pub(crate) fn keep(kv: &KvSpec, part: usize, token: usize, vector: &[f32], words: &mut [f32]) {
-    let dim = kv.head_dim;
-    let at = |d: usize| if part == 0 { d * BLOCK_TOKENS + token } else { token * dim + d };
     match kv.dtype {
-        KvDtype::F32 => vector.iter().enumerate().for_each(|(d, &x)| words[at(d)] = x),
+        KvDtype::F32 => place(part, token, vector, words),
+        KvDtype::Bf16 => {
+            let mut rounded = [0u16; HEAD_DIM_MAX];
+            let rounded = &mut rounded[..vector.len()];
+            for d in 0..vector.len() {
+                rounded[d] = f32_to_bf16(vector[d]);
+            }
+            // SAFETY: a word is four bytes, aligned for two of them; they are borrowed mutably.
+            let numbers: &mut [u16] =
+                unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), 2 * words.len()) };
+            place(part, token, rounded, numbers);
+        }
         KvDtype::Int8 => {
             let (scales, words) = words.split_at_mut(BLOCK_TOKENS);
-            let mut quants = [0i8; crate::plan::HEAD_DIM_MAX];
-            scales[token] = quantise::vector(vector, &mut quants[..dim]);
+            let mut quants = [0i8; HEAD_DIM_MAX];
+            let quants = &mut quants[..vector.len()];
+            scales[token] = quantise::vector(vector, quants);
             // SAFETY: a word is four bytes; they are borrowed mutably.
             let numbers: &mut [i8] =
                 unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), 4 * words.len()) };
-            quants[..dim].iter().enumerate().for_each(|(d, &quant)| numbers[at(d)] = quant);
+            place(part, token, quants, numbers);
         }
     }
 }

@@ -18,6 +18,7 @@ pub(crate) mod pool;
 mod prepare;
 mod products;
 mod register_blocks;
+mod softmax;
 mod tiles;
 pub(crate) mod vector_math;
 
@@ -277,24 +278,40 @@ impl Operations for CpuOperations {
         let (set, dim, words) = (self.set, spec.head_dim, part_words(kv));
         let (rows, turned) = (batch.positions.len(), (spec.query_heads + spec.kv_heads) * dim);
         let (values, width) = (qkv.len(), turned + spec.kv_heads * dim);
-        let shared = SharedSlice::new(qkv);
+        let (qkv, cache) = (SharedSlice::new(qkv), SharedSlice::new(cache));
+        // By heads, not by rows: two rows of a wrong step may name the same place in the cache.
+        let keep = |part: usize, head: usize, row: usize| {
+            let position = batch.positions[row] as usize;
+            let (block, token) = (batch.blocks(row)[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
+            let at = part_number(kv, block, layer, part, head) * words;
+            let first = (spec.query_heads + part * spec.kv_heads + head) * dim;
+            // SAFETY: whoever keeps this part and head has them of every row and block; nobody turns them meanwhile.
+            unsafe { cache::keep(kv, part, token, qkv.part(row * width + first, dim), cache.part(at, words)) };
+        };
+        if spec.kv_heads >= self.pool.workers() {
+            let group = spec.query_heads / spec.kv_heads;
+            return self.each(spec.kv_heads, values, &|head| {
+                for row in 0..rows {
+                    let (sine, cosine) = rope.at(batch, row);
+                    let heads = [(head * group, group), (spec.query_heads + head, 1)];
+                    for (first, count) in heads {
+                        // SAFETY: each item has its own heads of every row; the machine has `set`.
+                        unsafe {
+                            let heads = qkv.part(row * width + first * dim, count * dim);
+                            elementwise::rope(set, heads, dim, sine, cosine);
+                        }
+                    }
+                    (0..2).for_each(|part| keep(part, head, row));
+                }
+            });
+        }
         self.each(rows, values, &|row| {
             let (sine, cosine) = rope.at(batch, row);
             // SAFETY: each item has its own row; the machine has `set`.
-            unsafe { elementwise::rope(set, shared.part(row * width, turned), dim, sine, cosine) };
+            unsafe { elementwise::rope(set, qkv.part(row * width, turned), dim, sine, cosine) };
         })?;
-        // By heads, not by rows: two rows of a wrong step may name the same place in the cache.
-        let cache = SharedSlice::new(cache);
         self.each(2 * spec.kv_heads, values, &|item| {
-            let (part, head) = (item / spec.kv_heads, item % spec.kv_heads);
-            let first = (spec.query_heads + item) * dim;
-            for (row, qkv) in qkv.chunks_exact(width).enumerate() {
-                let position = batch.positions[row] as usize;
-                let (block, token) = (batch.blocks(row)[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
-                let at = part_number(kv, block, layer, part, head) * words;
-                // SAFETY: each item has its own part and head of every block.
-                cache::keep(kv, part, token, &qkv[first..][..dim], unsafe { cache.part(at, words) });
-            }
+            (0..rows).for_each(|row| keep(item / spec.kv_heads, item % spec.kv_heads, row));
         })
     }
 
@@ -344,7 +361,7 @@ impl Operations for CpuOperations {
                 };
                 let offset = row * out_width + kv_head * group * dim;
                 // SAFETY: each item has its own rows and heads; the machine has `set`.
-                unsafe { attention::attend(set, &queries, scratch, &output, offset, out_width) };
+                unsafe { attention::attend(set, &queries, scratch, &output, (offset, out_width)) };
                 row += count;
             }
         };

@@ -31,6 +31,7 @@ struct Alone<T>(T);
 
 impl<T> std::ops::Deref for Alone<T> {
     type Target = T;
+    #[inline(always)]
     fn deref(&self) -> &T {
         &self.0
     }

@@ -61,6 +61,7 @@ pub(super) struct Kept<L: Lanes> {
 pub(super) type Places<L> = [*mut <L as Lanes>::F32; 2];
 
 impl<L: Lanes> Kept<L> {
+    #[inline(always)]
     pub fn new() -> Self {
         Self { sums: MaybeUninit::uninit(), totals: MaybeUninit::uninit() }
     }
@@ -71,7 +72,7 @@ impl<L: Lanes> Kept<L> {
     /// `row` is below [`TILE_ROWS`].
     #[inline(always)]
     pub unsafe fn of(&mut self, row: usize) -> Places<L> {
-        let [sums, totals] = [&mut self.sums, &mut self.totals].map(|kept| kept.as_mut_ptr().cast::<L::F32>());
+        let (sums, totals) = (self.sums.as_mut_ptr().cast::<L::F32>(), self.totals.as_mut_ptr().cast::<L::F32>());
         // SAFETY: as the caller's.
         unsafe { [sums.add(row * TOGETHER), totals.add(row * TOGETHER)] }
     }
@@ -99,11 +100,35 @@ impl Stored for u16 {
 }
 
 /// The ranges that a part has inputs of: number, first and last input of the part in it, whether it begins and ends there.
+struct PartRanges {
+    next: usize,
+    index: usize,
+    length: usize,
+    part_end: usize,
+    inputs: usize,
+}
+
 #[inline(always)]
-fn ranges(shape: &MatrixShape, part: Part) -> impl Iterator<Item = (usize, usize, usize, bool, bool)> {
-    let all = shape.ranges().enumerate();
-    all.filter(move |(_, (from, to))| part.from < *to && *from < part.to)
-        .map(move |(index, (from, to))| (index, from.max(part.from), to.min(part.to), from >= part.from, to <= part.to))
+fn ranges(shape: &MatrixShape, part: Part) -> PartRanges {
+    let (length, inputs) = (shape.range_length, shape.inputs);
+    PartRanges { next: part.from, index: part.from / length, length, part_end: part.to, inputs }
+}
+
+impl Iterator for PartRanges {
+    type Item = (usize, usize, usize, bool, bool);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.next >= self.part_end {
+            return None;
+        }
+        let (from, begin) = (self.next, self.index * self.length);
+        let end = self.inputs.min(begin + self.length);
+        let to = end.min(self.part_end);
+        let item = (self.index, from, to, from == begin, to == end);
+        (self.next, self.index) = (to, self.index + 1);
+        Some(item)
+    }
 }
 
 /// R rows by S strips of a float product.

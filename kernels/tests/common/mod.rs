@@ -40,6 +40,9 @@ pub const TINY: Sizes = Sizes {
     kv_dtype: KvDtype::F32,
 };
 
+/// The same with a cache of bf16.
+pub const TINY_KV16: Sizes = Sizes { kv_dtype: KvDtype::Bf16, ..TINY };
+
 /// The same with a cache of 8-bit integers.
 pub const TINY_KV8: Sizes = Sizes { kv_dtype: KvDtype::Int8, ..TINY };
 
