@@ -12,10 +12,11 @@ use crate::genesis::Genesis;
 use crate::modules::MODULES;
 use crate::store::{Changes, Moment, Overlay, StateRead, StateWrite};
 use crate::tx::{self, Mode, Outcome};
-use crate::{bank, distribution, staking};
+use crate::upgrade::{self, Halt, Upgrades};
+use crate::{bank, distribution, export, staking};
 
 /// The version of the keys and values of the state. A change to either raises it.
-pub const SCHEMA_VERSION: u64 = 3;
+pub const SCHEMA_VERSION: u64 = 4;
 
 /// The chain's id: `0x01` → UTF-8.
 pub const CHAIN_ID: u8 = 0x01;
@@ -55,7 +56,7 @@ pub fn moment(state: &dyn StateRead, time: BlockTime) -> Moment {
     Moment { seconds: u64::try_from(time.seconds).unwrap_or(0), window_seconds: u64::try_from(window).unwrap_or(0) }
 }
 
-fn set_last_time(state: &mut dyn StateWrite, time: BlockTime) {
+pub(crate) fn set_last_time(state: &mut dyn StateWrite, time: BlockTime) {
     let mut value = time.seconds.to_be_bytes().to_vec();
     value.extend_from_slice(&time.nanos.to_be_bytes());
     state.put(vec![LAST_TIME], value);
@@ -69,6 +70,9 @@ pub fn genesis(
 ) -> Result<(Changes, Vec<ValidatorUpdate>), GenesisError> {
     if chain_id.is_empty() || chain_id.len() > 50 {
         return Err(GenesisError::invalid("chain_id", "1 to 50 characters are expected"));
+    }
+    if let Some(exported) = &genesis.exported {
+        return export::import(chain_id, time, genesis, exported);
     }
     if genesis.epoch_blocks() == 0 {
         return Err(GenesisError::invalid("market.params.epoch_blocks", "an epoch has at least one block"));
@@ -99,6 +103,8 @@ pub struct Block<'a> {
     pub txs: &'a [bytes::Bytes],
     /// What is reported of the validators.
     pub commit: Commit,
+    /// What this node knows of upgrades.
+    pub upgrades: &'a Upgrades,
 }
 
 /// What a block did.
@@ -144,6 +150,9 @@ pub enum Fatal {
         /// How.
         breach: Box<distribution::Breach>,
     },
+    /// Another program is needed.
+    #[error(transparent)]
+    Upgrade(#[from] Halt),
     /// The state lacks what genesis writes.
     #[error("block {0}: the state has no chain id: it was never initialised, or the database is not this chain's")]
     NoGenesis(u64),
@@ -157,6 +166,7 @@ pub fn block(base: &dyn StateRead, block: Block<'_>) -> Result<Executed, Fatal> 
     ctx.commit = block.commit;
     let mut state = Overlay::new(base);
     set_last_time(&mut state, block.time);
+    upgrade::before_block(&mut ctx, &mut state, block.upgrades)?;
     for module in MODULES {
         (module.begin_block)(&mut ctx, &mut state).map_err(|error| Fatal::Hook {
             height,

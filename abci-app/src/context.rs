@@ -47,6 +47,12 @@ pub struct Commit {
     pub votes: Vec<Vote>,
     /// Validators that are proved to have broken consensus.
     pub misbehavior: Vec<Misbehavior>,
+    /// The consensus address of who proposed this block.
+    pub proposer: Vec<u8>,
+    /// The hash of the next block's validators, as in this one's header.
+    pub next_validators_hash: Vec<u8>,
+    /// The application's hash before this block, as in its header.
+    pub app_hash: Vec<u8>,
 }
 
 /// A validator of the last block.

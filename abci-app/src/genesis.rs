@@ -25,10 +25,15 @@ pub struct Genesis {
     pub slashing: crate::slashing::SlashingGenesis,
     /// Inflation.
     pub mint: crate::mint::MintGenesis,
+    /// How proposals are decided.
+    pub gov: crate::gov::GovGenesis,
     /// The market's parameters, and models and workers that are there from the start.
     pub market: crate::market::MarketGenesis,
     /// The audit's parameters, and judges that are there from the start.
     pub tiqe: crate::tiqe::TiqeGenesis,
+    /// Instead of all of that: a state to go on from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exported: Option<crate::export::Exported>,
 }
 
 /// The minimum gas price of a chain whose genesis names none: 0.025 uplk per gas.
@@ -43,8 +48,10 @@ impl Default for Genesis {
             distribution: Default::default(),
             slashing: Default::default(),
             mint: Default::default(),
+            gov: Default::default(),
             market: Default::default(),
             tiqe: Default::default(),
+            exported: None,
         }
     }
 }
@@ -57,6 +64,9 @@ pub struct GenesisAccount {
     pub address: String,
     /// In uplk.
     pub balance: Amount,
+    /// How it vests, where it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vesting: Option<crate::vesting::GenesisVesting>,
 }
 
 impl Genesis {
@@ -73,8 +83,13 @@ impl Genesis {
     /// Adds a funded account.
     #[must_use]
     pub fn with_account(mut self, address: &Address, balance: Amount) -> Self {
-        self.accounts.push(GenesisAccount { address: address.account(), balance });
+        self.accounts.push(GenesisAccount { address: address.account(), balance, vesting: None });
         self
+    }
+
+    /// The height of the first block: 1, or the one after an exported state.
+    pub fn first_height(&self) -> u64 {
+        self.exported.as_ref().map_or(1, |exported| exported.height.saturating_add(1))
     }
 
     /// Blocks of an epoch.

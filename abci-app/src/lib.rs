@@ -6,7 +6,8 @@
 //! order of a hash map: two nodes fed the same blocks have the same application hash.
 //!
 //! A transaction is decoded and authorised in [`tx`], its messages are handled by the modules
-//! ([`auth`], [`bank`], [`feegrant`], [`staking`], [`distribution`], [`slashing`], [`mint`], [`market`], [`tiqe`]) whose tables are listed in [`modules`].
+//! ([`auth`], [`bank`], [`vesting`], [`feegrant`], [`staking`], [`distribution`], [`slashing`], [`mint`],
+//! [`gov`], [`upgrade`], [`market`], [`tiqe`]) whose tables are listed in [`modules`].
 
 pub mod app;
 pub mod auth;
@@ -15,11 +16,13 @@ pub mod chain;
 pub mod context;
 pub mod distribution;
 pub mod error;
+pub mod export;
 pub mod feegrant;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod gas;
 pub mod genesis;
+pub mod gov;
 pub mod market;
 pub mod mint;
 pub mod modules;
@@ -34,6 +37,8 @@ pub mod store;
 pub mod testing;
 pub mod tiqe;
 pub mod tx;
+pub mod upgrade;
+pub mod vesting;
 
 pub use app::{App, NodeConfig, NodeHandle, ServeError, serve};
 pub use context::Context;

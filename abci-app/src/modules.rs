@@ -19,6 +19,9 @@ use crate::store::{StateRead, StateWrite};
 pub trait Handle: Message + Name + Default {
     /// The type in amino JSON sign documents: `cosmos-sdk/MsgSend`, `polylink/market/OpenSession`.
     const AMINO_NAME: &'static str;
+    /// Whether it acts in the name of governance: only a proposal may hold it. Such a message spends nothing of the account
+    /// `gov`, whose coins are the deposits of others.
+    const GOVERNED: bool = false;
     /// What a success answers, in `TxMsgData.msg_responses`.
     type Response: Message + Name;
 
@@ -70,6 +73,8 @@ pub struct MessageRoute {
     pub response: (&'static str, &'static str),
     /// Its name in amino JSON.
     pub amino_name: &'static str,
+    /// Whether only a proposal may hold it.
+    pub governed: bool,
     /// Decodes, checks without state, and returns the signer.
     pub check: CheckFn,
     /// Decodes, executes, and returns the encoded response.
@@ -84,6 +89,7 @@ impl MessageRoute {
             name: M::NAME,
             response: (<M::Response as Name>::PACKAGE, <M::Response as Name>::NAME),
             amino_name: M::AMINO_NAME,
+            governed: M::GOVERNED,
             check: |bytes| {
                 let message = decode::<M>(bytes)?;
                 let signer = message.signer()?;
@@ -175,16 +181,19 @@ pub fn no_hook(_: &mut Context, _: &mut dyn StateWrite) -> Result<(), TxError> {
 }
 
 /// All modules, in the order of their hooks: the audit before the market, since settlement uses the audit's results; then
-/// in the SDK's order: what is minted is distributed, those who signed are paid before they are slashed, and the set of
-/// validators is what all of it has left.
+/// in the SDK's order: what is minted is distributed, those who signed are paid before they are slashed, proposals are
+/// decided by the stake of the last block, and the set of validators is what all of it has left.
 pub const MODULES: &[Module] = &[
     crate::auth::MODULE,
     crate::bank::MODULE,
+    crate::vesting::MODULE,
     crate::feegrant::MODULE,
     crate::tiqe::MODULE,
     crate::market::MODULE,
     crate::mint::MODULE,
     crate::distribution::MODULE,
     crate::slashing::MODULE,
+    crate::upgrade::MODULE,
+    crate::gov::MODULE,
     crate::staking::MODULE,
 ];

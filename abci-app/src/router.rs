@@ -75,7 +75,7 @@ mod tests {
     fn refusals_name_the_message() {
         for (url, text) in [
             ("/cosmos.bank.v1beta1.MsgUpdateParams", "not built yet: /cosmos.bank.v1beta1.MsgUpdateParams"),
-            ("/cosmos.gov.v1.MsgVote", "not built yet: /cosmos.gov.v1.MsgVote"),
+            ("/cosmos.group.v1.MsgVote", "not built yet: /cosmos.group.v1.MsgVote"),
             ("/foo.Bar", "unknown message type /foo.Bar"),
         ] {
             let error = refuse(url);

@@ -22,7 +22,8 @@ use crate::genesis::Genesis;
 use crate::staking::{self, GenesisValidator};
 use crate::store::{Snapshot, StateRead, Store};
 use crate::tx::ante::least_fee;
-use crate::{bank, distribution};
+use crate::upgrade::Upgrades;
+use crate::{bank, distribution, gov};
 
 /// The chain id of test chains.
 pub const CHAIN_ID: &str = "polylink-test-1";
@@ -97,6 +98,27 @@ pub fn genesis(accounts: u8) -> Genesis {
 
 static DIRECTORIES: AtomicU64 = AtomicU64::new(0);
 
+/// An application over a fresh store, started from a genesis document.
+fn begin(
+    genesis: &Genesis,
+    time: Option<Timestamp>,
+    height: u64,
+    over: impl FnOnce(Store) -> App,
+) -> (App, PathBuf, pb::ResponseInitChain) {
+    let number = DIRECTORIES.fetch_add(1, Ordering::Relaxed);
+    let directory = std::env::temp_dir().join(format!("polylink-chain-{}-{number}", std::process::id()));
+    let store = Store::open(&directory, SCHEMA_VERSION).expect("a store in a fresh temporary directory opens");
+    let app = over(store);
+    let started = app.init_chain(pb::RequestInitChain {
+        time,
+        chain_id: CHAIN_ID.into(),
+        app_state_bytes: genesis.to_json().to_string().into(),
+        initial_height: i64::try_from(height).expect("test chains are short"),
+        ..Default::default()
+    });
+    (app, directory, started)
+}
+
 impl TestChain {
     /// Starts a chain. Panics where the genesis is refused, as the process would.
     pub fn start(genesis: &Genesis) -> Self {
@@ -110,17 +132,9 @@ impl TestChain {
 
     /// Starts a chain that lets CometBFT forget all but so many blocks.
     pub fn start_retaining(genesis: &Genesis, retain_blocks: u64, snapshots: Option<SnapshotConfig>) -> Self {
-        let number = DIRECTORIES.fetch_add(1, Ordering::Relaxed);
-        let directory = std::env::temp_dir().join(format!("polylink-chain-{}-{number}", std::process::id()));
-        let store = Store::open(&directory, SCHEMA_VERSION).expect("a store in a fresh temporary directory opens");
-        let app = App::with_snapshots(store, retain_blocks, snapshots);
-        let started = app.init_chain(pb::RequestInitChain {
-            time: Some(Timestamp { seconds: GENESIS_SECONDS, nanos: 0 }),
-            chain_id: CHAIN_ID.into(),
-            app_state_bytes: genesis.to_json().to_string().into(),
-            initial_height: 1,
-            ..Default::default()
-        });
+        let time = Some(Timestamp { seconds: GENESIS_SECONDS, nanos: 0 });
+        let (app, directory, started) =
+            begin(genesis, time, 1, |store| App::with_snapshots(store, retain_blocks, snapshots));
         let mut first = BTreeMap::new();
         update(&mut first, &started.validators);
         TestChain {
@@ -136,6 +150,32 @@ impl TestChain {
             skipped: 0,
             misbehavior: Vec::new(),
         }
+    }
+
+    /// Starts another chain from an exported state of this one, with the same validators at the same time.
+    pub fn restored(&self, genesis: &Genesis) -> Self {
+        let time = Some(Timestamp { seconds: self.seconds(), nanos: 0 });
+        let (app, directory, started) = begin(genesis, time, self.height + 1, |store| App::new(store, 0));
+        let mut first = BTreeMap::new();
+        update(&mut first, &started.validators);
+        assert_eq!(first, self.sets[2], "the exported state knows the validators of the block after it");
+        TestChain {
+            app,
+            directory,
+            app_hash: started.app_hash.to_vec(),
+            validator_updates: started.validators,
+            block_events: Vec::new(),
+            sets: self.sets.clone(),
+            absent: self.absent.clone(),
+            misbehavior: self.misbehavior.clone(),
+            ..*self
+        }
+    }
+
+    /// Starts the application anew over what is committed, as another program would.
+    pub fn restart(&mut self, upgrades: Upgrades) {
+        self.app = App::with_upgrades(self.app.store().clone(), 0, None, upgrades);
+        self.height = self.app.store().height();
     }
 
     /// The application, for calls that have no shorthand here.
@@ -267,6 +307,9 @@ impl TestChain {
             panic!("{breach}");
         }
         if let Err(breach) = staking::scan(&state) {
+            panic!("{breach}");
+        }
+        if let Err(breach) = gov::scan(&state) {
             panic!("{breach}");
         }
         bank::supply(&state, DENOM)

@@ -59,7 +59,7 @@ async fn a_validator_enters_the_set_and_leaves_it_when_it_does_not_sign() {
     };
     let context = SignContext {
         chain_id: CHAIN_ID.into(),
-        account_number: 11,
+        account_number: 12,
         sequence: 0,
         gas_limit: 400_000,
         fee: Amount(10_000),

@@ -39,7 +39,7 @@ fn send(amount: u128) -> Any {
 fn signed(chain_id: &str, sequence: u64, message: Any) -> Vec<u8> {
     let context = SignContext {
         chain_id: chain_id.into(),
-        account_number: 11,
+        account_number: 12,
         sequence,
         gas_limit: 200_000,
         fee: Amount(5_000),
@@ -89,7 +89,7 @@ async fn a_wallet_connects_reads_sends_finds_and_delegates() {
         ("a wrong sequence", signed(CHAIN_ID, 5, send(1)), 32),
         (
             "a message that is not built",
-            signed(CHAIN_ID, 0, Any { type_url: "/cosmos.gov.v1.MsgVote".into(), value: vec![] }),
+            signed(CHAIN_ID, 0, Any { type_url: "/cosmos.group.v1.MsgVote".into(), value: vec![] }),
             6,
         ),
     ] {

@@ -127,6 +127,22 @@ impl Dec {
         }
         U256::from_str(text).ok().map(Self)
     }
+    /// From a decimal as people write it: digits, perhaps a point and at most 18 more digits. None of anything else, an
+    /// empty text too.
+    pub fn from_decimal_str(text: &str) -> Option<Self> {
+        let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if whole.is_empty()
+            || whole.len() > 60
+            || part.len() > 18
+            || !digits(whole)
+            || !digits(part)
+            || text.ends_with('.')
+        {
+            return None;
+        }
+        U256::from_str(&format!("{whole}{part:0<18}")).ok().map(Self)
+    }
     /// 32 bytes, big-endian: how the store keeps it.
     pub fn to_be_bytes(self) -> [u8; 32] {
         let mut out = [0; 32];
@@ -231,5 +247,13 @@ mod tests {
             assert_eq!(Dec::from_atomics_str(&value.to_atomics_string()), Some(value));
         }
         assert_eq!(Dec::from_atomics_str("1.5"), None);
+        for (text, bps) in
+            [("0", 0), ("1", 10_000), ("0.334", 3_340), ("0.500000000000000000", 5_000), ("12.5", 125_000)]
+        {
+            assert_eq!(Dec::from_decimal_str(text), Some(Dec::from_bps(bps)), "{text}");
+        }
+        for text in ["", ".", "1.", ".5", "-1", "+1", "1e3", "0.0000000000000000001", "1.5.5", " 1", &"9".repeat(80)] {
+            assert_eq!(Dec::from_decimal_str(text), None, "{text}");
+        }
     }
 }

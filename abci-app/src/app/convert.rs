@@ -46,7 +46,7 @@ pub(super) fn commit(last: Option<pb::CommitInfo>, misbehavior: Vec<pb::Misbehav
         let height = u64::try_from(found.height).ok()?;
         Some(Misbehavior { validator, power, height, time: time(found.time) })
     });
-    Commit { votes: votes.collect(), misbehavior: misbehavior.collect() }
+    Commit { votes: votes.collect(), misbehavior: misbehavior.collect(), ..Commit::default() }
 }
 
 pub(super) fn event(event: Event) -> pb::Event {

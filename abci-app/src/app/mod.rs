@@ -24,10 +24,13 @@ use tendermint_proto::v0_38::abci as pb;
 use tendermint_proto::v0_38::types::{ConsensusParams, VersionParams};
 
 use crate::chain::{self, Block, SCHEMA_VERSION};
+use crate::context::Commit;
+use crate::error::GenesisError;
 use crate::genesis::Genesis;
 use crate::query;
-use crate::store::{Changes, MemoryState, Moment, Overlay, Staged, StateRead, Store};
+use crate::store::{AppHash, Changes, MemoryState, Moment, Overlay, Staged, StateRead, Store};
 use crate::tx::{self, Mode};
+use crate::upgrade::Upgrades;
 
 pub use node::{NodeConfig, NodeHandle, SNAPSHOT_INTERVAL, ServeError, rollback, serve};
 pub use snapshots::{SnapshotConfig, Snapshots};
@@ -46,6 +49,7 @@ struct Shared {
     /// Blocks that CometBFT keeps; 0 keeps all.
     retain_blocks: u64,
     snapshots: Option<Snapshots>,
+    upgrades: Upgrades,
     consensus: Mutex<Consensus>,
     mempool: Mutex<Mempool>,
     joining: Mutex<Joining>,
@@ -54,8 +58,8 @@ struct Shared {
 /// What is executed and not committed.
 #[derive(Default)]
 struct Consensus {
-    /// From `InitChain` until the first block, with which it is committed.
-    genesis: Option<Changes>,
+    /// From `InitChain` until the first block, with which it is committed; and its hash, which is in that block's header.
+    genesis: Option<(Changes, AppHash)>,
     /// From `FinalizeBlock` until `Commit`.
     staged: Option<(Staged, Moment)>,
 }
@@ -83,12 +87,23 @@ impl App {
 
     /// Over an open store.
     pub fn with_snapshots(store: Store, retain_blocks: u64, snapshots: Option<SnapshotConfig>) -> Self {
+        Self::with_upgrades(store, retain_blocks, snapshots, Upgrades::default())
+    }
+
+    /// As [`Self::with_snapshots`], with what is known of upgrades.
+    pub fn with_upgrades(
+        store: Store,
+        retain_blocks: u64,
+        snapshots: Option<SnapshotConfig>,
+        upgrades: Upgrades,
+    ) -> Self {
         let mempool = Mempool { state: Overlay::new(Arc::new(store.snapshot())), height: store.height() };
         let snapshots = snapshots.map(|config| Snapshots::open(config, store.height()));
         App(Arc::new(Shared {
             store,
             retain_blocks,
             snapshots,
+            upgrades,
             consensus: Mutex::default(),
             mempool: Mutex::new(mempool),
             joining: Mutex::default(),
@@ -134,14 +149,20 @@ impl Application for App {
     }
 
     fn init_chain(&self, request: pb::RequestInitChain) -> pb::ResponseInitChain {
-        let started = Genesis::from_json(&request.app_state_bytes)
-            .and_then(|genesis| chain::genesis(&request.chain_id, convert::time(request.time), &genesis));
-        let (changes, updates) = started.unwrap_or_else(|error| stop(format!("the chain cannot start: {error}")));
         let first = u64::try_from(request.initial_height).unwrap_or(1).max(1);
+        let started = Genesis::from_json(&request.app_state_bytes).and_then(|genesis| {
+            // What an exported state says of heights must go on from there; any other chain may begin where it likes.
+            if genesis.exported.is_some() && first != genesis.first_height() {
+                let reason = format!("{first}: the exported state goes on at {}", genesis.first_height());
+                return Err(GenesisError::invalid("initial_height", reason));
+            }
+            chain::genesis(&request.chain_id, convert::time(request.time), &genesis)
+        });
+        let (changes, updates) = started.unwrap_or_else(|error| stop(format!("the chain cannot start: {error}")));
         let staged = self.0.store.stage(changes.clone(), first).unwrap_or_else(|error| stop(error));
         let state = MemoryState(changes.iter().filter_map(|(k, v)| Some((k.clone(), v.clone()?))).collect());
         self.reset_mempool(Arc::new(state), first - 1);
-        *lock(&self.0.consensus) = Consensus { genesis: Some(changes), staged: None };
+        *lock(&self.0.consensus) = Consensus { genesis: Some((changes, staged.app_hash())), staged: None };
         // `Info` says the version too; CometBFT's rollback believes the parameters.
         let version = Some(VersionParams { app: SCHEMA_VERSION });
         pb::ResponseInitChain {
@@ -205,10 +226,16 @@ impl Application for App {
         let store = &self.0.store;
         let height = u64::try_from(request.height).unwrap_or_else(|_| stop("FinalizeBlock with a negative height"));
         let genesis = if store.height() == 0 { consensus.genesis.clone() } else { None };
-        let base = Overlay::with_changes(store.snapshot(), genesis.unwrap_or_default());
-        let commit = convert::commit(request.decided_last_commit, request.misbehavior);
-        let block_time = convert::time(request.time);
-        let block = Block { height, time: block_time, txs: &request.txs, commit };
+        let (genesis, app_hash) = genesis.unwrap_or_else(|| (Changes::default(), store.app_hash()));
+        let base = Overlay::with_changes(store.snapshot(), genesis);
+        let commit = Commit {
+            proposer: request.proposer_address.to_vec(),
+            next_validators_hash: request.next_validators_hash.to_vec(),
+            app_hash: app_hash.to_vec(),
+            ..convert::commit(request.decided_last_commit, request.misbehavior)
+        };
+        let (block_time, upgrades) = (convert::time(request.time), &self.0.upgrades);
+        let block = Block { height, time: block_time, txs: &request.txs, commit, upgrades };
         let executed = chain::block(&base, block).unwrap_or_else(|fatal| stop(fatal));
         let moment = chain::moment(&base, block_time);
         let mut changes = base.into_changes();

@@ -6,6 +6,7 @@ use crate::app::{App, SnapshotConfig, Snapshots};
 use crate::chain::SCHEMA_VERSION;
 use crate::server::{self, Address, Options, ServerError, ServerHandle};
 use crate::store::{Store, StoreError, StoreOptions};
+use crate::upgrade::Upgrades;
 
 /// Where a ledger lives.
 #[derive(Clone, Debug)]
@@ -22,6 +23,8 @@ pub struct NodeConfig {
     pub snapshot_interval: u64,
     /// Snapshots kept.
     pub snapshots_kept: usize,
+    /// Heights whose planned upgrade is passed over.
+    pub skip_upgrades: Vec<u64>,
 }
 
 /// Blocks between two snapshots, where nobody says otherwise.
@@ -37,6 +40,7 @@ impl NodeConfig {
             keep_heights: 100_000,
             snapshot_interval: SNAPSHOT_INTERVAL,
             snapshots_kept: 2,
+            skip_upgrades: Vec::new(),
         }
     }
 
@@ -101,7 +105,9 @@ fn open(config: &NodeConfig) -> Result<Store, StoreError> {
 
 /// Opens the store and serves the ledger.
 pub fn serve(config: &NodeConfig) -> Result<NodeHandle, ServeError> {
-    let app = App::with_snapshots(open(config)?, config.retain_blocks, Some(config.snapshot_config()));
+    let upgrades = Upgrades { skipped: config.skip_upgrades.clone(), ..Upgrades::default() };
+    let snapshots = Some(config.snapshot_config());
+    let app = App::with_upgrades(open(config)?, config.retain_blocks, snapshots, upgrades);
     let server = server::serve(&config.address, app.clone(), Options::default())?;
     Ok(NodeHandle { server, app })
 }

@@ -52,7 +52,7 @@ fn accounts_are_answered_as_wallets_expect() {
     let any = account(&chain, &key(1).address()).unwrap().account.unwrap();
     assert_eq!(any.type_url, "/cosmos.auth.v1beta1.BaseAccount");
     let base = BaseAccount::decode(any.value.as_slice()).unwrap();
-    assert_eq!((base.account_number, base.sequence, base.pub_key), (11, 0, None));
+    assert_eq!((base.account_number, base.sequence, base.pub_key), (12, 0, None));
     chain.send(1, vec![send(2, 5)]);
     let any = account(&chain, &key(1).address()).unwrap().account.unwrap();
     let base = BaseAccount::decode(any.value.as_slice()).unwrap();
@@ -64,7 +64,7 @@ fn accounts_are_answered_as_wallets_expect() {
     // An account comes into being with its first coins, with the next number.
     chain.send(1, vec![send(99, 5)]);
     let any = account(&chain, &key(99).address()).unwrap().account.unwrap();
-    assert_eq!(BaseAccount::decode(any.value.as_slice()).unwrap().account_number, 13);
+    assert_eq!(BaseAccount::decode(any.value.as_slice()).unwrap().account_number, 14);
 }
 
 #[test]

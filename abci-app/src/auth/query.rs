@@ -1,4 +1,4 @@
-//! The accounts' queries: an `Any` of `BaseAccount`, or of `ModuleAccount` for a pool.
+//! The accounts' queries: an `Any` of `BaseAccount`, of `ModuleAccount` for a pool, or of the kind of vesting account.
 
 use polylink_protocol::cosmos::Any;
 use polylink_protocol::cosmos::cosmos::auth::v1beta1::{
@@ -13,9 +13,9 @@ use crate::error::QueryError;
 use crate::gas::COSTS;
 use crate::modules::{Answer, QueryContext};
 use crate::store::StateRead;
-use crate::{paging, tx};
+use crate::{paging, tx, vesting};
 
-fn to_any(address: &Address, account: &Account) -> Any {
+fn to_any(state: &dyn StateRead, address: &Address, account: &Account) -> Any {
     let base = BaseAccount {
         address: address.account(),
         pub_key: account.public_key.as_ref().map(PublicKey::to_any),
@@ -23,7 +23,7 @@ fn to_any(address: &Address, account: &Account) -> Any {
         sequence: account.sequence,
     };
     match Pool::of_address(address) {
-        None => any(&base),
+        None => vesting::account_any(state, address, &base).unwrap_or_else(|| any(&base)),
         Some(pool) => {
             any(&ModuleAccount { base_account: Some(base), name: pool.name().into(), permissions: Vec::new() })
         }
@@ -37,7 +37,7 @@ impl Answer for QueryAccountRequest {
         let address: Address = self.address.parse()?;
         let account =
             account(state, &address).ok_or_else(|| QueryError::NotFound(format!("account {address} not found")))?;
-        Ok(QueryAccountResponse { account: Some(to_any(&address, &account)) })
+        Ok(QueryAccountResponse { account: Some(to_any(state, &address, &account)) })
     }
 }
 
@@ -46,7 +46,7 @@ impl Answer for QueryAccountsRequest {
 
     fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<QueryAccountsResponse, QueryError> {
         let (accounts, page) = paging::cosmos(state, &[ACCOUNT], self.pagination.clone(), |tail, value| {
-            Some(to_any(&Address(tail.try_into().ok()?), &decode(value)))
+            Some(to_any(state, &Address(tail.try_into().ok()?), &decode(value)))
         })?;
         Ok(QueryAccountsResponse { accounts, pagination: Some(page) })
     }

@@ -2,7 +2,8 @@
 //!
 //! All money of the ledger sits in balances: what a module keeps for others is the balance of one of its accounts
 //! ([`Pool`]), whose address is the Cosmos SDK's for a module of that name. Coins move by [`transfer`], come into being
-//! by [`mint`] and cease by [`burn`], and in no other way.
+//! by [`mint`] and cease by [`burn`], and in no other way. What has not vested of an account ([`vesting`]) moves by
+//! [`stake`] alone.
 //!
 //! Invariant: over every block, the sum of all changes of balances = minted − burned, and the recorded supply changes
 //! by the same. [`check_conservation`] verifies it on the block's changes before anything is committed, independently
@@ -14,14 +15,16 @@ mod query;
 #[cfg(test)]
 mod tests;
 
+use std::sync::LazyLock;
+
 use polylink_protocol::{Address, Amount, DENOM};
 
-use crate::auth;
 use crate::context::Context;
 use crate::error::{GenesisError, TxError};
 use crate::genesis::Genesis;
 use crate::modules::{MessageRoute, Module, QueryRoute, no_hook};
 use crate::store::{KeyBuilder, StateRead, StateWrite};
+use crate::{auth, vesting};
 use polylink_protocol::cosmos::cosmos::bank::v1beta1 as proto;
 
 pub use conservation::{Breach, check_conservation, scan};
@@ -43,6 +46,7 @@ pub const MODULE: Module = Module {
         QueryRoute::of::<proto::QueryBalanceRequest>(),
         QueryRoute::of::<proto::QueryAllBalancesRequest>(),
         QueryRoute::of::<proto::QuerySpendableBalancesRequest>(),
+        QueryRoute::of::<proto::QuerySpendableBalanceByDenomRequest>(),
         QueryRoute::of::<proto::QueryTotalSupplyRequest>(),
         QueryRoute::of::<proto::QuerySupplyOfRequest>(),
         QueryRoute::of::<proto::QueryDenomMetadataRequest>(),
@@ -76,11 +80,13 @@ pub enum Pool {
     WorkerBonds,
     /// Bonds of judges.
     JudgeBonds,
+    /// Deposits of proposals; in its name proposals act.
+    Gov,
 }
 
 impl Pool {
     /// All of them, in the order of their account numbers.
-    pub const ALL: [Pool; 10] = [
+    pub const ALL: [Pool; 11] = [
         Pool::FeeCollector,
         Pool::BondedTokens,
         Pool::NotBondedTokens,
@@ -91,6 +97,7 @@ impl Pool {
         Pool::MarketVesting,
         Pool::WorkerBonds,
         Pool::JudgeBonds,
+        Pool::Gov,
     ];
 
     /// The module account's name, from which its address is derived.
@@ -106,19 +113,23 @@ impl Pool {
             Pool::MarketVesting => "market_vesting",
             Pool::WorkerBonds => "worker_bonds",
             Pool::JudgeBonds => "judge_bonds",
+            Pool::Gov => "gov",
         }
     }
 
     /// Its address.
     pub fn address(self) -> Address {
-        Address::of_module(self.name())
+        ADDRESSES[self as usize]
     }
 
     /// The pool of an address, if it is one's.
     pub fn of_address(address: &Address) -> Option<Pool> {
-        Pool::ALL.into_iter().find(|pool| pool.address() == *address)
+        ADDRESSES.iter().position(|pool| pool == address).map(|index| Pool::ALL[index])
     }
 }
+
+/// The addresses of all pools, in their order. They are hashes, and asked for with every transfer.
+static ADDRESSES: LazyLock<[Address; 11]> = LazyLock::new(|| Pool::ALL.map(|pool| Address::of_module(pool.name())));
 
 impl From<Pool> for Address {
     fn from(pool: Pool) -> Self {
@@ -213,13 +224,54 @@ pub fn transfer_coin(
     if amount.is_zero() {
         return Ok(());
     }
-    subtract(state, from, denom, amount)?;
+    let locked = if denom == DENOM { vesting::locked(state, from, ctx.time) } else { Amount::ZERO };
+    subtract(state, from, denom, amount, locked)?;
     add(state, to, denom, amount)?;
     let coin = format!("{amount}{denom}");
     ctx.emit("coin_spent", &[("spender", from.account()), ("amount", coin.clone())]);
     ctx.emit("coin_received", &[("receiver", to.account()), ("amount", coin.clone())]);
     ctx.emit("transfer", &[("recipient", to.account()), ("sender", from.account()), ("amount", coin)]);
     Ok(())
+}
+
+/// Moves uplk of an account into a pool of stake, what has not vested too. Refused where the account holds less.
+pub fn stake(
+    ctx: &mut Context,
+    state: &mut dyn StateWrite,
+    from: &Address,
+    to: Pool,
+    amount: Amount,
+) -> Result<(), TxError> {
+    subtract(state, from, DENOM, amount, Amount::ZERO)?;
+    vesting::staked(state, from, amount, ctx.time);
+    add(state, &to.address(), DENOM, amount)?;
+    emit_moved(ctx, from, &to.address(), amount);
+    Ok(())
+}
+
+/// Moves uplk of a pool of stake back to an account.
+pub fn unstake(
+    ctx: &mut Context,
+    state: &mut dyn StateWrite,
+    from: Pool,
+    to: &Address,
+    amount: Amount,
+) -> Result<(), TxError> {
+    if amount.is_zero() {
+        return Ok(());
+    }
+    subtract(state, &from.address(), DENOM, amount, Amount::ZERO)?;
+    vesting::unstaked(state, to, amount);
+    add(state, to, DENOM, amount)?;
+    emit_moved(ctx, &from.address(), to, amount);
+    Ok(())
+}
+
+/// Stake is moved without an event `transfer`, as in the SDK.
+fn emit_moved(ctx: &mut Context, from: &Address, to: &Address, amount: Amount) {
+    let coin = format!("{amount}{DENOM}");
+    ctx.emit("coin_spent", &[("spender", from.account()), ("amount", coin.clone())]);
+    ctx.emit("coin_received", &[("receiver", to.account()), ("amount", coin)]);
 }
 
 /// Creates uplk in a pool. Emits `coin_received` and `coinbase`.
@@ -243,7 +295,7 @@ pub fn burn(ctx: &mut Context, state: &mut dyn StateWrite, from: Pool, amount: A
     if amount.is_zero() {
         return Ok(());
     }
-    subtract(state, &from.address(), DENOM, amount)?;
+    subtract(state, &from.address(), DENOM, amount, Amount::ZERO)?;
     let (minted, burned) = flows(state, DENOM);
     let new_supply = supply(state, DENOM).checked_sub(amount).ok_or_else(|| too_much(DENOM))?;
     set_supply(state, DENOM, new_supply);
@@ -254,14 +306,20 @@ pub fn burn(ctx: &mut Context, state: &mut dyn StateWrite, from: Pool, amount: A
     Ok(())
 }
 
-fn subtract(state: &mut dyn StateWrite, from: &Address, denom: &str, amount: Amount) -> Result<(), TxError> {
-    let available = balance_of(state, from, denom);
-    let rest = available.checked_sub(amount).ok_or_else(|| TxError::InsufficientFunds {
-        available: available.0,
-        needed: amount.0,
-        denom: denom.to_owned(),
-    })?;
-    set_balance(state, from, denom, rest);
+fn subtract(
+    state: &mut dyn StateWrite,
+    from: &Address,
+    denom: &str,
+    amount: Amount,
+    locked: Amount,
+) -> Result<(), TxError> {
+    let held = balance_of(state, from, denom);
+    let available = held.saturating_sub(locked);
+    if amount > available {
+        let denom = denom.to_owned();
+        return Err(TxError::InsufficientFunds { available: available.0, needed: amount.0, denom });
+    }
+    set_balance(state, from, denom, held.saturating_sub(amount));
     Ok(())
 }
 

@@ -3,20 +3,22 @@
 use polylink_protocol::cosmos::cosmos::bank::v1beta1::{
     DenomUnit, Metadata, Params, QueryAllBalancesRequest, QueryAllBalancesResponse, QueryBalanceRequest,
     QueryBalanceResponse, QueryDenomMetadataRequest, QueryDenomMetadataResponse, QueryParamsRequest,
-    QueryParamsResponse, QuerySpendableBalancesRequest, QuerySpendableBalancesResponse, QuerySupplyOfRequest,
-    QuerySupplyOfResponse, QueryTotalSupplyRequest, QueryTotalSupplyResponse,
+    QueryParamsResponse, QuerySpendableBalanceByDenomRequest, QuerySpendableBalanceByDenomResponse,
+    QuerySpendableBalancesRequest, QuerySpendableBalancesResponse, QuerySupplyOfRequest, QuerySupplyOfResponse,
+    QueryTotalSupplyRequest, QueryTotalSupplyResponse,
 };
 use polylink_protocol::cosmos::cosmos::base::{
     query::v1beta1::{PageRequest, PageResponse},
     v1beta1::Coin,
 };
-use polylink_protocol::{Address, DENOM};
+use polylink_protocol::{Address, Amount, DENOM};
 
 use super::{BALANCE, SUPPLY, amount_of, balance_of, is_denom, supply};
+use crate::chain::last_time;
 use crate::error::QueryError;
 use crate::modules::{Answer, QueryContext};
-use crate::paging;
 use crate::store::{KeyBuilder, StateRead};
+use crate::{paging, vesting};
 
 fn check_denom(denom: &str) -> Result<(), QueryError> {
     if is_denom(denom) {
@@ -62,10 +64,31 @@ impl Answer for QueryAllBalancesRequest {
 impl Answer for QuerySpendableBalancesRequest {
     type Response = QuerySpendableBalancesResponse;
 
-    /// No balance is locked: what is bonded, in escrow or vesting sits in pools.
+    /// What has not vested is left out.
     fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<QuerySpendableBalancesResponse, QueryError> {
-        let (balances, pagination) = balances(state, &self.address, self.pagination.clone())?;
+        let (mut balances, pagination) = balances(state, &self.address, self.pagination.clone())?;
+        for coin in balances.iter_mut().filter(|coin| coin.denom == DENOM) {
+            coin.amount = spendable(state, &self.address.parse()?, DENOM).to_string();
+        }
+        balances.retain(|coin| coin.amount != "0");
         Ok(QuerySpendableBalancesResponse { balances, pagination })
+    }
+}
+
+/// What can be sent, as of the last block.
+fn spendable(state: &dyn StateRead, address: &Address, denom: &str) -> Amount {
+    let held = balance_of(state, address, denom);
+    let locked = if denom == DENOM { vesting::locked(state, address, last_time(state)) } else { Amount::ZERO };
+    held.saturating_sub(locked)
+}
+
+impl Answer for QuerySpendableBalanceByDenomRequest {
+    type Response = QuerySpendableBalanceByDenomResponse;
+
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<Self::Response, QueryError> {
+        check_denom(&self.denom)?;
+        let amount = spendable(state, &self.address.parse()?, &self.denom).to_string();
+        Ok(QuerySpendableBalanceByDenomResponse { balance: Some(Coin { denom: self.denom.clone(), amount }) })
     }
 }
 

@@ -17,6 +17,9 @@ pub enum DistributionError {
     /// The chain pays delegators alone.
     #[error("set withdraw address disabled")]
     WithdrawAddressDisabled,
+    /// More than the community pool has.
+    #[error("community pool does not have sufficient coins to distribute")]
+    PoolTooSmall,
 }
 
 impl From<DistributionError> for TxError {
@@ -26,6 +29,7 @@ impl From<DistributionError> for TxError {
             DistributionError::NoValidator => 6,
             DistributionError::NoCommission => 7,
             DistributionError::WithdrawAddressDisabled => 8,
+            DistributionError::PoolTooSmall => 9,
         };
         TxError::Module { codespace: "distribution", code, log: error.to_string() }
     }

@@ -14,6 +14,7 @@
 mod allocate;
 mod conservation;
 mod error;
+mod governed;
 mod messages;
 mod query;
 mod records;
@@ -67,12 +68,10 @@ pub const MODULE: Module = Module {
         MessageRoute::of::<proto::MsgWithdrawValidatorCommission>(),
         MessageRoute::of::<proto::MsgSetWithdrawAddress>(),
         MessageRoute::of::<proto::MsgFundCommunityPool>(),
+        MessageRoute::of::<proto::MsgCommunityPoolSpend>(),
+        MessageRoute::of::<proto::MsgUpdateParams>(),
     ],
-    refused: &[
-        "/cosmos.distribution.v1beta1.MsgCommunityPoolSpend",
-        "/cosmos.distribution.v1beta1.MsgDepositValidatorRewardsPool",
-        "/cosmos.distribution.v1beta1.MsgUpdateParams",
-    ],
+    refused: &["/cosmos.distribution.v1beta1.MsgDepositValidatorRewardsPool"],
     queries: &[
         QueryRoute::of::<proto::QueryParamsRequest>(),
         QueryRoute::of::<proto::QueryValidatorDistributionInfoRequest>(),

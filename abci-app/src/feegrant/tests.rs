@@ -1,5 +1,7 @@
 //! Tests of fee grants on a running chain: who pays, until when, for what, and what is refused.
 
+mod random;
+
 use polylink_protocol::cosmos::cosmos::bank::v1beta1::MsgSend;
 use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
 use polylink_protocol::cosmos::cosmos::feegrant::v1beta1::*;

@@ -10,6 +10,7 @@
 pub mod bonds;
 pub mod error;
 mod genesis;
+mod governed;
 pub mod keys;
 pub mod models;
 pub mod params;
@@ -69,6 +70,7 @@ pub const MODULE: Module = Module {
         MessageRoute::of::<MsgCommitReceipts>(),
         MessageRoute::of::<MsgRedeem>(),
         MessageRoute::of::<MsgCloseSession>(),
+        MessageRoute::of::<MsgUpdateParams>(),
     ],
     refused: &[
         "/polylink.market.v1.MsgUpdateModel",

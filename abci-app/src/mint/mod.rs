@@ -4,6 +4,7 @@
 //! security: inflation moves by the share of the supply that is bonded, between two bounds, and a block's part of it goes
 //! to the fee collector. A genesis that does not ask for it mints nothing here.
 
+mod params;
 mod query;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,7 @@ use crate::bank::{self, Pool, balance, supply, transfer};
 use crate::context::Context;
 use crate::error::{GenesisError, TxError};
 use crate::genesis::Genesis;
-use crate::modules::{Module, QueryRoute, no_hook};
+use crate::modules::{MessageRoute, Module, QueryRoute, no_hook};
 use crate::store::{StateRead, StateWrite};
 
 /// Parameters: `0x18` → `cosmos.mint.v1beta1.Params`.
@@ -27,8 +28,8 @@ pub const MINTER: u8 = 0x19;
 /// The mint's tables.
 pub const MODULE: Module = Module {
     name: "mint",
-    messages: &[],
-    refused: &["/cosmos.mint.v1beta1.MsgUpdateParams"],
+    messages: &[MessageRoute::of::<proto::MsgUpdateParams>()],
+    refused: &[],
     queries: &[
         QueryRoute::of::<proto::QueryParamsRequest>(),
         QueryRoute::of::<proto::QueryInflationRequest>(),

@@ -35,6 +35,19 @@ fn clear(state: &mut dyn StateWrite, consensus: &Address) {
     marks.into_iter().for_each(|key| state.delete(key));
 }
 
+/// Counts every validator's signatures from here on, with nothing missed so far.
+pub(super) fn restart(ctx: &Context, state: &mut dyn StateWrite) {
+    let rows: Vec<(Vec<u8>, Vec<u8>)> = state.iter_prefix(&[super::SIGNING_INFO]).collect();
+    for (key, value) in rows {
+        let consensus = key.get(1..).and_then(|bytes| bytes.try_into().ok()).map(Address);
+        let (Some(consensus), Ok(info)) = (consensus, ValidatorSigningInfo::decode(value.as_slice())) else { continue };
+        clear(state, &consensus);
+        let start_height = i64::try_from(ctx.height).unwrap_or(i64::MAX);
+        let info = ValidatorSigningInfo { start_height, index_offset: 0, missed_blocks_counter: 0, ..info };
+        set_signing_info(state, &consensus, &info);
+    }
+}
+
 fn count(ctx: &mut Context, state: &mut dyn StateWrite, params: &Params, vote: &Vote) -> Result<(), TxError> {
     let consensus = vote.validator;
     // A validator that is gone has nothing left to answer with.

@@ -11,6 +11,7 @@ mod error;
 pub mod evidence;
 mod liveness;
 mod messages;
+mod params;
 mod query;
 #[cfg(test)]
 mod tests;
@@ -42,8 +43,8 @@ pub const EVIDENCE: u8 = 0x3d;
 /// Slashing's tables.
 pub const MODULE: Module = Module {
     name: "slashing",
-    messages: &[MessageRoute::of::<proto::MsgUnjail>()],
-    refused: &["/cosmos.slashing.v1beta1.MsgUpdateParams", "/cosmos.evidence.v1beta1.MsgSubmitEvidence"],
+    messages: &[MessageRoute::of::<proto::MsgUnjail>(), MessageRoute::of::<proto::MsgUpdateParams>()],
+    refused: &["/cosmos.evidence.v1beta1.MsgSubmitEvidence"],
     queries: &[
         QueryRoute::of::<proto::QueryParamsRequest>(),
         QueryRoute::of::<proto::QuerySigningInfoRequest>(),

@@ -12,7 +12,7 @@ use super::records::{
 };
 use super::shares::{add_tokens, has_invalid_rate, remove_shares, shares_of_tokens, tokens, worth};
 use super::{StakingError, unbonding};
-use crate::bank::{Pool, transfer};
+use crate::bank::{self, Pool, transfer};
 use crate::context::{BlockTime, Context};
 use crate::distribution;
 use crate::error::TxError;
@@ -50,7 +50,7 @@ pub(super) fn delegate(
         None => distribution::before_delegation_created(state, operator)?,
     }
     match source {
-        Source::Account => transfer(ctx, state, *delegator, pool_of(&validator), amount)?,
+        Source::Account => bank::stake(ctx, state, delegator, pool_of(&validator), amount)?,
         Source::Pool(pool) if pool != pool_of(&validator) => transfer(ctx, state, pool, pool_of(&validator), amount)?,
         Source::Pool(_) => {}
     }
@@ -113,7 +113,7 @@ pub(super) fn unbond(
 }
 
 /// Whether a validator has power.
-fn has_power(state: &dyn StateWrite) -> bool {
+pub(super) fn has_power(state: &dyn StateWrite) -> bool {
     !candidates(state, 1).is_empty()
 }
 

@@ -28,17 +28,20 @@ pub struct StakingGenesis {
     pub max_validators: u32,
     /// Unbonding entries of one delegator and validator at most.
     pub max_entries: u32,
+    /// The last headers that are kept with their sets.
+    pub historical_entries: u32,
     /// The validators.
     pub validators: Vec<GenesisValidator>,
 }
 
 impl Default for StakingGenesis {
-    /// The SDK's: three weeks, 100 validators, 7 entries.
+    /// The SDK's: three weeks, 100 validators, 7 entries; of headers the last 100 (there 10,000).
     fn default() -> Self {
         StakingGenesis {
             unbonding_seconds: 21 * 24 * 3600,
             max_validators: 100,
             max_entries: 7,
+            historical_entries: 100,
             validators: Vec::new(),
         }
     }
@@ -105,10 +108,11 @@ pub(super) fn run(ctx: &mut Context, state: &mut dyn StateWrite, genesis: &Genes
         unbonding_time: Some(Duration { seconds, nanos: 0 }),
         max_validators: staking.max_validators,
         max_entries: staking.max_entries,
-        historical_entries: 0,
+        historical_entries: staking.historical_entries,
         bond_denom: DENOM.into(),
         min_commission_rate: Dec::ZERO.to_atomics_string(),
     };
+    super::params::check(&params).map_err(|error| GenesisError::invalid("staking", error))?;
     set_params(state, &params);
     for (index, validator) in staking.validators.iter().enumerate() {
         let field = format!("staking.validators[{index}]");

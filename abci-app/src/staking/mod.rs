@@ -12,8 +12,10 @@
 mod delegate;
 mod error;
 mod genesis;
+mod historical;
 mod invariants;
 mod messages;
+mod params;
 mod query;
 mod records;
 mod redelegate;
@@ -27,14 +29,15 @@ mod unbonding;
 
 use polylink_protocol::cosmos::cosmos::staking::v1beta1 as proto;
 
-use crate::modules::{MessageRoute, Module, QueryRoute, no_hook};
+use crate::modules::{MessageRoute, Module, QueryRoute};
 
 pub use error::StakingError;
 pub use genesis::{GenesisValidator, StakingGenesis};
 pub use invariants::scan;
 pub use records::{StakingParams, delegation, params, validator};
 pub(crate) use records::{consensus_address, delegations_of, jail, operator_of, unjail};
-pub(crate) use shares::{tokens, tokens_of_shares, tokens_of_shares_truncated, worth};
+pub(crate) use set::{bonded_validators, told};
+pub(crate) use shares::{shares, tokens, tokens_of_shares, tokens_of_shares_truncated, worth};
 pub(crate) use slash::slash;
 
 /// Validators: `0x20 ‖ operator (20)` → `cosmos.staking.v1beta1.Validator`.
@@ -71,6 +74,9 @@ pub const REDELEGATION_BY_DESTINATION: u8 = 0x2e;
 /// Delegators that unbond from a validator: `0x2f ‖ operator (20) ‖ delegator (20)` → 1.
 pub const UNBONDING_BY_VALIDATOR: u8 = 0x2f;
 
+/// The last headers and their sets: `0x1e ‖ height u64` → `cosmos.staking.v1beta1.HistoricalInfo`.
+pub const HISTORICAL_INFO: u8 = 0x1e;
+
 /// Staking's tables.
 pub const MODULE: Module = Module {
     name: "staking",
@@ -81,8 +87,9 @@ pub const MODULE: Module = Module {
         MessageRoute::of::<proto::MsgBeginRedelegate>(),
         MessageRoute::of::<proto::MsgUndelegate>(),
         MessageRoute::of::<proto::MsgCancelUnbondingDelegation>(),
+        MessageRoute::of::<proto::MsgUpdateParams>(),
     ],
-    refused: &["/cosmos.staking.v1beta1.MsgUpdateParams"],
+    refused: &[],
     queries: &[
         QueryRoute::of::<proto::QueryValidatorsRequest>(),
         QueryRoute::of::<proto::QueryValidatorRequest>(),
@@ -99,7 +106,7 @@ pub const MODULE: Module = Module {
         QueryRoute::of::<proto::QueryPoolRequest>(),
         QueryRoute::of::<proto::QueryParamsRequest>(),
     ],
-    begin_block: no_hook,
+    begin_block: historical::begin_block,
     end_block: set::end_block,
     genesis: genesis::run,
 };

@@ -19,7 +19,7 @@ use super::records::{delegation, params, parse_shares, validator};
 use super::shares::worth;
 use super::{
     DELEGATION, DELEGATOR_INDEX, REDELEGATION, REDELEGATION_BY_SOURCE, UNBONDING, UNBONDING_BY_VALIDATOR, VALIDATOR,
-    redelegate, unbonding,
+    historical, redelegate, unbonding,
 };
 use crate::bank::{Pool, balance};
 use crate::error::QueryError;
@@ -231,9 +231,13 @@ impl Answer for QueryDelegatorValidatorRequest {
 impl Answer for QueryHistoricalInfoRequest {
     type Response = QueryHistoricalInfoResponse;
 
-    /// The parameter `historical_entries` is 0: CometBFT has the headers, and nothing here asks for old sets.
-    fn answer(&self, _: &QueryContext, _: &dyn StateRead) -> Result<Self::Response, QueryError> {
-        Err(QueryError::NotFound(format!("historical info for height {} not found", self.height)))
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<Self::Response, QueryError> {
+        let height =
+            u64::try_from(self.height).map_err(|_| QueryError::InvalidArgument("height cannot be negative".into()))?;
+        let found = historical::find(state, height);
+        let found =
+            found.ok_or_else(|| QueryError::NotFound(format!("historical info for height {height} not found")))?;
+        Ok(QueryHistoricalInfoResponse { hist: Some(found) })
     }
 }
 

@@ -6,7 +6,7 @@
 use polylink_protocol::cosmos::cosmos::staking::v1beta1::{BondStatus, Redelegation, RedelegationEntry};
 use polylink_protocol::{Address, Amount, DENOM, Dec, Message};
 
-use super::delegate::{Source, delegate, unbond_willingly};
+use super::delegate::{Source, delegate, has_power, unbond};
 use super::records::{
     from_timestamp, next_entry_id, params, pool_of, queue_key, require_validator, take_due, timestamp,
     unbonding_completion, validator,
@@ -75,11 +75,16 @@ pub(super) fn redelegate(
     if found.as_ref().is_some_and(|found| found.entries.len() as u64 >= u64::from(max)) {
         return Err(StakingError::MaxRedelegationEntries(max).into());
     }
-    let amount = unbond_willingly(ctx, state, delegator, from, shares)?;
+    let had_power = has_power(state);
+    let amount = unbond(ctx, state, delegator, from, shares)?;
     if amount.is_zero() {
         return Err(StakingError::TinyRedelegation.into());
     }
     let bought = delegate(ctx, state, delegator, to, amount, Source::Pool(pool_of(&source)))?;
+    // The other validator may have power now, where this one has lost it.
+    if had_power && !has_power(state) {
+        return Err(StakingError::LastValidator.into());
+    }
     let (height, completion) = match source.status() {
         // It had no power to do wrong with.
         BondStatus::Unbonded | BondStatus::Unspecified => return Ok(ctx.time),

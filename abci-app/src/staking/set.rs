@@ -114,3 +114,18 @@ pub(super) fn last_powers(state: &dyn StateRead) -> Vec<(Address, u64)> {
     })
     .collect()
 }
+
+/// The validators with power, as the last block has left them.
+pub(crate) fn bonded_validators(state: &dyn StateRead) -> Vec<(Address, Validator)> {
+    let rows = last_powers(state).into_iter();
+    rows.filter_map(|(operator, _)| Some((operator, validator(state, &operator).filter(is_bonded)?))).collect()
+}
+
+/// The set as CometBFT was told of it, for a chain that goes on from this state.
+pub(crate) fn told(state: &dyn StateRead) -> Vec<ValidatorUpdate> {
+    let rows = last_powers(state).into_iter();
+    rows.filter_map(|(operator, power)| {
+        Some(ValidatorUpdate { public_key: consensus_key(&validator(state, &operator)?)?, power })
+    })
+    .collect()
+}

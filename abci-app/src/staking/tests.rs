@@ -2,7 +2,7 @@
 
 use crate::bank::Pool;
 use crate::genesis::Genesis;
-use crate::testing::{GAS_LIMIT, TestChain, genesis, key};
+use crate::testing::{CHAIN_ID, GAS_LIMIT, GENESIS_SECONDS, TestChain, genesis, key};
 use crate::tx::ante::least_fee;
 mod random;
 
@@ -245,14 +245,6 @@ fn refusals_by_name() {
         ("nothing to cancel", 1, cancel(1, 200, 1, 1), "sdk", 38, "not found"),
         ("cancelled at no height", 1, cancel(1, 200, 1, 0), "sdk", 18, "height"),
         ("edited by nobody", 1, any(&edit(1)), "staking", 3, "does not exist"),
-        (
-            "not built",
-            1,
-            Any { type_url: "/cosmos.staking.v1beta1.MsgUpdateParams".into(), value: vec![] },
-            "sdk",
-            6,
-            "not built",
-        ),
     ] {
         let result = chain.send(by, vec![message]);
         assert_eq!((result.codespace.as_str(), result.code), (codespace, code), "{name}: {}", result.log);
@@ -420,4 +412,45 @@ fn amino_json_of_the_messages_of_staking() {
     ] {
         assert!(amino_document(&message).unwrap().contains(&expected), "{expected}");
     }
+}
+
+#[test]
+fn the_last_headers_are_kept_with_their_sets() {
+    let mut genesis: Genesis = genesis(2);
+    genesis.staking.historical_entries = 3;
+    let mut chain = TestChain::start(&genesis);
+    assert_eq!(chain.send(1, vec![any(&create(1, 1, 2_000 * PLK))]).code, 0);
+    chain.advance(5);
+    let ask = |height: i64| {
+        let request = QueryHistoricalInfoRequest { height };
+        chain.query::<_, QueryHistoricalInfoResponse>("/cosmos.staking.v1beta1.Query/HistoricalInfo", &request)
+    };
+    for height in [1, 2, 3, 7] {
+        assert!(ask(height).unwrap_err().contains(&format!("historical info for height {height} not found")));
+    }
+    assert!(ask(-1).unwrap_err().contains("negative"));
+    for height in [4, 5, 6] {
+        let hist = ask(height).unwrap().hist.unwrap();
+        let header = hist.header.unwrap();
+        assert_eq!((header.height, header.time.unwrap().seconds), (height, GENESIS_SECONDS + height));
+        assert_eq!((header.chain_id.as_str(), header.app_hash.len()), (CHAIN_ID, 32));
+        let set: Vec<String> = hist.valset.into_iter().map(|validator| validator.operator_address).collect();
+        assert_eq!(set, [operator(1).valoper(), operator(200).valoper()], "the strongest first");
+    }
+}
+
+/// The only validator with power may be left for one that gains it by that.
+#[test]
+fn all_power_can_move_to_another_validator() {
+    let mut chain = chain(2);
+    // Too little for a vote.
+    assert_eq!(chain.send(1, vec![any(&create(1, 1, PLK / 2))]).code, 0);
+    let refused = chain.send(200, vec![undelegate(200, 200, 1_000 * PLK)]);
+    assert_eq!((refused.codespace.as_str(), refused.code), ("staking", 100), "{}", refused.log);
+    let moved = chain.send(200, vec![redelegate(200, 200, 1, 1_000 * PLK)]);
+    assert_eq!(moved.code, 0, "{}", moved.log);
+    chain.advance(3);
+    let last = chain.validator_updates.last().unwrap();
+    assert_eq!((chain.validator_updates.len(), last.power), (3, 0), "one came, one went");
+    chain.checked_supply();
 }

@@ -7,7 +7,7 @@ use super::delegate::{Source, delegate};
 use super::records::{from_timestamp, next_entry_id, params, queue_key, require_validator, take_due, timestamp};
 use super::shares::has_invalid_rate;
 use super::{StakingError, UNBONDING, UNBONDING_BY_VALIDATOR, UNBONDING_QUEUE};
-use crate::bank::{Pool, transfer};
+use crate::bank::{self, Pool};
 use crate::context::{BlockTime, Context};
 use crate::error::TxError;
 use crate::store::{KeyBuilder, StateRead, StateWrite};
@@ -146,7 +146,7 @@ pub(super) fn mature(ctx: &mut Context, state: &mut dyn StateWrite, max: usize) 
         record.entries = waiting;
         save(state, &delegator, &operator, &record);
         let paid: Amount = due.iter().map(|entry| amount_of(&entry.balance)).sum();
-        transfer(ctx, state, Pool::NotBondedTokens, delegator, paid)?;
+        bank::unstake(ctx, state, Pool::NotBondedTokens, &delegator, paid)?;
         let coin = if paid.is_zero() { String::new() } else { format!("{paid}{DENOM}") };
         let attributes = [("amount", coin), ("validator", operator.valoper()), ("delegator", delegator.account())];
         ctx.emit("complete_unbonding", &attributes);

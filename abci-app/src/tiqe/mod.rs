@@ -63,6 +63,7 @@ pub const MODULE: Module = Module {
         MessageRoute::of::<MsgCommitScores>(),
         MessageRoute::of::<MsgRevealScores>(),
         MessageRoute::of::<MsgVoteTrial>(),
+        MessageRoute::of::<MsgUpdateParams>(),
     ],
     refused: &["/polylink.tiqe.v1.MsgChallenge", "/polylink.tiqe.v1.MsgAnswerChallenge", "/polylink.tiqe.v1.MsgAppeal"],
     queries: &[

@@ -4,12 +4,16 @@
 //! today and something tomorrow. The Cosmos SDK's messages stand in a table here (checked in a test against the
 //! generated types); those of PolyLink come from the compiled proto files.
 
+mod governed;
+
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use polylink_protocol::{FILE_DESCRIPTOR_SET, Message};
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FileDescriptorSet};
+
+pub use governed::GOVERNED;
 
 /// What a field holds. The names say how amino JSON writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -254,11 +258,12 @@ pub const AMINO_NESTED: &[(&str, &str)] = &[
     ("cosmos.feegrant.v1beta1.BasicAllowance", "cosmos-sdk/BasicAllowance"),
     ("cosmos.feegrant.v1beta1.PeriodicAllowance", "cosmos-sdk/PeriodicAllowance"),
     ("cosmos.feegrant.v1beta1.AllowedMsgAllowance", "cosmos-sdk/AllowedMsgAllowance"),
+    ("cosmos.gov.v1beta1.TextProposal", "cosmos-sdk/TextProposal"),
 ];
 
 static SCHEMAS: LazyLock<BTreeMap<String, Vec<Field>>> = LazyLock::new(|| {
     let mut all: BTreeMap<String, Vec<Field>> =
-        COSMOS.iter().map(|(name, fields)| ((*name).to_owned(), fields.to_vec())).collect();
+        COSMOS.iter().chain(GOVERNED).map(|(name, fields)| ((*name).to_owned(), fields.to_vec())).collect();
     let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).expect("the descriptors are compiled into the binary");
     for file in &set.file {
         for message in &file.message_type {
@@ -324,7 +329,7 @@ mod tests {
         M::decode(bytes.as_slice()).is_err()
     }
 
-    fn check<M: Message + Default + prost::Name>() -> String {
+    pub(super) fn check<M: Message + Default + prost::Name>() -> String {
         check_named::<M>(&M::full_name())
     }
 

@@ -43,7 +43,7 @@ fn context(account_number: u64, sequence: u64) -> SignContext {
     }
 }
 
-/// The parts of a valid transaction of account 1, number 11, sequence 0, to be altered and signed again or not.
+/// The parts of a valid transaction of account 1, number 12, sequence 0, to be altered and signed again or not.
 struct Parts {
     body: TxBody,
     auth_info: AuthInfo,
@@ -53,7 +53,7 @@ struct Parts {
 }
 
 fn parts(messages: Vec<Any>) -> Parts {
-    let raw = TxRaw::decode(sign_direct(messages, &context(11, 0), &key(1)).as_slice()).unwrap();
+    let raw = TxRaw::decode(sign_direct(messages, &context(12, 0), &key(1)).as_slice()).unwrap();
     Parts {
         body: TxBody::decode(raw.body_bytes.as_slice()).unwrap(),
         auth_info: AuthInfo::decode(raw.auth_info_bytes.as_slice()).unwrap(),
@@ -75,7 +75,7 @@ impl Parts {
             body_bytes: body_bytes.clone(),
             auth_info_bytes: auth_info_bytes.clone(),
             chain_id: CHAIN_ID.into(),
-            account_number: 11,
+            account_number: 12,
         };
         let signatures = self.signatures.unwrap_or_else(|| vec![key(1).sign(&document.encode_to_vec()).to_vec()]);
         TxRaw { body_bytes, auth_info_bytes, signatures }.encode_to_vec()
@@ -152,7 +152,7 @@ fn refusals() -> Vec<(&'static str, Vec<u8>, u32, &'static str)> {
             6,
             "not built yet: /cosmos.bank",
         ),
-        ("message of another module", with(vec![url("/cosmos.gov.v1.MsgVote")]), 6, "not built yet"),
+        ("message of another module", with(vec![url("/cosmos.group.v1.MsgVote")]), 6, "not built yet"),
         ("unknown message", with(vec![url("/foo.Bar")]), 6, "unknown message type /foo.Bar"),
         ("extension option", alter(&|p| p.body.extension_options = vec![url("/x.Y")]), 31, "/x.Y"),
         ("long memo", alter(&|p| p.body.memo = "m".repeat(257)), 12, "257"),
@@ -179,10 +179,10 @@ fn refusals() -> Vec<(&'static str, Vec<u8>, u32, &'static str)> {
             "cannot sign",
         ),
         ("no key", alter(&|p| p.auth_info.signer_infos[0].public_key = None), 8, "not signed before"),
-        ("another chain", signed(SignContext { chain_id: "other-1".into(), ..context(11, 0) }, 1), 4, "chain-id"),
-        ("another account number", signed(context(12, 0), 1), 4, "account number (11)"),
-        ("a future sequence", signed(context(11, 7), 1), 32, "expected 0, got 7"),
-        ("another's key", signed(context(11, 0), 2), 8, "not that of signer"),
+        ("another chain", signed(SignContext { chain_id: "other-1".into(), ..context(12, 0) }, 1), 4, "chain-id"),
+        ("another account number", signed(context(99, 0), 1), 4, "account number (12)"),
+        ("a future sequence", signed(context(12, 7), 1), 32, "expected 0, got 7"),
+        ("another's key", signed(context(12, 0), 2), 8, "not that of signer"),
         (
             "an account that does not exist",
             sign_direct(vec![send(9, 2, 5)], &context(99, 0), &key(9)),
@@ -267,7 +267,7 @@ fn running_out_of_gas_keeps_the_fee_and_rolls_back_the_message() {
     let simulated = chain.send(1, vec![send(1, 2, 5)]);
     let limit = u64::try_from(simulated.gas_used).unwrap() - 1;
     let fee = least_fee(limit, 25);
-    let tx = sign_direct(vec![send(1, 2, 5)], &SignContext { gas_limit: limit, fee, ..context(11, 1) }, &key(1));
+    let tx = sign_direct(vec![send(1, 2, 5)], &SignContext { gas_limit: limit, fee, ..context(12, 1) }, &key(1));
     let result = chain.deliver(vec![tx]).pop().unwrap();
     assert_eq!((result.code, result.gas_wanted), (11, i64::try_from(limit).unwrap()), "{}", result.log);
     assert_eq!(chain.balance(key(2).address()), Amount(before.0 + 5), "only the first transfer");
@@ -376,7 +376,7 @@ fn an_amino_signature_is_accepted_over_exactly_its_document() {
     let fee = signed.auth_info.fee.clone().unwrap();
     let document = amino::SignDoc {
         chain_id: CHAIN_ID,
-        account_number: 11,
+        account_number: 12,
         sequence: 0,
         fee: &fee,
         messages: &signed.body.messages,

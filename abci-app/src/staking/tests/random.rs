@@ -198,8 +198,9 @@ impl Run {
         }
     }
 
-    /// Whether a validator with power is left when `from` loses an amount, and its jailing is decided; or there was none.
-    fn power_is_left(&self, by: u8, from: u8, amount: f64) -> bool {
+    /// Whether a validator with power is left when an amount goes from `from` to another validator or to nobody, and a
+    /// jailing of `from` is decided; or there was none.
+    fn power_is_left(&self, by: u8, from: u8, to: Option<u8>, amount: f64) -> bool {
         let mut before = self.model.validators.values();
         if !before.any(|validator| !validator.jailed && validator.tokens >= 1e6) {
             return true;
@@ -210,6 +211,9 @@ impl Run {
             if *n == from {
                 tokens -= amount;
                 jailed |= by == from && validator.worth(by) - amount < 1.0;
+            }
+            if Some(*n) == to {
+                tokens += amount;
             }
             !jailed && tokens >= 1e6
         })
@@ -248,7 +252,7 @@ impl Run {
                     Expect::Refused(&[("sdk", 18)])
                 } else if self.model.entries_of(by, from, None).len() >= ENTRIES_MAX {
                     Expect::Refused(&[("staking", 27)])
-                } else if !self.power_is_left(by, from, amount as f64) {
+                } else if !self.power_is_left(by, from, None, amount as f64) {
                     Expect::Refused(&[("staking", 100)])
                 } else {
                     Expect::Ok
@@ -290,7 +294,7 @@ impl Run {
                     Expect::Refused(&[("staking", 33)])
                 } else if self.model.validators[&to].tokens < 0.5 && self.model.validators[&to].all() > 0.0 {
                     Expect::Refused(&[("staking", 34), ("staking", 100)])
-                } else if !self.power_is_left(by, from, amount as f64) {
+                } else if !self.power_is_left(by, from, Some(to), amount as f64) {
                     Expect::Refused(&[("staking", 100)])
                 } else {
                     Expect::Ok

@@ -21,7 +21,7 @@ fn valid() -> Vec<u8> {
     };
     let context = SignContext {
         chain_id: CHAIN_ID.into(),
-        account_number: 11,
+        account_number: 12,
         sequence: 0,
         gas_limit: 200_000,
         fee: Amount(5_000),

@@ -102,7 +102,7 @@ fn enough_of_the_keys_sign_for_all() {
     let account = auth::account(&chain.state(), &shared().address()).unwrap();
     assert_eq!((account.sequence, account.public_key), (3, Some(shared())));
     // A single signature is none of the shared account's.
-    let single = SignContext { account_number: account.number, sequence: 3, ..context(11, 0) };
+    let single = SignContext { account_number: account.number, sequence: 3, ..context(12, 0) };
     let tx = sign_direct(vec![pay(5)], &single, &key(1));
     assert_eq!(chain.deliver(vec![tx])[0].code, 8);
 }

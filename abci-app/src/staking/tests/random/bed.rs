@@ -136,7 +136,8 @@ impl Bed {
             power: *power,
             signed: !self.absent.contains(validator),
         };
-        Commit { votes: self.sets[0].iter().map(vote).collect(), misbehavior: self.misbehavior.clone() }
+        let (votes, misbehavior) = (self.sets[0].iter().map(vote).collect(), self.misbehavior.clone());
+        Commit { votes, misbehavior, ..Commit::default() }
     }
 
     pub fn begin(&mut self) {
