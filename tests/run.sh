@@ -64,8 +64,8 @@ openai_client() {
 }
 
 cosmjs() {
-    secret=$("$polylink" keys show provider --secret --home "$home" --json | python3 -c "import json, sys; print(json.load(sys.stdin)['secret'])")
-    (cd "$POLYLINK_CACHE/cosmjs" && node conformance.mjs "$(field rpc)" "$secret")
+    secret() { "$polylink" keys show "$1" --secret --home "$home" --json | python3 -c "import json, sys; print(json.load(sys.stdin)['secret'])"; }
+    (cd "$POLYLINK_CACHE/cosmjs" && node conformance.mjs "$(field rpc)" "$(secret provider)" "$(secret validator)")
 }
 
 newcomer() { python3 tests/newcomer.py "$root" "$POLYLINK_CACHE/venv-tests/bin/python"; }

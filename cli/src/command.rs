@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::error::CliError;
 use crate::output::Output;
-use crate::{bench, chat, config, gateway, judge, keys, node, query, serve, status, tx, up, verify};
+use crate::{bench, chat, config, export, gateway, judge, keys, node, query, serve, status, tx, up, verify};
 
 const AFTER_HELP: &str = "\
 Start here:
@@ -73,6 +73,8 @@ enum Command {
     Query(ForScripts<query::QueryArgs>),
     /// Check a receipt: signatures, digests, path to the root, root under a header
     Verify(ForScripts<verify::VerifyArgs>),
+    /// Print the ledger's state as the genesis document of a chain that goes on from it
+    Export(export::ExportArgs),
     /// Measure
     Bench(bench::BenchArgs),
 }
@@ -145,6 +147,7 @@ async fn run(cli: Cli, home: &Path) -> Result<(), CliError> {
         Command::Tx(a) => tx::run(&a.inner, home, &Output { json: a.json }).await,
         Command::Query(a) => query::run(&a.inner, home, &Output { json: a.json }).await,
         Command::Verify(a) => verify::run(&a.inner, home, &Output { json: a.json }).await,
+        Command::Export(a) => export::run(&a, home),
         Command::Bench(a) => bench::run(&a, home, &Output { json: false }).await,
     }
 }

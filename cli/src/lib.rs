@@ -8,6 +8,7 @@ pub mod chain;
 pub mod chat;
 pub mod config;
 pub mod error;
+pub mod export;
 pub mod files;
 pub mod gateway;
 pub mod home;

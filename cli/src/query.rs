@@ -10,6 +10,7 @@ use polylink_protocol::cosmos::cosmos::bank::v1beta1::{QuerySupplyOfRequest, Que
 use polylink_protocol::cosmos::cosmos::distribution::v1beta1::{
     QueryDelegationTotalRewardsRequest, QueryDelegationTotalRewardsResponse,
 };
+use polylink_protocol::cosmos::cosmos::gov::v1 as gov;
 use polylink_protocol::cosmos::cosmos::staking::v1beta1::{
     QueryDelegatorDelegationsRequest, QueryDelegatorDelegationsResponse, QueryDelegatorUnbondingDelegationsRequest,
     QueryDelegatorUnbondingDelegationsResponse, QueryValidatorsRequest, QueryValidatorsResponse,
@@ -145,6 +146,11 @@ enum What {
         /// poly1… or the name of a key
         account: String,
     },
+    /// Proposals, or one of them, with the votes so far
+    Proposals {
+        /// Its number [default: all]
+        id: Option<u64>,
+    },
     /// All coins there are
     Supply,
     /// A transaction by its hash
@@ -252,6 +258,7 @@ async fn answer(chain: &ChainClient, what: &What, home: &Path) -> Result<Value, 
         }
         What::Validators => validators(chain).await?,
         What::Stake { account: text } => stake(chain, &account(text)?).await?,
+        What::Proposals { id } => proposals(chain, *id).await?,
         What::Supply => {
             let request = QuerySupplyOfRequest { denom: DENOM.into() };
             let path = "/cosmos.bank.v1beta1.Query/SupplyOf";
@@ -276,6 +283,41 @@ async fn validators(chain: &ChainClient) -> Result<Value, CliError> {
         })
         .collect();
     Ok(json!({"validators": list}))
+}
+
+async fn proposals(chain: &ChainClient, id: Option<u64>) -> Result<Value, CliError> {
+    let path = |method: &str| format!("/cosmos.gov.v1.Query/{method}");
+    let found = match id {
+        Some(proposal_id) => {
+            let request = gov::QueryProposalRequest { proposal_id };
+            let answer: gov::QueryProposalResponse = chain.query(&path("Proposal"), &request).await?;
+            answer.proposal.into_iter().collect()
+        }
+        None => {
+            let request = gov::QueryProposalsRequest::default();
+            let answer: gov::QueryProposalsResponse = chain.query(&path("Proposals"), &request).await?;
+            answer.proposals
+        }
+    };
+    let mut list = Vec::new();
+    for proposal in found {
+        let request = gov::QueryTallyResultRequest { proposal_id: proposal.id };
+        let answer: gov::QueryTallyResultResponse = chain.query(&path("TallyResult"), &request).await?;
+        let tally = answer.tally.unwrap_or_default();
+        list.push(json!({
+            "id": proposal.id,
+            "title": proposal.title,
+            "summary": proposal.summary,
+            "status": proposal.status().as_str_name(),
+            "failed_reason": proposal.failed_reason,
+            "messages": proposal.messages.iter().map(|any| any.type_url.clone()).collect::<Vec<_>>(),
+            "deposit": proposal.total_deposit.first().map_or("0", |coin| coin.amount.as_str()),
+            "voting_end_seconds": proposal.voting_end_time.as_ref().map(|time| time.seconds),
+            "tally": {"yes": tally.yes_count, "no": tally.no_count, "abstain": tally.abstain_count,
+                      "no_with_veto": tally.no_with_veto_count},
+        }));
+    }
+    Ok(json!({"proposals": list}))
 }
 
 async fn stake(chain: &ChainClient, account: &Address) -> Result<Value, CliError> {

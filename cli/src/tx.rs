@@ -1,5 +1,7 @@
 //! `polylink tx`: transactions signed by an account of the keyring and awaited until they are in a block.
 
+mod cosmos;
+
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -13,6 +15,7 @@ use polylink_protocol::cosmos::cosmos::distribution::v1beta1::{
     MsgSetWithdrawAddress, MsgWithdrawDelegatorReward, MsgWithdrawDelegatorRewardResponse,
     MsgWithdrawValidatorCommission, MsgWithdrawValidatorCommissionResponse,
 };
+use polylink_protocol::cosmos::cosmos::gov::v1::MsgSubmitProposalResponse;
 use polylink_protocol::cosmos::cosmos::slashing::v1beta1::MsgUnjail;
 use polylink_protocol::cosmos::cosmos::staking::v1beta1::{
     MsgBeginRedelegate, MsgCancelUnbondingDelegation, MsgDelegate, MsgUndelegate,
@@ -37,6 +40,7 @@ Amounts: 250000, 250000uplk or 1.5plk (1 plk = 1,000,000 uplk). Addresses: poly1
 Examples:
   polylink tx send worker 1.5plk                       from the account `user`
   polylink tx --from worker bond 10plk
+  polylink tx propose Faster 'Blocks in half the time'   then: polylink tx vote 1 yes
   polylink tx open-session worker 5plk --spend-key mine   then: polylink chat --worker URL")]
 pub struct TxArgs {
     /// Account of the keyring that signs and pays
@@ -170,6 +174,8 @@ enum Action {
     },
     /// Leave as a judge: no tickets from now on, the bond back after the unbonding
     UnbondJudge,
+    #[command(flatten)]
+    Cosmos(cosmos::Action),
 }
 
 fn coin(amount: Amount) -> Coin {
@@ -268,6 +274,7 @@ fn message(args: &TxArgs, key: &AccountKey, ring: &Keyring, home: &Path, epoch: 
         Action::Bond { amount } => any(&market::MsgBond { operator: me, amount: amount.to_string() }),
         Action::Unbond { amount } => any(&market::MsgUnbond { operator: me, amount: amount.to_string() }),
         Action::UnbondJudge => any(&tiqe::MsgUnbondJudge { operator: me }),
+        Action::Cosmos(action) => cosmos::message(action, &key.address(), home)?,
     })
 }
 
@@ -294,6 +301,9 @@ fn response(data: &[u8]) -> Value {
         }
         "/cosmos.distribution.v1beta1.MsgWithdrawValidatorCommissionResponse" => {
             MsgWithdrawValidatorCommissionResponse::decode(value).map_or(Value::Null, |r| paid(&r.amount))
+        }
+        "/cosmos.gov.v1.MsgSubmitProposalResponse" => {
+            MsgSubmitProposalResponse::decode(value).map_or(Value::Null, |r| json!({"proposal": r.proposal_id}))
         }
         "/polylink.market.v1.MsgOpenSessionResponse" => {
             market::MsgOpenSessionResponse::decode(value).map_or(Value::Null, |r| json!(r))

@@ -95,6 +95,13 @@ fn homes_files_and_values_are_checked() {
         (vec!["serve", "--model", "pico", "--split", "2:1", "--peer", "127.0.0.1:1", "--local"], "--split-secret"),
         (vec!["serve", "--model", "pico", "--join"], "--split-secret"),
         (vec!["up", "--epoch-blocks", "3"], "--epoch-blocks"),
+        (vec!["export"], "no ledger is there"),
+        (vec!["tx", "vote", "1", "maybe"], "`maybe` is no option"),
+        (vec!["tx", "vote", "1", "yes=0.5"], "not one"),
+        (vec!["tx", "create-validator", "1plk", "--moniker", "m", "--key", "k", "--commission", "7"], "not a ratio"),
+        (vec!["tx", "propose", "t", "s", "--upgrade", "next"], "--height"),
+        (vec!["tx", "propose", "t", "s", "--params", "market"], "--file"),
+        (vec!["tx", "multi-send", "1plk"], "TO"),
     ] {
         let said = fails(&[&args[..], &["--home", &home]].concat());
         assert!(said.contains(says), "{args:?}: {said}");

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "main_job/governance.rs"]
+mod governance;
 #[path = "main_job/refusals.rs"]
 mod refusals;
 #[path = "main_job/spending.rs"]
@@ -34,6 +36,7 @@ async fn an_answer_is_served_paid_audited_and_proved() {
     let net = Net::up(&[]);
     let (epoch, ids, records) = ask_within_one_epoch(&net).await;
     refusals::all(&net).await;
+    governance::all(&net);
     other_ways_in(&net).await;
     net.until_epoch(epoch + 2).await;
     let pot = the_epoch_is_settled(&net, epoch, &records).await;

@@ -1,9 +1,11 @@
 // Unmodified CosmJS against a running network: connects, reads a balance, simulates, sends, finds its transaction.
-// Usage: node conformance.mjs RPC_URL USER_SECRET_HEX   (from the folder where its packages are installed)
+// Usage: node conformance.mjs RPC_URL USER_SECRET_HEX VALIDATOR_SECRET_HEX   (from the folder where its packages are installed)
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { Secp256k1Wallet } from "@cosmjs/amino";
-import { DirectSecp256k1Wallet } from "@cosmjs/proto-signing";
+import { createHash, generateKeyPairSync } from "node:crypto";
+import { Secp256k1Wallet, createMultisigThresholdPubkey, pubkeyToAddress } from "@cosmjs/amino";
+import { fromBech32, toBase64, toBech32 } from "@cosmjs/encoding";
+import { DirectSecp256k1Wallet, encodePubkey } from "@cosmjs/proto-signing";
 import {
   GasPrice,
   QueryClient,
@@ -11,15 +13,21 @@ import {
   StargateClient,
   coin,
   coins,
+  makeMultisignedTxBytes,
   setupDistributionExtension,
+  setupFeegrantExtension,
+  setupGovExtension,
   setupMintExtension,
   setupSlashingExtension,
   setupStakingExtension,
 } from "@cosmjs/stargate";
 import { Comet38Client } from "@cosmjs/tendermint-rpc";
+import { BasicAllowance } from "cosmjs-types/cosmos/feegrant/v1beta1/feegrant";
+import { ProposalStatus, TextProposal, VoteOption } from "cosmjs-types/cosmos/gov/v1beta1/gov";
+import { MsgUpdateParams } from "cosmjs-types/cosmos/staking/v1beta1/tx";
 
-const [rpc, secret] = process.argv.slice(2);
-assert.ok(rpc && secret, "usage: node conformance.mjs RPC_URL USER_SECRET_HEX");
+const [rpc, secret, validatorSecret] = process.argv.slice(2);
+assert.ok(rpc && secret && validatorSecret, "usage: node conformance.mjs RPC_URL USER_SECRET_HEX VALIDATOR_SECRET_HEX");
 
 const wallet = await DirectSecp256k1Wallet.fromKey(Buffer.from(secret, "hex"), "poly");
 const [{ address }] = await wallet.getAccounts();
@@ -39,7 +47,8 @@ const mine = await reader.getBalance(address, "uplk");
 assert.ok(BigInt(mine.amount) > 10n ** 8n, `balance of ${address}: ${mine.amount}`);
 assert.ok((await reader.getAllBalances(address)).some((coin) => coin.denom === "uplk"));
 
-const client = await SigningStargateClient.connectWithSigner(rpc, wallet, { gasPrice: GasPrice.fromString("0.025uplk") });
+const options = { gasPrice: GasPrice.fromString("0.025uplk"), broadcastPollIntervalMs: 300 };
+const client = await SigningStargateClient.connectWithSigner(rpc, wallet, options);
 const account = await client.getAccount(address);
 assert.equal(account.address, address);
 const message = {
@@ -61,7 +70,7 @@ const byEvents = await reader.searchTx(`message.sender='${address}' AND tx.heigh
 assert.ok(byEvents.some((tx) => tx.hash === sent.transactionHash), "found by its sender and height");
 
 assert.equal(await reader.getBalanceStaked(address), null, "nothing is delegated");
-const poor = await SigningStargateClient.connectWithSigner(rpc, other, { gasPrice: GasPrice.fromString("0.025uplk") });
+const poor = await SigningStargateClient.connectWithSigner(rpc, other, options);
 const tooMuch = { ...message, value: { fromAddress: to, toAddress: address, amount: coins("999999999999", "uplk") } };
 const codeOf = (fee) =>
   poor.signAndBroadcast(to, [tooMuch], { amount: coins(fee, "uplk"), gas: "200000" }).then(
@@ -78,6 +87,8 @@ const query = QueryClient.withExtensions(
   setupDistributionExtension,
   setupSlashingExtension,
   setupMintExtension,
+  setupGovExtension,
+  setupFeegrantExtension,
 );
 const { validators } = await query.staking.validators("BOND_STATUS_BONDED");
 assert.ok(validators.length > 0);
@@ -130,7 +141,7 @@ assert.ok(withdrawn.events.some((event) => event.type === "withdraw_rewards"));
 const amino = await SigningStargateClient.connectWithSigner(
   rpc,
   await Secp256k1Wallet.fromKey(Buffer.from(secret, "hex"), "poly"),
-  { gasPrice: GasPrice.fromString("0.025uplk") },
+  options,
 );
 await succeed("amino delegate", amino.delegateTokens(address, validator, coin(1_000_000, "uplk"), 1.5));
 await succeed("amino withdraw", amino.withdrawRewards(address, validator, 1.5));
@@ -143,9 +154,204 @@ assert.ok(infos.info.length > 0 && infos.info[0].address.startsWith("polyvalcons
 assert.ok((await query.mint.inflation()).toFloatApproximation() >= 0);
 assert.equal((await query.mint.params()).mintDenom, "uplk");
 
+// Stake moves to a second validator, which this account makes. (It never signs; one vote of thousands.)
+const valoper = (account) => toBech32("polyvaloper", fromBech32(account).data);
+const consensusKey = Buffer.from(generateKeyPairSync("ed25519").publicKey.export({ format: "jwk" }).x, "base64url");
+const decimal = (percent) => `${percent}0000000000000000`;
+const made = {
+  typeUrl: "/cosmos.staking.v1beta1.MsgCreateValidator",
+  value: {
+    description: { moniker: "by CosmJS", identity: "", website: "", securityContact: "", details: "" },
+    commission: { rate: decimal(10), maxRate: decimal(20), maxChangeRate: decimal(1) },
+    minSelfDelegation: "1",
+    delegatorAddress: "",
+    validatorAddress: valoper(address),
+    pubkey: encodePubkey({ type: "tendermint/PubKeyEd25519", value: toBase64(consensusKey) }),
+    value: coin(2_000_000, "uplk"),
+  },
+};
+await succeed("create validator", client.signAndBroadcast(address, [made], 1.5));
+const move = { ...nowhere, value: { ...nowhere.value, validatorDstAddress: valoper(address) } };
+await succeed("redelegate", client.signAndBroadcast(address, [move], 1.5));
+assert.equal((await reader.getDelegation(address, valoper(address)))?.amount, "3000000");
+const moved = await query.staking.redelegations(address, validator, valoper(address));
+assert.equal(moved.redelegationResponses[0].entries[0].balance, "1000000");
+const height = await reader.getHeight();
+const past = await query.staking.historicalInfo(height - 2);
+assert.equal(Number(past.hist.header.height), height - 2);
+assert.ok(past.hist.valset.some((one) => one.operatorAddress === validator));
+
+// Several receivers.
+const receiver = toBech32("poly", new Uint8Array(20).fill(11));
+const multi = (each) => ({
+  typeUrl: "/cosmos.bank.v1beta1.MsgMultiSend",
+  value: {
+    inputs: [{ address, coins: coins(2 * each, "uplk") }],
+    outputs: [to, receiver].map((one) => ({ address: one, coins: coins(each, "uplk") })),
+  },
+});
+await succeed("multi-send", client.signAndBroadcast(address, [multi(100_000)], 1.5));
+assert.equal((await reader.getBalance(receiver, "uplk")).amount, "100000");
+
+// An account whose fees another one pays.
+const grant = {
+  typeUrl: "/cosmos.feegrant.v1beta1.MsgGrantAllowance",
+  value: {
+    granter: address,
+    grantee: to,
+    allowance: {
+      typeUrl: "/cosmos.feegrant.v1beta1.BasicAllowance",
+      value: BasicAllowance.encode(BasicAllowance.fromPartial({ spendLimit: coins(1_000_000, "uplk") })).finish(),
+    },
+  },
+};
+await succeed("grant", client.signAndBroadcast(address, [grant], 1.5));
+const had = BigInt((await reader.getBalance(to, "uplk")).amount);
+const back = { ...message, value: { fromAddress: to, toAddress: address, amount: coins(1, "uplk") } };
+const granted = { amount: coins(10_000, "uplk"), gas: "400000", granter: address };
+await succeed("a granted fee", poor.signAndBroadcast(to, [back], granted));
+assert.equal(BigInt((await reader.getBalance(to, "uplk")).amount), had - 1n, "the fee was the granter's");
+const left = (await query.feegrant.allowance(address, to)).allowance;
+assert.equal(BasicAllowance.decode(left.allowance.value).spendLimit[0].amount, "990000");
+
+// An account of three keys, two of which sign, each on its own machine.
+const parts = await Promise.all([21, 22, 23].map((n) => Secp256k1Wallet.fromKey(new Uint8Array(32).fill(n), "poly")));
+const keys = await Promise.all(parts.map(async (part) => (await part.getAccounts())[0]));
+const pubkey = createMultisigThresholdPubkey(
+  keys.map((key) => ({ type: "tendermint/PubKeySecp256k1", value: toBase64(key.pubkey) })),
+  2,
+);
+const together = pubkeyToAddress(pubkey, "poly");
+await succeed("fund", client.sendTokens(address, together, coins(1_000_000, "uplk"), 1.5));
+const spend = { ...message, value: { fromAddress: together, toAddress: to, amount: coins(7, "uplk") } };
+const fee = { amount: coins(10_000, "uplk"), gas: "400000" };
+const { accountNumber, sequence } = await reader.getAccount(together);
+const signatures = new Map();
+let bodyBytes;
+for (const index of [0, 2]) {
+  const signer = await SigningStargateClient.offline(parts[index]);
+  const signed = await signer.sign(keys[index].address, [spend], fee, "", { accountNumber, sequence, chainId });
+  bodyBytes = signed.bodyBytes;
+  signatures.set(keys[index].address, signed.signatures[0]);
+}
+await succeed("multisig", reader.broadcastTx(makeMultisignedTxBytes(pubkey, sequence, fee, bodyBytes, signatures)));
+signatures.delete(keys[2].address);
+await assert.rejects(
+  reader.broadcastTx(makeMultisignedTxBytes(pubkey, sequence + 1, fee, bodyBytes, signatures)),
+  (error) => error.code === 4,
+  "one of two is not enough",
+);
+
+// An account whose coins vest.
+const fresh = (name) => toBech32("poly", createHash("sha256").update(`${name} ${Date.now()}`).digest().subarray(0, 20));
+const [vestingAddress, delayedAddress] = [fresh("evenly"), fresh("at the end")];
+const vest = {
+  typeUrl: "/cosmos.vesting.v1beta1.MsgCreateVestingAccount",
+  value: {
+    fromAddress: address,
+    toAddress: vestingAddress,
+    amount: coins(5_000, "uplk"),
+    endTime: BigInt(Math.floor(Date.now() / 1000) + 3600),
+    delayed: false,
+  },
+};
+await succeed("vesting account", client.signAndBroadcast(address, [vest], 1.5));
+assert.equal((await reader.getAccount(vestingAddress))?.address, vestingAddress, "CosmJS reads its kind");
+assert.equal((await reader.getBalance(vestingAddress, "uplk")).amount, "5000");
+const late = { ...vest, value: { ...vest.value, toAddress: delayedAddress, delayed: true } };
+await succeed("delayed by amino JSON", amino.signAndBroadcast(address, [late], 1.5));
+assert.equal((await reader.getAccount(delayedAddress))?.address, delayedAddress);
+
+// Governance: a text and a change of a parameter, proposed directly, voted on directly and by amino JSON.
+const elector = await Secp256k1Wallet.fromKey(Buffer.from(validatorSecret, "hex"), "poly");
+const [{ address: electorAddress }] = await elector.getAccounts();
+const electing = await SigningStargateClient.connectWithSigner(rpc, elector, options);
+const proposalOf = (result) => {
+  const events = result.events.filter((event) => event.type === "submit_proposal").flatMap((event) => event.attributes);
+  return BigInt(events.find((attribute) => attribute.key === "proposal_id").value);
+};
+const text = {
+  typeUrl: "/cosmos.gov.v1beta1.MsgSubmitProposal",
+  value: {
+    content: {
+      typeUrl: "/cosmos.gov.v1beta1.TextProposal",
+      value: TextProposal.encode(TextProposal.fromPartial({ title: "A text", description: "From CosmJS" })).finish(),
+    },
+    initialDeposit: coins(1_000_000, "uplk"),
+    proposer: electorAddress,
+  },
+};
+const textId = proposalOf(await succeed("propose by amino JSON", electing.signAndBroadcast(electorAddress, [text], 1.5)));
+assert.equal((await query.gov.proposal(textId)).proposal.status, ProposalStatus.PROPOSAL_STATUS_DEPOSIT_PERIOD);
+const { depositParams } = await query.gov.params("deposit");
+assert.equal(depositParams.minDeposit[0].amount, "10000000");
+const { tallyParams } = await query.gov.params("tallying");
+assert.equal(Buffer.from(tallyParams.quorum).toString(), "334000000000000000");
+assert.ok(Number((await query.gov.params("voting")).votingParams.votingPeriod.seconds) > 0);
+const put = {
+  typeUrl: "/cosmos.gov.v1beta1.MsgDeposit",
+  value: { proposalId: textId, depositor: address, amount: coins(9_000_000, "uplk") },
+};
+await succeed("deposit", client.signAndBroadcast(address, [put], 1.5));
+assert.equal((await query.gov.deposit(textId, address)).deposit.amount[0].amount, "9000000");
+assert.equal((await query.gov.deposits(textId)).deposits.length, 2);
+const govAddress = toBech32("poly", createHash("sha256").update("gov").digest().subarray(0, 20));
+const { params: stakingParams } = await query.staking.params();
+const change = {
+  typeUrl: "/cosmos.gov.v1.MsgSubmitProposal",
+  value: {
+    messages: [
+      {
+        typeUrl: "/cosmos.staking.v1beta1.MsgUpdateParams",
+        value: MsgUpdateParams.encode({ authority: govAddress, params: { ...stakingParams, maxEntries: 9 } }).finish(),
+      },
+    ],
+    initialDeposit: coins(10_000_000, "uplk"),
+    proposer: address,
+    metadata: "",
+    title: "More entries",
+    summary: "Nine at a time",
+    expedited: false,
+  },
+};
+const changeId = proposalOf(await succeed("propose a change", client.signAndBroadcast(address, [change], 1.5)));
+const votes = [textId, changeId].map((proposalId) => ({
+  typeUrl: "/cosmos.gov.v1beta1.MsgVote",
+  value: { proposalId, voter: electorAddress, option: VoteOption.VOTE_OPTION_YES },
+}));
+await succeed("vote by amino JSON", electing.signAndBroadcast(electorAddress, votes, 1.5));
+const weighted = {
+  typeUrl: "/cosmos.gov.v1beta1.MsgVoteWeighted",
+  value: {
+    proposalId: textId,
+    voter: address,
+    options: [
+      { option: VoteOption.VOTE_OPTION_ABSTAIN, weight: decimal(40) },
+      { option: VoteOption.VOTE_OPTION_NO, weight: decimal(60) },
+    ],
+  },
+};
+await succeed("vote with weights", client.signAndBroadcast(address, [weighted], 1.5));
+assert.equal((await query.gov.vote(textId, address)).vote.options[1].weight, decimal(60));
+assert.equal((await query.gov.votes(textId)).votes.length, 2);
+assert.ok(BigInt((await query.gov.tally(changeId)).tally.yes) > 0n);
+const voting = await query.gov.proposals(ProposalStatus.PROPOSAL_STATUS_VOTING_PERIOD, "", electorAddress);
+assert.ok(voting.proposals.some((proposal) => proposal.proposalId === textId));
+for (const id of [textId, changeId]) {
+  let status;
+  for (const begun = Date.now(); Date.now() - begun < 60_000; await new Promise((done) => setTimeout(done, 500))) {
+    ({ status } = (await query.gov.proposal(id)).proposal);
+    if (status !== ProposalStatus.PROPOSAL_STATUS_VOTING_PERIOD) break;
+  }
+  assert.equal(status, ProposalStatus.PROPOSAL_STATUS_PASSED, `proposal ${id}`);
+}
+assert.equal((await query.staking.params()).params.maxEntries, 9, "what was decided is done");
+
 console.log(`CosmJS: chain ${chainId}, simulated ${gas} gas, sent ${sent.transactionHash} in block ${sent.height}`);
 console.log(`CosmJS: staked with ${validator}, directly and by amino JSON`);
+console.log(`CosmJS: redelegated, several receivers, granted fees, two of three keys, vesting, proposals ${textId} and ${changeId}`);
 client.disconnect();
+electing.disconnect();
 amino.disconnect();
 comet.disconnect();
 reader.disconnect();

@@ -28,6 +28,9 @@ pub struct LedgerArgs {
     /// Forget every block after this height and end: a chain's way out of a block that was executed wrongly
     #[arg(long, value_name = "HEIGHT")]
     rollback: Option<u64>,
+    /// Heights whose planned upgrade is passed over, as all operators have agreed
+    #[arg(long = "skip-upgrade", value_name = "HEIGHT", env = "POLYLINK_SKIP_UPGRADES", value_delimiter = ',')]
+    skip_upgrades: Vec<u64>,
 }
 
 /// Runs `polylink ledger`.
@@ -40,6 +43,7 @@ pub async fn ledger(args: &LedgerArgs, home: &Path) -> Result<(), CliError> {
     let address: Address = format!("unix://{}", home.socket().display()).parse().map_err(|e| wrong(&e))?;
     let mut config = NodeConfig::new(home.ledger(), address);
     config.retain_blocks = args.retain_blocks;
+    config.skip_upgrades.clone_from(&args.skip_upgrades);
     config.snapshot_interval = args.snapshot_interval;
     if let Some(height) = args.rollback {
         rollback(&config, height).map_err(|e| wrong(&e))?;

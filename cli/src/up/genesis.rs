@@ -30,6 +30,8 @@ const FUNDED: [(&str, u128); 10] = [
 ];
 const SELF_DELEGATION_PLK: u128 = 5_000;
 const TICKETS: u32 = 10;
+/// How long a proposal of a local network is voted on.
+const VOTING_SECONDS: u64 = 30;
 
 fn plk(amount: u128) -> Amount {
     Amount(amount * 1_000_000)
@@ -60,6 +62,8 @@ pub fn build(ring: &Keyring, plan: &Plan<'_>) -> Result<Genesis, CliError> {
     }
     let validator = ring.account("validator")?.address();
     genesis.staking.validators = vec![GenesisValidator::new(&validator, &plan.consensus_key, plk(SELF_DELEGATION_PLK))];
+    // Whoever tries it out wants to see it decided.
+    (genesis.gov.voting_seconds, genesis.gov.expedited_voting_seconds) = (VOTING_SECONDS, VOTING_SECONDS / 2);
     genesis.market.params = epoch_params(genesis.market.params, plan.epoch_blocks)?;
     genesis.market.models = vec![MsgRegisterModel {
         provider: ring.account("provider")?.address().account(),
