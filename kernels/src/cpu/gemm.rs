@@ -65,42 +65,26 @@ pub(crate) struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// Stores one strip of one row: a plane's partial sum, or the finished total.
+    /// Stores what one row has in a strip that is not full: a plane's partial sum, or the finished total.
     ///
     /// # Safety
-    /// No other worker may write this row and strip.
+    /// No other worker may write `out`, the strip's first place in the row.
     #[inline(always)]
-    unsafe fn store<L: Lanes>(&self, row: usize, strip: usize, plane: usize, sum: L::F32) {
-        let MatrixShape { outputs, planes, .. } = self.matrix.shape;
-        let first = strip * WIDTH;
-        let count = WIDTH.min(outputs - first);
-        // SAFETY: the tile owns this row and strip; `count` values lie there, and 16 in the array.
-        unsafe {
-            let out = self.output.part((row * planes + plane) * self.width + self.first + first, count);
-            if count == WIDTH {
-                let mut sum = sum;
-                if let Some(bias) = self.bias {
-                    sum = L::add(sum, L::load(bias[first..][..WIDTH].as_ptr()));
-                }
-                if self.residual {
-                    sum = L::add(L::load(out.as_ptr()), sum);
-                }
-                return L::store(out.as_mut_ptr(), sum);
-            }
-            let mut sums = [0f32; WIDTH];
-            L::store(sums.as_mut_ptr(), sum);
-            for i in 0..count {
-                out[i] = finish(sums[i], self.bias.map(|bias| bias[first + i]), self.residual.then_some(out[i]));
-            }
+    unsafe fn store_some<L: Lanes>(&self, out: &mut [f32], bias: Option<&[f32]>, sum: L::F32) {
+        let mut sums = [0f32; WIDTH];
+        // SAFETY: 16 values lie in the array.
+        unsafe { L::store(sums.as_mut_ptr(), sum) };
+        for i in 0..out.len() {
+            out[i] = finish(sums[i], bias.map(|bias| bias[i]), self.residual.then_some(out[i]));
         }
     }
 
     /// Ends a range of a block of `rows` rows and `strips` strips: gives its sums away as a plane, or adds them to the totals;
-    /// the last range stores those. All are read from memory, in a loop: registers would have the same written out for
-    /// each of them.
+    /// the last range stores those. All are read from memory, in loops: registers would have the same written out for
+    /// each of them. What is the same for all rows is asked once: with few inputs in a range, this is a good part of the time.
     ///
     /// # Safety
-    /// As [`Product::store`]; `sums` holds the block's, `totals` what the ranges before left.
+    /// No other worker may write these rows and strips; `sums` holds the block's, `totals` what the ranges before left.
     #[inline(always)]
     pub(super) unsafe fn end_range<L: Lanes>(
         &self,
@@ -109,18 +93,44 @@ impl Product<'_> {
         (index, last): (usize, bool),
         [sums, totals]: Places<L>,
     ) {
-        for r in 0..rows {
+        let MatrixShape { outputs, planes, .. } = self.matrix.shape;
+        let earlier = planes == 1 && index > 0;
+        // SAFETY: as the caller's; `count` values lie at each place, and 16 in a bias of a full strip.
+        unsafe {
+            if planes == 1 && !last {
+                for i in 0..rows * strips {
+                    let (sum, kept) = (sums.add(i).read(), totals.add(i));
+                    kept.write(if earlier { L::add(kept.read(), sum) } else { sum });
+                }
+                return;
+            }
+            let plane = if planes == 1 { 0 } else { index };
             for s in 0..strips {
-                // SAFETY: as the caller's.
-                unsafe {
-                    let (sum, kept) = (sums.add(r * strips + s).read(), totals.add(r * strips + s));
-                    let planes = self.matrix.shape.planes > 1;
-                    let total = if planes || index == 0 { sum } else { L::add(kept.read(), sum) };
-                    if planes || last {
-                        self.store::<L>(row + r, strip + s, if planes { index } else { 0 }, total);
-                    } else {
-                        kept.write(total);
+                let first = (strip + s) * WIDTH;
+                let count = WIDTH.min(outputs - first);
+                let bias = self.bias.map(|bias| &bias[first..][..count]);
+                let added = match bias {
+                    Some(bias) if count == WIDTH => L::load(bias.as_ptr()),
+                    _ => L::zero(),
+                };
+                for r in 0..rows {
+                    let at = r * strips + s;
+                    let mut sum = sums.add(at).read();
+                    if earlier {
+                        sum = L::add(totals.add(at).read(), sum);
                     }
+                    let out = self.output.part(((row + r) * planes + plane) * self.width + self.first + first, count);
+                    if count < WIDTH {
+                        self.store_some::<L>(out, bias, sum);
+                        continue;
+                    }
+                    if bias.is_some() {
+                        sum = L::add(sum, added);
+                    }
+                    if self.residual {
+                        sum = L::add(L::load(out.as_ptr()), sum);
+                    }
+                    L::store(out.as_mut_ptr(), sum);
                 }
             }
         }
