@@ -22,11 +22,12 @@ use tendermint_rpc::Client;
 
 const BLOCK_TIME_MS: u64 = 100;
 
-/// A ledger with a snapshot every 10 blocks, many of them kept: a joining node looks for five seconds before it begins.
+/// A ledger with a snapshot every 10 blocks, many of them kept, since a joining node looks for five seconds before it
+/// begins; and with the last 10 blocks, as far as nobody needs older ones.
 fn ledger(home: &Path, log: &RequestLog) -> (App, ServerHandle) {
     let store = Store::open(home.join("ledger"), SCHEMA_VERSION).unwrap();
     let snapshots = SnapshotConfig { directory: home.join("snapshots"), interval: 10, keep: 50 };
-    let app = App::with_snapshots(store, 0, Some(snapshots));
+    let app = App::with_snapshots(store, 10, Some(snapshots));
     let options = Options { observer: Some(log.observer()), ..Options::default() };
     (app.clone(), server::serve(&Socket::unix(home.join("abci.sock")).unwrap(), app, options).unwrap())
 }
@@ -46,6 +47,7 @@ async fn a_node_joins_by_state_sync_and_follows() {
     let mut first = Comet::init(&first_home, &first_home.join("abci.sock"), BLOCK_TIME_MS);
     let mut start = genesis(3);
     start.staking.validators[0].consensus_key = first.consensus_key();
+    start.staking.unbonding_seconds = 2;
     first.edit_genesis(|document| {
         document["chain_id"] = CHAIN_ID.into();
         document["validators"] = serde_json::json!([]);
@@ -56,10 +58,16 @@ async fn a_node_joins_by_state_sync_and_follows() {
     let client = first.start().await;
     let chain = ChainClient::new(&first.url()).unwrap();
     chain.broadcast(&key(1), send(1_000)).await.unwrap();
-    // The light client wants the two headers after a snapshot's too.
-    first.wait_for_height(&client, 14).await;
+    // All blocks below the first snapshot's are forgotten once they are older than the unbonding time: whoever joins now
+    // cannot execute the chain from its genesis.
+    first
+        .wait_for("first blocks to be forgotten", || async {
+            let oldest = client.status().await.map_err(|error| error.to_string())?.sync_info.earliest_block_height;
+            if oldest.value() == 10 { Ok(()) } else { Err(format!("the oldest block is {oldest}")) }
+        })
+        .await;
 
-    let mut second = Comet::join(&second_home, &second_home.join("abci.sock"), &first, BLOCK_TIME_MS, 2).await;
+    let mut second = Comet::join(&second_home, &second_home.join("abci.sock"), &first, BLOCK_TIME_MS, 11).await;
     let joined_log = RequestLog::new(1_000_000);
     let (joined, joined_server) = ledger(&second_home, &joined_log);
     let client = second.start().await;
@@ -69,6 +77,13 @@ async fn a_node_joins_by_state_sync_and_follows() {
     let executed = joined_log.entries().iter().find(|entry| entry.name == "FinalizeBlock").unwrap().height;
     assert_eq!(executed, Some(oldest as i64 + 1), "no block was executed before the snapshot's");
 
+    // Until it has caught up it takes no transactions.
+    second
+        .wait_for("node that has caught up", || async {
+            let status = client.status().await.map_err(|error| error.to_string())?;
+            if status.sync_info.catching_up { Err("it catches up".to_owned()) } else { Ok(()) }
+        })
+        .await;
     // A transaction sent to the node that joined reaches the validator and comes back in a block.
     let joined_chain = ChainClient::new(&second.url()).unwrap();
     joined_chain.broadcast(&key(1), send(500)).await.unwrap();

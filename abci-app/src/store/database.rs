@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use fjall::{Database, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable};
@@ -62,6 +63,8 @@ pub(super) struct Inner {
     pub writer: Mutex<()>,
     /// What the row of [`restore`] says.
     restored: Mutex<Option<u8>>,
+    /// Marks of staleness below this height are all done with.
+    pub pruned: AtomicU64,
 }
 
 /// A block's changes with the root they lead to: computed, not durable.
@@ -138,8 +141,16 @@ impl Store {
         }
         let restored = tables.tree.get(restore::RESTORE)?.and_then(|row| row.first().copied());
         let (newest, restored) = (RwLock::new(newest), Mutex::new(restored));
-        let store =
-            Store(Arc::new(Inner { path, options, database, tables, newest, writer: Mutex::default(), restored }));
+        let store = Store(Arc::new(Inner {
+            path,
+            options,
+            database,
+            tables,
+            newest,
+            writer: Mutex::default(),
+            restored,
+            pruned: AtomicU64::new(0),
+        }));
         if store.restored() == Some(restore::UNDER_WAY) {
             store.clear()?;
         }
@@ -260,7 +271,9 @@ impl Store {
         let mut batch = self.0.database.batch().durability(Some(PersistMode::SyncAll));
         let new_stale = tree.stale_node_index_batch.len() + overwritten.len();
         let changed = |key: &KeyHash| tree.node_batch.values().contains_key(&(height, *key));
-        for row in prune::due(&newest, tables, oldest, 2 * new_stale + prune::SLACK, changed)? {
+        let from = self.0.pruned.load(Ordering::Relaxed);
+        let (due, pruned) = prune::due(&newest, tables, (from, oldest), 2 * new_stale + prune::SLACK, changed)?;
+        for row in due {
             batch.remove(&tables.tree, row);
         }
         put_tree(&mut batch, tables, height, &tree, &overwritten);
@@ -281,6 +294,7 @@ impl Store {
         fault::reach("commit: before the batch");
         batch.commit()?;
         fault::reach("commit: durable");
+        self.0.pruned.store(pruned, Ordering::Relaxed);
         self.set_restored(None);
         self.publish(head);
         fault::reach("commit: published");

@@ -4,6 +4,10 @@
 //! has passed that height, removes it. Work per commit is bounded by twice what the block itself made
 //! stale and some slack, so that a backlog (after the window was shortened) shrinks while no block
 //! ever waits for all of it.
+//!
+//! Every mark removes the one value that its own commit overwrote, and the next search begins where the
+//! last one ended: a scan from the first mark or the first version on would walk over everything that
+//! was removed before and is not compacted yet.
 
 use std::collections::BTreeSet;
 
@@ -32,38 +36,45 @@ fn stale_row(since: u64, what: &[u8]) -> Vec<u8> {
     [&[STALE], &since.to_be_bytes()[..], what].concat()
 }
 
-/// The rows that no height from `oldest` on needs, found through at most `limit` marks; the marks are
-/// among them. `changed` says which keys the commit itself writes: their preimages stay.
+/// The rows that no height from `oldest` on needs, found through at most `limit` marks from height `from` on; the marks are
+/// among them. `changed` says which keys the commit itself writes: their preimages stay. Also the height at which the next
+/// search begins.
 pub(super) fn due(
     newest: &Snapshot,
     tables: &Tables,
-    oldest: u64,
+    (from, oldest): (u64, u64),
     limit: usize,
     changed: impl Fn(&KeyHash) -> bool,
-) -> Result<BTreeSet<Vec<u8>>, StoreError> {
+) -> Result<(BTreeSet<Vec<u8>>, u64), StoreError> {
     let mut rows = BTreeSet::new();
-    let marks = stale_row(0, &[])..stale_row(oldest.saturating_add(1), &[]);
-    for guard in newest.database().range(&tables.tree, marks).take(limit) {
+    let mut next = oldest.saturating_add(1);
+    let marks = stale_row(from.min(next), &[])..stale_row(next, &[]);
+    for (count, guard) in newest.database().range(&tables.tree, marks).enumerate() {
         let mark = guard.key()?;
         let damaged = || StoreError::Damaged("a mark of staleness has no known form".into());
         let (since, what) = mark[1..].split_first_chunk::<8>().ok_or_else(damaged)?;
+        let since = u64::from_be_bytes(*since);
+        if count == limit {
+            next = since;
+            break;
+        }
         match what.split_first() {
             Some((&NODE, _)) => {
                 rows.insert(what.to_vec());
             }
             Some((&VALUE, key)) => {
                 let key = KeyHash(key.try_into().map_err(|_| damaged())?);
-                due_values(newest, tables, &mut rows, &key, u64::from_be_bytes(*since), &changed)?;
+                due_values(newest, tables, &mut rows, &key, since, &changed)?;
             }
             _ => return Err(damaged()),
         }
         rows.insert(mark.to_vec());
     }
-    Ok(rows)
+    Ok((rows, next))
 }
 
-/// The values of `key` that were written before `since`; where it was deleted then, the marker too,
-/// and the preimage if the key has not come back.
+/// The value of `key` that was overwritten at `since`; where it was deleted then, the marker too, and the
+/// preimage if the key has not come back.
 fn due_values(
     newest: &Snapshot,
     tables: &Tables,
@@ -73,8 +84,8 @@ fn due_values(
     changed: &impl Fn(&KeyHash) -> bool,
 ) -> Result<(), StoreError> {
     let database = newest.database();
-    for guard in database.range(&tables.tree, value_row(key, 0)..value_row(key, since)) {
-        rows.insert(guard.key()?.to_vec());
+    if let Some(overwritten) = database.range(&tables.tree, value_row(key, 0)..value_row(key, since)).next_back() {
+        rows.insert(overwritten.key()?.to_vec());
     }
     let marker = value_row(key, since);
     if database.get(&tables.tree, &marker)?.is_some_and(|value| *value == [0]) {

@@ -8,6 +8,7 @@
 //! The tree is built by `jmt`, whose builder may not change threads: it has one of its own, which ends with the
 //! [`Restore`].
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -72,6 +73,7 @@ impl Store {
         batch.remove(&tables.tree, HEAD);
         batch.commit()?;
         self.set_restored(Some(UNDER_WAY));
+        self.0.pruned.store(0, Ordering::Relaxed);
         fault::reach("restore: marked");
         let all = self.0.database.snapshot();
         for table in [&tables.state, &tables.tree] {

@@ -47,10 +47,12 @@ pub(super) fn put(
     let Some(cutoff) = moment.seconds.checked_sub(moment.window_seconds) else { return Ok(0) };
     let mut before = newest.database().range(&tables.tree, row(0)..=row(cutoff));
     let Some(settled) = before.next_back().map(Guard::into_inner).transpose()? else { return Ok(0) };
-    for old in newest.database().range(&tables.tree, row(0)..row(cutoff)).take(REMOVED_MAX) {
-        let old = old.key()?;
-        if old < settled.0 {
-            batch.remove(&tables.tree, old);
+    if height.is_multiple_of(EVERY) {
+        for old in newest.database().range(&tables.tree, row(0)..row(cutoff)).take(REMOVED_MAX) {
+            let old = old.key()?;
+            if old < settled.0 {
+                batch.remove(&tables.tree, old);
+            }
         }
     }
     let height: [u8; 8] = settled.1.as_ref().try_into().map_err(|_| StoreError::Damaged("a height's row".into()))?;

@@ -20,10 +20,10 @@ const NODE_DEADLINE: Duration = Duration::from_secs(3);
 #[derive(Args, Debug)]
 pub struct LedgerArgs {
     /// Blocks that CometBFT keeps behind the newest; 0 keeps all
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, env = "POLYLINK_RETAIN_BLOCKS", default_value_t = 0)]
     retain_blocks: u64,
     /// Blocks between two snapshots for nodes that join by state sync; 0 takes none
-    #[arg(long, default_value_t = SNAPSHOT_INTERVAL)]
+    #[arg(long, env = "POLYLINK_SNAPSHOT_INTERVAL", default_value_t = SNAPSHOT_INTERVAL)]
     snapshot_interval: u64,
     /// Forget every block after this height and end: a chain's way out of a block that was executed wrongly
     #[arg(long, value_name = "HEIGHT")]
