@@ -1,5 +1,6 @@
 """The openai Python client against a running network: exact answers to held-out questions, streamed and not, from 16
-clients at once; the same seed gives the same tokens, alone and under load; answers held to a JSON schema.
+clients at once; the same seed gives the same tokens, alone and under load; answers held to a JSON schema; prompts echoed
+with their logprobs.
 
 Usage: openai_client.py ENDPOINT API_KEY MODEL HELDOUT.jsonl [QUESTIONS]
 """
@@ -97,11 +98,28 @@ def main():
         assert list(said) == ["number", "odd"] and 0 <= said["number"] <= 99 and isinstance(said["odd"], bool), said
     print("openai client: an answer has the shape of its JSON schema, streamed and not")
 
+    prompt = "What is 2 plus 3?"
+    scored = client.completions.create(model=model, prompt=prompt, max_tokens=4, echo=True, logprobs=2, seed=1)
+    said, logprobs = scored.choices[0].text, scored.choices[0].logprobs
+    assert said.startswith(prompt) and logprobs.token_logprobs[0] is None and logprobs.top_logprobs[0] is None, scored
+    assert all(logprob <= 0 for logprob in logprobs.token_logprobs[1:]), logprobs
+    assert all(said.startswith(token, at) for token, at in zip(logprobs.tokens, logprobs.text_offset) if at < len(prompt)), logprobs
+    only = client.completions.create(model=model, prompt=prompt, max_tokens=0, echo=True, logprobs=2)
+    told = len(only.choices[0].logprobs.tokens)
+    assert only.choices[0].text == prompt and told == only.usage.prompt_tokens, only
+    assert only.choices[0].logprobs.token_logprobs == logprobs.token_logprobs[:told], "the same prompt, other logprobs"
+    answer = client.completions.create(model=model, prompt=prompt, max_tokens=1, extra_body={"prompt_logprobs": 1})
+    mapped = answer.choices[0].model_extra["prompt_logprobs"]
+    assert mapped[0] is None and [max(at[t]["logprob"] for t in at) for at in mapped[1:]] == [
+        max(at.values()) for at in logprobs.top_logprobs[1:told]], mapped
+    print("openai client: a prompt is echoed with its logprobs, with and without an answer behind it")
+
     for what, expected, call in (
         ("wrong key", AuthenticationError, lambda: whole(OpenAI(base_url=endpoint, api_key="sk-polylink-no"), model, seeded)),
         ("unknown model", NotFoundError, lambda: whole(client, "org/none", seeded)),
         ("tools", BadRequestError, lambda: whole(client, model, seeded, tools=[{"type": "function", "function": {"name": "f"}}])),
         ("response format", BadRequestError, lambda: whole(client, model, seeded, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "x"}}})),
+        ("logprobs", BadRequestError, lambda: client.completions.create(model=model, prompt="x", echo=True, logprobs=21)),
         ("temperature", BadRequestError, lambda: whole(client, model, seeded, temperature=5)),
     ):
         try:

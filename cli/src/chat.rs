@@ -253,6 +253,7 @@ async fn ask_worker(direct: &Direct, args: &ChatArgs, messages: &[ChatMessage]) 
         grammar: None,
         seed,
         logprobs: None,
+        prompt_logprobs: None,
         answer_id: format!("chat-{}", hex::encode(random_bytes::<8>()?)),
     };
     let mut upstream = direct.payer.ask(&session, &ask, None).await.map_err(|e| wrong(&e))?;
@@ -262,6 +263,7 @@ async fn ask_worker(direct: &Direct, args: &ChatArgs, messages: &[ChatMessage]) 
     while let Some(event) = upstream.next().await {
         let piece = match event.map_err(|e| wrong(&e))? {
             UpstreamEvent::Tokens { token_ids, .. } => token_ids.iter().map(|id| text.push(*id)).collect(),
+            UpstreamEvent::Prompt { .. } => String::new(),
             UpstreamEvent::Finish { .. } => text.finish(),
             UpstreamEvent::Verified(found) => {
                 record = Some(found);

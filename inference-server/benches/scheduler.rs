@@ -18,7 +18,7 @@ fn sequence(tenant: u32) -> NewSequence {
     let mut tokens: Vec<u32> = Vec::with_capacity(168);
     tokens.extend((0..40).map(|i| tenant.wrapping_mul(31) + i));
     let table = BlockTable::new(ChainHash::root(&name), 168 / BLOCK_TOKENS + 1);
-    NewSequence { tokens, table, tenant: name, priority: (tenant % 3) as i32, parked: false }
+    NewSequence { tokens, table, tenant: name, priority: (tenant % 3) as i32, parked: false, scores_prompt: false }
 }
 
 struct Figures {

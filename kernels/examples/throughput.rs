@@ -125,6 +125,7 @@ impl Runner {
             suppressed: none,
             mask: none,
             logprobs: 0,
+            given: None,
         };
         let draws: Vec<SampleRow> = (0..count).zip(slots).map(draw).collect();
         let forward =

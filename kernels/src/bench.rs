@@ -269,6 +269,7 @@ impl Bench {
                         suppressed: none,
                         mask: none,
                         logprobs,
+                        given: None,
                     },
                     position: row,
                 };

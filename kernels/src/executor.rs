@@ -149,7 +149,7 @@ impl<O: Operations> Executor<O> {
             let reason = format!("every token of sample row {index} is masked: the grammar has no way on");
             return Err(BackendError::Step(reason));
         }
-        for (job, sampled) in slots.jobs.iter().zip(samples.iter()) {
+        for (job, sampled) in slots.jobs.iter().zip(samples.iter()).filter(|(job, _)| job.row.given.is_none()) {
             let slot = job.row.slot as usize;
             slots.last_sample[slot] = Some(sampled.token.token);
             let history = &mut slots.histories[slot];

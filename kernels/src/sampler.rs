@@ -11,7 +11,11 @@ use std::cmp::Ordering;
 use polylink_protocol::exact_math::{exp, ln};
 use polylink_protocol::noise::{GUMBEL_MAX, NoiseKey};
 
-use crate::step::{SampleParams, SampleRow, Sampled, TOP_LOGPROBS_MAX, TokenLogprob};
+use crate::step::{SampleParams, SampleRow, Sampled, TokenLogprob};
+
+mod places;
+
+use self::places::{rank_of, top_tokens};
 
 /// Fixed point of a token's weight in top-p: `⌊exp(z − max) × 2⁴⁰⌋`; sums of 2²⁴ of them fit in u64.
 pub(crate) const WEIGHT_ONE: f32 = (1u64 << 40) as f32;
@@ -431,7 +435,7 @@ fn all_finite(logits: &[f32]) -> bool {
     logits.chunks(1024).all(|run| !run.iter().fold(false, infinite))
 }
 
-/// Draws one row's token and its logprobs. The caller has checked every span and token.
+/// Draws one row's token, unless it is given, and its logprobs. The caller has checked every span and token.
 pub(crate) fn run(
     job: &SampleJob,
     logits: &[f32],
@@ -458,37 +462,16 @@ pub(crate) fn run(
     }
     let (max, log_sum) = math.log_sum_exp(logits);
     let logprob = |token: u32| TokenLogprob { token, logprob: (logits[token as usize] - max) - log_sum };
-    output.token = match sample_with(logits, &inputs, job.position, scratch, math) {
+    output.token = match row.given.or_else(|| sample_with(logits, &inputs, job.position, scratch, math)) {
         Some(token) => logprob(token),
         None => TokenLogprob { token: NO_TOKEN, logprob: f32::NEG_INFINITY },
     };
+    output.rank = row.given.map_or(0, |token| rank_of(logits, token));
     output.top_count = row.logprobs.min(context.vocabulary as u32);
     let top = top_tokens(logits, output.top_count as usize);
     for (entry, &token) in output.top.iter_mut().zip(&top[..output.top_count as usize]) {
         *entry = logprob(token);
     }
-}
-
-/// The `count` ≤ 20 largest logits, largest first, ties by id: insertion into a small sorted list.
-fn top_tokens(logits: &[f32], count: usize) -> [u32; TOP_LOGPROBS_MAX] {
-    let mut top = [0u32; TOP_LOGPROBS_MAX];
-    let mut filled = 0;
-    if count == 0 {
-        return top;
-    }
-    for (token, &logit) in logits.iter().enumerate() {
-        if filled == count && logit <= logits[top[count - 1] as usize] {
-            continue;
-        }
-        let mut place = if filled < count { filled } else { count - 1 };
-        while place > 0 && logits[top[place - 1] as usize] < logit {
-            top[place] = top[place - 1];
-            place -= 1;
-        }
-        top[place] = token as u32;
-        filled = (filled + 1).min(count);
-    }
-    top
 }
 
 #[cfg(test)]

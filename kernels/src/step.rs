@@ -77,7 +77,7 @@ pub struct ForwardStep<'a> {
     pub tokens: &'a [TokenInput],
     /// Block tables of all sequences.
     pub block_tables: &'a [u32],
-    /// Copy the wanted rows' logits into [`StepOutput::logits`] (replay, tests, prompt logprobs).
+    /// Copy the wanted rows' logits into [`StepOutput::logits`] (replay, tests).
     pub logits_out: bool,
 }
 
@@ -137,7 +137,7 @@ pub struct SlotStart {
     pub completion: Span,
 }
 
-/// One row to be sampled.
+/// One row to be sampled, or looked at.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SampleRow {
     /// Index among the wanted rows of the forward step before.
@@ -156,6 +156,9 @@ pub struct SampleRow {
     pub mask: Span,
     /// Logprobs of so many likeliest tokens, at most [`TOP_LOGPROBS_MAX`]; 0: only of the token itself.
     pub logprobs: u32,
+    /// The token that follows, where that is known (a prompt's): its logprob and rank are told, nothing is drawn, and the
+    /// slot's last sample and history stay.
+    pub given: Option<u32>,
 }
 
 /// Draws tokens from the logits of the forward step before (once or several times per row).
@@ -193,11 +196,13 @@ pub struct TokenLogprob {
     pub logprob: f32,
 }
 
-/// One drawn token.
+/// One drawn or given token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampled {
     /// The token and its logprob.
     pub token: TokenLogprob,
+    /// Of a given token: its place among all by raw logits, from 1, ties by id. Of a drawn one: 0.
+    pub rank: u32,
     /// The likeliest tokens, most likely first, ties by id; the first `top_count` entries are valid.
     pub top: [TokenLogprob; TOP_LOGPROBS_MAX],
     /// As asked for (at most the vocabulary).
@@ -206,7 +211,8 @@ pub struct Sampled {
 
 impl Default for Sampled {
     fn default() -> Self {
-        Self { token: TokenLogprob::default(), top: [TokenLogprob::default(); TOP_LOGPROBS_MAX], top_count: 0 }
+        let none = TokenLogprob::default();
+        Self { token: none, rank: 0, top: [none; TOP_LOGPROBS_MAX], top_count: 0 }
     }
 }
 

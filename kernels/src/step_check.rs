@@ -127,6 +127,9 @@ fn row(
     ensure(row.logprobs as usize <= TOP_LOGPROBS_MAX, || {
         format!("sample row {index}: {} logprobs, at most {TOP_LOGPROBS_MAX}", row.logprobs)
     })?;
+    ensure(row.given.is_none_or(|token| (token as usize) < vocabulary), || {
+        format!("sample row {index}: the given token is beyond the vocabulary of {vocabulary}")
+    })?;
     parameters(&row.params, index)?;
     let (Some(bias), Some(suppressed), Some(mask)) =
         (row.logit_bias.of(step.logit_bias), row.suppressed.of(step.suppressed), row.mask.of(step.masks))
@@ -162,7 +165,7 @@ pub(crate) fn sample(
     for (index, one) in step.rows.iter().enumerate() {
         row(one, index, step, limits, vocabulary, rows.wanted.len())?;
         let known = slots.histories[one.slot as usize].known || step.starts.iter().any(|start| start.slot == one.slot);
-        ensure(known || !one.params.has_penalties(), || {
+        ensure(known || one.given.is_some() || !one.params.has_penalties(), || {
             format!("sample row {index}: penalties, but slot {} was never started", one.slot)
         })?;
         slots.jobs.push(SampleJob { row: *one, position: rows.sketch_rows[one.row as usize].position });

@@ -102,6 +102,7 @@ fn a_step_allocates_nothing() {
                     suppressed: Span { start: 0, length: 1 },
                     mask: Span { start: 0, length: if row == 1 { 7 } else { 0 } },
                     logprobs: 20,
+                    given: None,
                 })
                 .collect();
             let masks = [u32::MAX; 7];

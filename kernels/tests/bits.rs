@@ -153,6 +153,7 @@ fn generate(backend: &mut dyn Backend, others: u32, count: usize) -> Vec<(u32, u
                 suppressed: none,
                 mask: none,
                 logprobs: 0,
+                given: None,
             })
             .collect();
         let sample =
@@ -190,5 +191,73 @@ fn a_generation_is_the_same_alone_in_company_and_on_replay() {
         }
         assert!(alone.iter().map(|(token, ..)| token).collect::<std::collections::BTreeSet<_>>().len() > 5);
         assert_eq!(*expected.get_or_insert(alone.clone()), alone, "{}", backend.name());
+    }
+}
+
+/// Of given tokens logprob and rank are told, the same on every backend; nothing is drawn, and what was drawn last stays.
+#[test]
+fn given_tokens_are_told_and_change_nothing() {
+    let prompt = tokens(3, 60, TINY.vocabulary);
+    let mut first: Option<Vec<Sampled>> = None;
+    for mut backend in backends().into_iter().map(|backend| built(backend, &TINY, Dtype::Bf16, WeightForm::Float)) {
+        let name = backend.name().to_owned();
+        let chunk = Chunk { slot: 2, first: 0, tokens: prompt.clone(), wanted: 60 };
+        let logits = forward(&mut *backend, &KV, &[chunk]).unwrap().logits;
+        let none = Span::default();
+        let row = |row: u32, given: Option<u32>| SampleRow {
+            row,
+            slot: 2,
+            params: SampleParams::greedy(),
+            logit_bias: none,
+            suppressed: none,
+            mask: none,
+            logprobs: 5,
+            given,
+        };
+        let mut output = StepOutput::with_limits(&limits(), TINY.vocabulary, false);
+        let sample = |backend: &mut dyn Backend, rows: &[SampleRow], output: &mut StepOutput| {
+            let step = SampleStep { starts: &[], histories: &[], rows, logit_bias: &[], suppressed: &[], masks: &[] };
+            let ticket = backend.submit(&Step::Sample(step)).unwrap();
+            backend.wait(ticket, output).unwrap();
+        };
+        sample(&mut *backend, &[row(59, None)], &mut output);
+        let drawn = output.samples[0].token.token;
+        let given: Vec<SampleRow> = (0..59).map(|i| row(i, Some(prompt[i as usize + 1]))).collect();
+        sample(&mut *backend, &given, &mut output);
+        for (i, told) in output.samples.iter().enumerate() {
+            let logits: Vec<f32> =
+                logits[i * TINY.vocabulary..][..TINY.vocabulary].iter().map(|bits| f32::from_bits(*bits)).collect();
+            let mut order: Vec<u32> = (0..TINY.vocabulary as u32).collect();
+            order.sort_by(|a, b| logits[*b as usize].partial_cmp(&logits[*a as usize]).unwrap().then(a.cmp(b)));
+            let sum: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
+            let exact = |token: u32| f64::from(logits[token as usize]) - sum.ln();
+            assert_eq!(told.token.token, prompt[i + 1]);
+            assert_eq!(order[told.rank as usize - 1], prompt[i + 1], "{name}, row {i}: rank {}", told.rank);
+            assert!((f64::from(told.token.logprob) - exact(prompt[i + 1])).abs() < 1e-5, "{name}, row {i}");
+            let top: Vec<u32> = told.top[..told.top_count as usize].iter().map(|top| top.token).collect();
+            assert_eq!(top, order[..5], "{name}, row {i}");
+        }
+        assert_eq!(&output.samples, first.get_or_insert_with(|| output.samples.clone()), "{name}");
+        // The slot's last sample is still what was drawn.
+        let blocks = blocks(&*backend, 2, &KV);
+        let logits = |backend: &mut dyn Backend, token: TokenInput| {
+            let sequence = SequenceRows {
+                slot: 2,
+                first_position: 60,
+                rows: 1,
+                wanted: 1,
+                blocks: Span { start: 0, length: blocks.len() as u32 },
+                noise_key: key(),
+                long: false,
+            };
+            let step =
+                ForwardStep { sequences: &[sequence], tokens: &[token], block_tables: &blocks, logits_out: true };
+            let mut output = StepOutput::default();
+            let ticket = backend.submit(&Step::Forward(step)).unwrap();
+            backend.wait(ticket, &mut output).unwrap();
+            output.logits
+        };
+        let last = logits(&mut *backend, TokenInput::LastSample(2));
+        assert!(last == logits(&mut *backend, TokenInput::Id(drawn)), "{name}: the last sample is {drawn}");
     }
 }

@@ -110,6 +110,7 @@ fn lines(make: &dyn Fn() -> Box<dyn Backend>) -> String {
                         suppressed: spans.1,
                         mask: spans.1,
                         logprobs: 3,
+                        given: None,
                     }];
                     let step = SampleStep {
                         starts: &starts,

@@ -133,6 +133,7 @@ fn steps() {
         suppressed: Span::default(),
         mask: Span::default(),
         logprobs: 0,
+        given: None,
     };
     let mut sample = |row: SampleRow, masks: &[u32]| {
         let rows = [row];
@@ -151,6 +152,10 @@ fn steps() {
     assert!(reason(sample(with(SampleParams { presence_penalty: 1.0, ..row.params }), &[])).contains("never started"));
     assert!(reason(sample(SampleRow { logit_bias: one, ..row }, &[])).contains("logit bias beyond"));
     assert!(reason(sample(SampleRow { logprobs: 21, ..row }, &[])).contains("at most 20"));
+    assert!(
+        reason(sample(SampleRow { given: Some(199), ..row }, &[]))
+            .contains("given token is beyond the vocabulary of 199")
+    );
     let mask = Span { start: 0, length: 7 };
     assert!(reason(sample(SampleRow { mask, ..row }, &[0; 7])).contains("every token"));
     assert!(reason(sample(SampleRow { mask: Span { start: 0, length: 6 }, ..row }, &[0; 7])).contains("6 words"));
@@ -190,6 +195,7 @@ fn weights_that_overflow_are_reported_not_sampled() {
         suppressed: none,
         mask: none,
         logprobs: 0,
+        given: None,
     }];
     let step = SampleStep { starts: &[], histories: &[], rows: &rows, logit_bias: &[], suppressed: &[], masks: &[] };
     let error = backend.submit(&Step::Sample(step)).unwrap_err();

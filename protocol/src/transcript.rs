@@ -37,6 +37,10 @@ pub struct GenerateCall {
     /// Top log-probabilities wanted per completion token, at most 20. They do not change the answer.
     #[serde(default)]
     pub logprobs: u32,
+    /// Of every prompt token but the first the log-probability and rank, and so many top ones at its place, at most 20;
+    /// absent: of none. They are no part of the receipt or the transcript.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<u32>,
 }
 
 /// One server-sent event of the worker's stream.
@@ -54,6 +58,12 @@ pub enum GenerateEvent {
         /// Per token, when asked for.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         logprobs: Vec<TokenLogprobs>,
+    },
+    /// What the call asked of the next prompt tokens, from the second one on. Sent right behind the first completion token,
+    /// so that whoever has it owes a receipt.
+    Prompt {
+        /// At least one.
+        tokens: Vec<PromptLogprobs>,
     },
     /// One choice has ended.
     Finish {
@@ -86,6 +96,17 @@ pub enum GenerateEvent {
 pub struct TokenLogprobs {
     /// The token's own.
     pub logprob: f32,
+    /// The most likely ones, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Log-probabilities at one prompt token's place.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PromptLogprobs {
+    /// The token's own.
+    pub logprob: f32,
+    /// Its place among all tokens, from 1.
+    pub rank: u32,
     /// The most likely ones, best first.
     pub top: Vec<(u32, f32)>,
 }

@@ -28,6 +28,8 @@ pub struct Ask {
     pub seed: [u8; 32],
     /// Alternatives per token; None: no logprobs.
     pub logprobs: Option<u32>,
+    /// Alternatives per prompt token; None: no logprobs of the prompt.
+    pub prompt_logprobs: Option<u32>,
     /// Id of the answer.
     pub answer_id: String,
 }
@@ -142,13 +144,25 @@ impl Payer {
             grammar: ask.grammar.clone(),
             voucher: None,
             logprobs: ask.logprobs.map_or(0, |top| top.max(1)),
+            prompt_logprobs: ask.prompt_logprobs,
         };
         let url = format!("{}/polylink/v1/generate", worker.endpoint);
         let answer =
             Pending { payer: Arc::clone(self), session: Arc::clone(session), index, arrival, fate: Fate::Arriving };
         let finished = vec![false; ask.sampling.n.max(1) as usize];
-        let mut upstream =
-            Upstream { answer, worker, receipt_key, price, stream: None, first: None, ended: false, finished };
+        let untold = ask.prompt_logprobs.map_or(0, |_| ask.prompt_token_ids.len().saturating_sub(1));
+        let mut upstream = Upstream {
+            answer,
+            worker,
+            receipt_key,
+            price,
+            stream: None,
+            first: None,
+            untold,
+            held: None,
+            ended: false,
+            finished,
+        };
         let opened = self.http.stream(&url, &call).await;
         match &opened {
             Ok(_) => {}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use polylink_protocol::market::receipt_digest;
 use polylink_protocol::market_v1::{SignedReceipt, TokenPrices};
-use polylink_protocol::transcript::{AnswerRecord, GenerateEvent, TokenLogprobs};
+use polylink_protocol::transcript::{AnswerRecord, GenerateEvent, PromptLogprobs, TokenLogprobs};
 
 use super::arrivals::Arrival;
 use super::book::Owed;
@@ -26,6 +26,11 @@ const TOP_LOGPROBS_MAX: usize = 20;
 /// Something that arrived.
 #[derive(Clone, Debug)]
 pub enum UpstreamEvent {
+    /// Logprobs of the next prompt tokens, from the second one on; all of them come before the first completion token.
+    Prompt {
+        /// At least one.
+        tokens: Vec<PromptLogprobs>,
+    },
     /// Completion tokens of a choice.
     Tokens {
         /// Which choice.
@@ -118,6 +123,10 @@ pub struct Upstream {
     pub(super) price: TokenPrices,
     pub(super) stream: Option<EventStream>,
     pub(super) first: Option<UpstreamEvent>,
+    /// Prompt tokens whose logprobs were asked for and have not come.
+    pub(super) untold: usize,
+    /// The first completion token, which the worker sends before them.
+    pub(super) held: Option<UpstreamEvent>,
     pub(super) ended: bool,
     /// Per choice: it has ended.
     pub(super) finished: Vec<bool>,
@@ -148,7 +157,7 @@ impl Upstream {
             return None;
         }
         let event = self.receive().await;
-        self.ended = !matches!(event, Ok(UpstreamEvent::Tokens { .. } | UpstreamEvent::Finish { .. }));
+        self.ended = matches!(event, Ok(UpstreamEvent::Verified(_)) | Err(_));
         Some(event)
     }
 
@@ -164,7 +173,27 @@ impl Upstream {
         received
     }
 
+    /// The next event, in the order in which it is given on: the first completion token after the prompt's logprobs.
     async fn receive_event(&mut self) -> Result<UpstreamEvent, PayerError> {
+        if self.untold == 0 {
+            if let Some(held) = self.held.take() {
+                return Ok(held);
+            }
+            return self.receive_next().await;
+        }
+        if self.held.is_none() {
+            match self.receive_next().await? {
+                token @ UpstreamEvent::Tokens { .. } => self.held = Some(token),
+                _ => return Err(self.unexpected("something else than a token at first".into())),
+            }
+        }
+        match self.receive_next().await? {
+            told @ UpstreamEvent::Prompt { .. } => Ok(told),
+            _ => Err(self.unexpected(format!("logprobs of {} prompt tokens are missing", self.untold))),
+        }
+    }
+
+    async fn receive_next(&mut self) -> Result<UpstreamEvent, PayerError> {
         let Some(stream) = self.stream.as_mut() else { return Err(self.unexpected("the stream has ended".into())) };
         match stream.next::<GenerateEvent>().await? {
             Some(GenerateEvent::Tokens { choice, token_ids, logprobs, .. }) => {
@@ -188,6 +217,17 @@ impl Upstream {
                 }
                 completion.extend(&token_ids);
                 Ok(UpstreamEvent::Tokens { choice, token_ids, logprobs })
+            }
+            Some(GenerateEvent::Prompt { tokens }) => {
+                let most = self.held.as_ref().map_or(0, |_| self.untold);
+                if !(1..=most).contains(&tokens.len()) {
+                    return Err(self.unexpected("logprobs of prompt tokens that were not asked for, or of none".into()));
+                }
+                if tokens.iter().any(|token| token.top.len() > TOP_LOGPROBS_MAX) {
+                    return Err(self.unexpected(format!("more than {TOP_LOGPROBS_MAX} log-probabilities of a token")));
+                }
+                self.untold -= tokens.len();
+                Ok(UpstreamEvent::Prompt { tokens })
             }
             Some(GenerateEvent::Finish { choice, reason, .. }) => {
                 let finished = self.finished.get_mut(choice as usize).filter(|finished| !**finished);

@@ -3,7 +3,8 @@
 //! A request is token ids in, token ids out. Texts (chat templates, stop strings, detokenising) are the caller's side:
 //! see [`crate::engine::TextStream`], which turns a [`crate::engine::RequestStream`] into text.
 //!
-//! What always holds for an accepted request: its events are, per choice, zero or more [`Event::Token`] and one
+//! What always holds for an accepted request: its events are, where it asks for that, one [`Event::Prompt`] for each
+//! prompt token but the first; per choice, zero or more [`Event::Token`] and one
 //! [`Event::Finished`], and at the very end exactly one [`Event::Done`] or [`Event::Failed`]; after [`Event::Failed`]
 //! nothing is billed. The tokens are a pure function of (model profile, prompt, sampling, seed, choice).
 
@@ -20,7 +21,8 @@ pub const CHOICES_MAX: u32 = 16;
 pub struct GenerateRequest {
     /// Token ids of the whole prompt, as the chat template and the tokenizer gave them; at least one.
     pub prompt_ids: Vec<u32>,
-    /// Everything that changes which tokens come out. `stop` (texts) is not looked at here: [`TextStream`] does it.
+    /// Everything that changes which tokens come out; `max_tokens` 0: none, the prompt is computed. `stop` (texts) is not
+    /// looked at here: [`TextStream`] does it.
     ///
     /// [`TextStream`]: crate::engine::TextStream
     pub sampling: Sampling,
@@ -33,6 +35,9 @@ pub struct GenerateRequest {
     pub priority: i32,
     /// Logprobs of so many likeliest tokens per completion token, 0 to 20 (the token's own logprob is always given).
     pub logprobs: u32,
+    /// Logprobs of every prompt token but the first, and of so many likeliest tokens at its place, 0 to 20; `None`: of none.
+    /// Such a prompt is computed whole, whatever the prefix cache has of it, and in pieces of a few rows.
+    pub prompt_logprobs: Option<u32>,
     /// Text of the grammar that every choice is held to ([`crate::engine::grammar`]); `sampling` has its digest.
     pub grammar: Option<String>,
 }
@@ -40,6 +45,8 @@ pub struct GenerateRequest {
 /// Something that happened to a request, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// A prompt token's logprob, in order, before the first [`Event::Token`].
+    Prompt(PromptToken),
     /// A completion token.
     Token(TokenEvent),
     /// A choice has ended; no more tokens of it.
@@ -61,6 +68,19 @@ pub enum Event {
         /// What happened and what to do.
         message: String,
     },
+}
+
+/// What the model thinks of a prompt token after those before it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptToken {
+    /// The token.
+    pub id: u32,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// Its place among all tokens by probability, from 1; ties by id.
+    pub rank: u32,
+    /// As many of the likeliest tokens as the request asked for, most likely first.
+    pub top: Vec<TokenLogprob>,
 }
 
 /// A completion token. An end token that finishes a choice is given too, as its last one: it is hashed and billed, and

@@ -15,7 +15,7 @@ use polylink_kernels::{
 mod buffers;
 mod guess;
 
-use self::buffers::{Buffers, Reserved, append};
+use self::buffers::{Buffers, Reserved, append, given};
 
 use super::api::{CHOICES_MAX, FailureCode, FinishReason, Usage};
 use super::config::EngineConfig;
@@ -75,8 +75,8 @@ pub(crate) struct Core {
     payoff: Payoff,
     /// Who is to be guessed; only used within a step.
     wanted: Vec<Wanted>,
-    /// Guesses of one step at most.
-    guesses_max: usize,
+    /// Rows of one step whose logits may be wanted beyond one of each sequence; so many guesses at most.
+    extra_wanted: usize,
     logits_tap: Option<LogitsTap>,
     vocabulary: usize,
     /// Requests so far: their own salts, when they do not share.
@@ -84,7 +84,7 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// `drafter`: what guesses tokens ahead; `limits` then have wanted rows for guesses.
+    /// `drafter`: what guesses tokens ahead.
     pub(crate) fn new(
         shared: Arc<Shared>,
         limits: &Limits,
@@ -96,9 +96,9 @@ impl Core {
         let live_max = info.max_running + info.max_waiting;
         let pool = KvPool::new(info.kv_blocks, info.block_tokens);
         let running = info.max_running;
-        let guesses_max = limits.wanted_rows - running;
+        let extra_wanted = limits.wanted_rows - running;
         let scheduler = Scheduler::new(pool, info.token_budget, running, live_max);
-        let scheduler = scheduler.with_guesses(guesses_max).long_beyond(info.long_beyond);
+        let scheduler = scheduler.extra_wanted(extra_wanted).long_beyond(info.long_beyond);
         let blocks_per_sequence = info.context_length.div_ceil(info.block_tokens);
         let buffers = Buffers {
             sequences: Vec::with_capacity(running),
@@ -123,7 +123,7 @@ impl Core {
             drafter,
             payoff: Payoff::default(),
             wanted: Vec::with_capacity(running),
-            guesses_max,
+            extra_wanted,
             logits_tap: config.logits_tap.clone(),
             vocabulary,
             admitted: 0,
@@ -161,6 +161,7 @@ impl Core {
                 tenant: job.tenant,
                 priority: job.priority,
                 parked: choice > 0,
+                scores_prompt: choice == 0 && job.prompt_logprobs.is_some(),
             };
             let id = self.scheduler.add(new).expect("places of live choices are counted by the handle");
             sequences[choice as usize] = Some(id);
@@ -246,7 +247,7 @@ impl Core {
                 slot: planned.slot,
                 first_position: planned.first_position as u32,
                 rows: planned.rows as u32,
-                wanted: if planned.samples { 1 + planned.guesses as u32 } else { 0 },
+                wanted: planned.wanted() as u32,
                 blocks: Span { start: block_tables.len() as u32, length: blocks.len() as u32 },
                 noise_key: job.params[choice as usize].noise_key,
                 long: planned.long,
@@ -262,12 +263,18 @@ impl Core {
     fn sample(&mut self, backend: &mut dyn Backend) -> Result<(), BackendError> {
         self.buffers.clear_sample();
         let Buffers { starts, histories, rows, logit_bias, suppressed, masks, .. } = &mut self.buffers;
-        for planned in self.plan.rows.iter().filter(|planned| planned.samples) {
+        for planned in self.plan.rows.iter().filter(|planned| planned.wanted() > 0) {
             let id = planned.sequence;
             let sequence = self.scheduler.sequence(id);
             let known = &mut self.choices[id.index()];
             let request = self.requests[known.request as usize].as_mut().expect("a live sequence has its request");
             let job = &mut request.job;
+            for position in planned.scored() {
+                rows.push(given(rows.len(), planned.slot, sequence.tokens[position + 1], job.prompt_logprobs));
+            }
+            if !planned.samples {
+                continue;
+            }
             let params = job.params[known.choice as usize];
             let completion = sequence.tokens.len() - sequence.prompt_tokens;
             if params.has_penalties() && !known.history_sent {
@@ -294,6 +301,7 @@ impl Core {
                     suppressed: if completion + ahead < job.min_tokens { end_tokens } else { Span::default() },
                     mask,
                     logprobs: job.logprobs,
+                    given: None,
                 });
             }
         }
@@ -304,12 +312,20 @@ impl Core {
         run(backend, &Step::Sample(step), &mut self.output, &self.shared)
     }
 
-    /// Gives the drawn tokens out, as far as guesses before them were right, and ends what is complete.
+    /// Gives prompt tokens' logprobs and drawn tokens out, these as far as guesses before them were right, and ends what is
+    /// complete.
     fn give_out(&mut self) {
         let now = Instant::now();
         let mut first = 0;
         for index in 0..self.plan.rows.len() {
             let planned = self.plan.rows[index];
+            if planned.scores > 0 {
+                let request = self.choices[planned.sequence.index()].request as usize;
+                let request = self.requests[request].as_ref().expect("a live sequence has its request");
+                let told = &self.output.samples[first..][..planned.scores];
+                told.iter().for_each(|told| request.job.outbox.prompt(told));
+                first += planned.scores;
+            }
             if !planned.samples {
                 continue;
             }
@@ -329,8 +345,20 @@ impl Core {
         let known = &mut self.choices[id.index()];
         let choice = known.choice;
         let request = self.requests[known.request as usize].as_mut().expect("a live sequence has its request");
+        let sequence = self.scheduler.sequence(id);
+        if known.last_token.is_none() && choice == 0 {
+            let (prompt, cached) = (sequence.prompt_tokens, sequence.cached_tokens);
+            request.usage.cached_tokens = cached as u64;
+            add(&metrics.prompt_tokens, prompt);
+            add(&metrics.prefix_queries, prompt);
+            add(&metrics.prefix_hits, cached);
+        }
+        if sequence.tokens.len() >= request.job.tokens_max {
+            // The prompt alone was asked for.
+            self.finish(id, FinishReason::Length);
+            return false;
+        }
         if let Some(tap) = &self.logits_tap {
-            let sequence = self.scheduler.sequence(id);
             tap.show(&LogitsRow {
                 noise_key: request.job.params[choice as usize].noise_key,
                 index: sequence.tokens.len() - sequence.prompt_tokens,
@@ -342,15 +370,7 @@ impl Core {
         add(&metrics.completion_tokens, 1);
         match known.last_token.replace(now) {
             Some(before) => metrics.inter_token_latency.observe(now - before),
-            None if choice == 0 => {
-                let cached = self.scheduler.sequence(id).cached_tokens;
-                request.usage.cached_tokens = cached as u64;
-                let prompt = request.usage.prompt_tokens as usize;
-                add(&metrics.prompt_tokens, prompt);
-                add(&metrics.prefix_queries, prompt);
-                add(&metrics.prefix_hits, cached);
-                metrics.time_to_first_token.observe(now - request.job.submitted);
-            }
+            None if choice == 0 => metrics.time_to_first_token.observe(now - request.job.submitted),
             None => {}
         }
         let ends = request.job.end_tokens.binary_search(&token).is_ok();
@@ -431,7 +451,7 @@ impl Core {
         let pool = KvPool::new(info.kv_blocks, info.block_tokens);
         let live_max = info.max_running + info.max_waiting;
         let scheduler = Scheduler::new(pool, info.token_budget, info.max_running, live_max);
-        self.scheduler = scheduler.with_guesses(self.guesses_max).long_beyond(info.long_beyond);
+        self.scheduler = scheduler.extra_wanted(self.extra_wanted).long_beyond(info.long_beyond);
         self.tell_gauges();
     }
 

@@ -17,7 +17,7 @@ use super::api::{AdmissionError, CHOICES_MAX, GenerateRequest, end_tokens, sampl
 use super::config::EngineInfo;
 use super::grammar::{GrammarState, Grammars};
 use super::metrics::{EngineMetrics, add};
-use super::outbox::{Outbox, RequestStream, Signals, outbox};
+use super::outbox::{Outbox, RequestStream, Room, Signals, outbox};
 use super::scheduler::PRIORITY_MAX;
 use crate::model::LoadedModel;
 
@@ -45,6 +45,8 @@ pub(crate) struct Job {
     pub(crate) end_tokens: Vec<u32>,
     pub(crate) logit_bias: Vec<(u32, f32)>,
     pub(crate) logprobs: u32,
+    /// Of every prompt token but the first the logprob, and so many likeliest ones; `None`: of none.
+    pub(crate) prompt_logprobs: Option<u32>,
     /// By choice; empty: no grammar.
     pub(crate) grammars: Vec<GrammarState>,
     pub(crate) tenant: [u8; 32],
@@ -215,8 +217,13 @@ impl EngineHandle {
         let choices = sampling.n.max(1);
         let places = Places::take(shared, request.tenant, choices as usize)?;
         let grammars = self.grammars(&request, choices)?;
-        let (outbox, stream) =
-            outbox(choices, tokens_max - request.prompt_ids.len(), request.logprobs, Arc::clone(&shared.signals));
+        let prompt_tokens = request.prompt_ids.len();
+        let room = Room {
+            choices: choices as usize,
+            tokens: (tokens_max - prompt_tokens, request.logprobs as usize),
+            prompt: request.prompt_logprobs.map_or((0, 0), |top| (prompt_tokens - 1, top as usize)),
+        };
+        let (outbox, stream) = outbox(room, Arc::clone(&shared.signals));
         let job = Job {
             tokens_max,
             min_tokens: sampling.min_tokens as usize,
@@ -224,6 +231,7 @@ impl EngineHandle {
             end_tokens: end_tokens(sampling, &shared.model_end_tokens),
             logit_bias: sampling.logit_bias.iter().map(|bias| (bias.token, bias.bias)).collect(),
             logprobs: request.logprobs,
+            prompt_logprobs: request.prompt_logprobs,
             grammars,
             tenant: request.tenant,
             priority: request.priority,
@@ -308,14 +316,13 @@ fn check_parameters(request: &GenerateRequest, vocabulary: usize) -> Result<(), 
     if sampling.n > CHOICES_MAX {
         return wrong("n", format!("1 to {CHOICES_MAX} is expected"));
     }
-    if sampling.max_tokens == 0 {
-        return wrong("max_tokens", "at least 1 is expected".into());
-    }
     if !(-PRIORITY_MAX..=PRIORITY_MAX).contains(&request.priority) {
         return wrong("priority", format!("{} to {PRIORITY_MAX} is expected", -PRIORITY_MAX));
     }
-    if request.logprobs as usize > TOP_LOGPROBS_MAX {
-        return wrong("logprobs", format!("0 to {TOP_LOGPROBS_MAX} is expected"));
+    for (field, count) in [("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs.unwrap_or(0))] {
+        if count as usize > TOP_LOGPROBS_MAX {
+            return wrong(field, format!("0 to {TOP_LOGPROBS_MAX} is expected"));
+        }
     }
     let in_range = |x: f32, low: f32, high: f32| x.is_finite() && (low..=high).contains(&x);
     for (field, value, low, high) in [
@@ -344,12 +351,13 @@ fn check_parameters(request: &GenerateRequest, vocabulary: usize) -> Result<(), 
 fn check_length(request: &GenerateRequest, info: &EngineInfo) -> Result<usize, AdmissionError> {
     let prompt_tokens = request.prompt_ids.len();
     let context_length = info.context_length;
-    if prompt_tokens >= context_length {
+    // Where no token is drawn, the prompt may fill the context.
+    if prompt_tokens + usize::from(request.sampling.max_tokens > 0) > context_length {
         return Err(AdmissionError::PromptTooLong { prompt_tokens, context_length });
     }
     let tokens_max = prompt_tokens.saturating_add(request.sampling.max_tokens as usize).min(context_length);
-    // The last token is given out and never computed.
-    let needed_blocks = (tokens_max - 1).div_ceil(info.block_tokens);
+    // The last token is given out and never computed, unless it is the prompt's.
+    let needed_blocks = (tokens_max - 1).max(prompt_tokens).div_ceil(info.block_tokens);
     if needed_blocks > info.kv_blocks {
         return Err(AdmissionError::NeverFits {
             prompt_tokens,

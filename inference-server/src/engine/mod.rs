@@ -30,7 +30,7 @@ pub(crate) mod start;
 mod text;
 mod thread;
 
-pub use api::{AdmissionError, Event, FailureCode, FinishReason, GenerateRequest, TokenEvent, Usage};
+pub use api::{AdmissionError, Event, FailureCode, FinishReason, GenerateRequest, PromptToken, TokenEvent, Usage};
 pub use config::{BackendKind, EngineConfig, EngineError, EngineInfo, KvCacheSize, Speculation, SplitConfig};
 pub use handle::{EngineHandle, EngineStatus};
 pub use logits_tap::{LogitsRow, LogitsTap};

@@ -1,7 +1,7 @@
 //! The queue of events of one request, from the engine's thread to whoever asked.
 //!
-//! Its room is reserved when the request is admitted, and is proved by adding up: a choice gives at most `max_tokens`
-//! tokens and one end, a request one last event. So pushing never blocks, never fails and never allocates, whether or
+//! Its room is reserved when the request is admitted, and is proved by adding up: a request gives each prompt token but the
+//! first at most once, a choice at most `max_tokens` tokens and one end, a request one last event. So pushing never blocks, never fails and never allocates, whether or
 //! not anybody reads; a slow reader costs memory that was counted beforehand.
 //!
 //! The other way, a reader that wants less says so once in [`Signals`], so that the engine looks at those requests alone.
@@ -13,11 +13,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use polylink_kernels::{SKETCH_VALUES, Sampled, TokenLogprob};
 use tokio::sync::Notify;
 
-use super::api::{Event, FailureCode, FinishReason, TokenEvent, Usage, sketch_bytes};
+use super::api::{Event, FailureCode, FinishReason, PromptToken, TokenEvent, Usage, sketch_bytes};
 
 /// An event before its lists are boxed for the reader.
 #[derive(Debug)]
 enum Queued {
+    Prompt { token: TokenLogprob, rank: u32, top_count: u32 },
     Token { choice: u32, token: TokenLogprob, top_count: u32, sketch: [u16; SKETCH_VALUES] },
     Finished { choice: u32, reason: FinishReason },
     Done { usage: Usage },
@@ -103,12 +104,23 @@ pub(crate) struct Outbox {
     shared: Arc<Shared>,
 }
 
-/// Creates a queue with room for all events that `choices × tokens_max` tokens can cause.
-pub(crate) fn outbox(choices: u32, tokens_max: usize, logprobs: u32, signals: Arc<Signals>) -> (Outbox, RequestStream) {
-    let tokens = choices as usize * tokens_max;
+/// What a request can give at most.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    pub(crate) choices: usize,
+    /// Tokens of a choice, and likeliest ones of each.
+    pub(crate) tokens: (usize, usize),
+    /// Prompt tokens whose logprobs are told, and likeliest ones of each.
+    pub(crate) prompt: (usize, usize),
+}
+
+/// Creates a queue with room for all events of a request.
+pub(crate) fn outbox(room: Room, signals: Arc<Signals>) -> (Outbox, RequestStream) {
+    let Room { choices, tokens: (tokens, top), prompt: (prompt, prompt_top) } = room;
+    let tokens = choices * tokens;
     let queue = Queue {
-        events: VecDeque::with_capacity(tokens + choices as usize + 1),
-        top: VecDeque::with_capacity(tokens * logprobs as usize),
+        events: VecDeque::with_capacity(prompt + tokens + choices + 1),
+        top: VecDeque::with_capacity(prompt * prompt_top + tokens * top),
         closed: false,
     };
     let shared = Arc::new(Shared {
@@ -141,6 +153,11 @@ impl Outbox {
         }
         self.shared.ready.notify_one();
         self.shared.ready_blocking.notify_one();
+    }
+
+    pub(crate) fn prompt(&self, told: &Sampled) {
+        let top = &told.top[..told.top_count as usize];
+        self.push(Queued::Prompt { token: told.token, rank: told.rank, top_count: told.top_count }, top, false);
     }
 
     pub(crate) fn token(&self, choice: u32, sampled: &Sampled, sketch: &[u16; SKETCH_VALUES]) {
@@ -256,6 +273,12 @@ impl RequestStream {
 
 fn pop(queue: &mut Queue) -> Option<Event> {
     Some(match queue.events.pop_front()? {
+        Queued::Prompt { token, rank, top_count } => Event::Prompt(PromptToken {
+            id: token.token,
+            logprob: token.logprob,
+            rank,
+            top: queue.top.drain(..top_count as usize).collect(),
+        }),
         Queued::Token { choice, token, top_count, sketch } => Event::Token(TokenEvent {
             choice,
             id: token.token,
@@ -288,7 +311,7 @@ mod tests {
     #[test]
     fn a_reader_is_heard_once_wherever_its_request_is() {
         let signals = Arc::new(Signals::default());
-        let (outbox, stream) = outbox(2, 4, 0, Arc::clone(&signals));
+        let (outbox, stream) = outbox(Room { choices: 2, tokens: (4, 0), prompt: (0, 0) }, Arc::clone(&signals));
         stream.stop_choice(1);
         assert_eq!(taken(&signals), [0; 0], "the engine has not seen it yet");
         outbox.settle(7);

@@ -16,6 +16,10 @@
 //!    that is ahead as in 1.
 //! 4. What is still left goes to guesses of what running sequences will draw next, if there are any.
 //!
+//! Logits are wanted of one row of each running sequence at most, and of `extra_wanted` more: guesses, and rows of prompts
+//! whose tokens' logprobs are asked for. Such a prompt goes as far in one step as these reach, and takes no prefix that
+//! would leave such a row out.
+//!
 //! A sequence that outgrows `long_beyond` tokens (LongRoPE) gives its blocks back and starts from zero, once: the keys of
 //! all its tokens change then.
 //!
@@ -44,7 +48,7 @@ pub struct Scheduler {
     pool: KvPool,
     token_budget: usize,
     running_max: usize,
-    guesses_max: usize,
+    extra_wanted: usize,
     long_beyond: usize,
     sequences: Vec<Option<Sequence>>,
     unused: Vec<SequenceId>,
@@ -60,9 +64,9 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// Rows of one plan that guesses may have.
-    pub fn with_guesses(self, guesses_max: usize) -> Self {
-        Self { guesses_max, ..self }
+    /// Rows of one plan whose logits may be wanted beyond one of each running sequence.
+    pub fn extra_wanted(self, extra_wanted: usize) -> Self {
+        Self { extra_wanted, ..self }
     }
 
     /// Sequences of more tokens than this have other keys from their first token on; `None`: none has.
@@ -77,7 +81,7 @@ impl Scheduler {
             pool,
             token_budget,
             running_max,
-            guesses_max: 0,
+            extra_wanted: 0,
             long_beyond: usize::MAX,
             sequences: (0..sequences_max).map(|_| None).collect(),
             unused: (0..sequences_max as u32).rev().map(SequenceId).collect(),
@@ -127,6 +131,7 @@ impl Scheduler {
         let state = if new.parked { State::Parked } else { State::Waiting };
         self.sequences[id.index()] = Some(Sequence {
             prompt_tokens: new.tokens.len(),
+            scored: if new.scores_prompt { 0 } else { new.tokens.len().saturating_sub(1) },
             tokens: new.tokens,
             cached_tokens: 0,
             priority: new.priority,
@@ -169,8 +174,9 @@ impl Scheduler {
         }
         self.make_way(plan);
         let enough = self.one_row_each(plan);
-        let left = self.spend(self.token_budget - self.running.len(), enough, plan);
-        self.spend_on_guesses(left);
+        let mut extra = self.extra_wanted;
+        let left = self.spend(self.token_budget - self.running.len(), &mut extra, enough, plan);
+        self.spend_on_guesses(left.min(extra));
         self.write_down(plan);
         debug_assert!(plan.total_rows() <= self.token_budget);
     }
@@ -185,7 +191,7 @@ impl Scheduler {
         self.pool.release(&mut sequence.table);
         sequence.table.start_apart();
         sequence.computed = match sequence.state {
-            State::Running { .. } => self.pool.match_prefix(&mut sequence.table, &sequence.tokens),
+            State::Running { .. } => sequence.find_prefix(&mut self.pool),
             State::Waiting | State::Parked => 0,
         };
     }
@@ -246,7 +252,7 @@ impl Scheduler {
     }
 
     /// Gives what is left of the budget to running and waiting sequences; returns what nobody needs.
-    fn spend(&mut self, mut budget: usize, mut may_start: bool, plan: &mut StepPlan) -> usize {
+    fn spend(&mut self, mut budget: usize, extra: &mut usize, mut may_start: bool, plan: &mut StepPlan) -> usize {
         let mut chasing = std::mem::take(&mut self.chasing);
         chasing.clear();
         chasing.extend(self.running.iter().filter(|&&id| self.sequence(id).remaining() > 1));
@@ -258,14 +264,14 @@ impl Scheduler {
             match (running.peek().copied(), next) {
                 (Some(id), None) => {
                     running.next();
-                    self.extend(id, &mut budget);
+                    self.extend(id, &mut budget, extra);
                 }
                 (Some(id), Some(next)) if !self.is_ahead(id, next) => {
                     running.next();
-                    self.extend(id, &mut budget);
+                    self.extend(id, &mut budget, extra);
                 }
                 (_, Some(next)) => {
-                    may_start = self.start(next, &mut budget, plan);
+                    may_start = self.start(next, &mut budget, extra, plan);
                     self.blocked = (!may_start).then_some(next);
                 }
                 (None, None) => break,
@@ -276,8 +282,7 @@ impl Scheduler {
     }
 
     /// Gives rows to guesses, from what is left of budget and blocks.
-    fn spend_on_guesses(&mut self, budget: usize) {
-        let mut left = budget.min(self.guesses_max);
+    fn spend_on_guesses(&mut self, mut left: usize) {
         for &id in &self.running {
             let sequence = self.sequences[id.index()].as_mut().expect("running sequences are live");
             let end = sequence.computed + sequence.planned;
@@ -295,23 +300,25 @@ impl Scheduler {
     }
 
     /// More rows for a running sequence; short of blocks, it goes as far as those it has.
-    fn extend(&mut self, id: SequenceId, budget: &mut usize) {
-        let wanted = self.sequence(id).remaining().min(1 + *budget);
+    fn extend(&mut self, id: SequenceId, budget: &mut usize, extra: &mut usize) {
+        let wanted = self.sequence(id).rows_with(*extra).min(1 + *budget);
         self.grow(id, wanted);
         let sequence = self.sequence(id);
         let rows = wanted.min(self.pool.covered(&sequence.table) - sequence.computed);
-        self.sequence_mut(id).planned = rows;
+        let sequence = self.sequence_mut(id);
+        sequence.planned = rows;
         *budget -= rows - 1;
+        *extra -= sequence.extra_wanted();
     }
 
     /// Starts a waiting sequence, if blocks are there for all its tokens.
-    fn start(&mut self, id: SequenceId, budget: &mut usize, plan: &mut StepPlan) -> bool {
+    fn start(&mut self, id: SequenceId, budget: &mut usize, extra: &mut usize, plan: &mut StepPlan) -> bool {
         self.outgrow(id);
         let sequence = self.sequences[id.index()].as_mut().expect("waiting sequences are live");
         if self.pool.available() == 0 {
             return false;
         }
-        let cached = self.pool.match_prefix(&mut sequence.table, &sequence.tokens);
+        let cached = sequence.find_prefix(&mut self.pool);
         let total_blocks = sequence.tokens.len().div_ceil(self.pool.block_tokens());
         if total_blocks - sequence.table.blocks().len() > self.pool.available() {
             self.pool.release(&mut sequence.table);
@@ -324,11 +331,12 @@ impl Scheduler {
             sequence.started = true;
             sequence.cached_tokens = cached;
         }
-        let rows = sequence.remaining().min(*budget);
+        let rows = sequence.rows_with(*extra).min(*budget);
         let grown = self.pool.grow(&mut sequence.table, cached + rows);
         assert!(grown, "the blocks were counted above");
         sequence.planned = rows;
         *budget -= rows;
+        *extra -= sequence.extra_wanted();
         let slot = self.slots.pop().expect("there is a slot for every running sequence");
         sequence.state = State::Running { slot };
         let (flow, rank) = (sequence.flow, sequence.rank());
@@ -368,8 +376,8 @@ impl Scheduler {
             self.queue.charge(sequence.flow, end.saturating_sub(sequence.charged.max(sequence.computed)));
             sequence.charged = sequence.charged.max(end);
             let samples = planned == sequence.remaining();
-            let (first_position, long) = (sequence.computed, sequence.long);
-            plan.rows.push(PlannedRows { sequence: id, slot, first_position, rows, samples, guesses, long });
+            let (first_position, long, scores) = (sequence.computed, sequence.long, sequence.scores(planned));
+            plan.rows.push(PlannedRows { sequence: id, slot, first_position, rows, scores, samples, guesses, long });
         }
         for planned in &plan.rows {
             self.queue.settle(self.sequence(planned.sequence).flow);
@@ -406,6 +414,7 @@ impl Scheduler {
         for planned in &plan.rows {
             let sequence = self.sequences[planned.sequence.index()].as_mut().expect("planned sequences are live");
             sequence.computed += planned.rows - planned.guesses;
+            sequence.scored += planned.scores;
             self.pool.name_full_blocks(&mut sequence.table, &sequence.tokens, sequence.computed);
         }
     }
@@ -475,6 +484,7 @@ impl Scheduler {
                 sequence.computed <= sequence.tokens.len() && sequence.computed <= covered,
                 "computed ≤ tokens, covered"
             );
+            assert!(sequence.computed <= sequence.first_wanted() + 1, "no row whose logits are wanted is left out");
         }
         if self.live() == 0 {
             self.check_idle();

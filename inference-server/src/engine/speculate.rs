@@ -17,8 +17,6 @@ pub(crate) use self::payoff::Payoff;
 use super::draft_model::DraftModel;
 use super::scheduler::{DRAFT_TOKENS_MAX, Scheduler, SequenceId};
 
-/// Rows of one step that guesses may have in all.
-pub(crate) const DRAFT_ROWS_MAX: usize = 32;
 /// Drawn tokens for which a sequence is not guessed after it was guessed wrong.
 const PAUSE: u8 = 8;
 /// How many last tokens must have occurred before, most first.

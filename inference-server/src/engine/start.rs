@@ -10,10 +10,13 @@ use super::config::{BackendKind, EngineConfig, EngineError, EngineInfo, KvCacheS
 use super::core::Core;
 use super::draft_model::DraftModel;
 use super::handle::{EngineHandle, Shared};
-use super::speculate::{DRAFT_ROWS_MAX, Drafter};
+use super::speculate::Drafter;
 use super::thread::{EngineThread, Rebuild};
 use crate::model::{LoadedModel, SplitPlan};
 use crate::tensor_split;
+
+/// Rows of one step whose logits may be wanted beyond one of each running choice.
+const EXTRA_WANTED: usize = 32;
 
 /// Where engines come from.
 pub struct Engine;
@@ -126,11 +129,10 @@ pub(super) fn build(model: &LoadedModel, config: &EngineConfig) -> Result<Built,
     let mut backend = empty_backend(config.backend, config.threads)?;
     let layout = backend.kv_layout(&kv_spec(model, &split, 0));
     let positions = config.context_length.unwrap_or(model.context_length());
-    let guesses = if matches!(config.speculation, Speculation::Off) { 0 } else { DRAFT_ROWS_MAX };
     let limits = Limits {
         rows: config.token_budget,
-        // A step has a row for every running choice, and guesses in what is left.
-        wanted_rows: (config.max_running + guesses).min(config.token_budget),
+        // A step has a row for every running choice, and guesses and prompts that are scored in what is left.
+        wanted_rows: (config.max_running + EXTRA_WANTED).min(config.token_budget),
         slots: config.max_running,
         kv_blocks: kv_blocks(config.kv_cache, layout)?,
         positions,

@@ -7,13 +7,15 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::api::{Event, FailureCode, FinishReason, TokenEvent, Usage};
+use super::api::{Event, FailureCode, FinishReason, PromptToken, TokenEvent, Usage};
 use super::outbox::RequestStream;
 use crate::model::{Detokenizer, Tokenizer};
 
 /// As [`Event`], with text.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TextEvent {
+    /// A prompt token's logprob.
+    Prompt(PromptToken),
     /// A completion token and the text that it completes: empty while a character is unfinished or a stop text possible.
     Token {
         /// The token.
@@ -103,6 +105,7 @@ impl TextStream {
 
     fn take(&mut self, event: Event) {
         match event {
+            Event::Prompt(token) => self.pending.push_back(TextEvent::Prompt(token)),
             Event::Token(token) => self.take_token(token),
             Event::Finished { choice, reason } => {
                 let Some(state) = self.choices.get_mut(choice as usize) else { return };

@@ -7,8 +7,8 @@ use axum::http::StatusCode;
 use futures::future::BoxFuture;
 use futures::{StreamExt, stream};
 use polylink_protocol::Amount;
-use polylink_protocol::market_v1::TokenPrices;
-use polylink_protocol::transcript::AnswerRecord;
+use polylink_protocol::market_v1::{Sampling, TokenPrices};
+use polylink_protocol::transcript::{AnswerRecord, PromptLogprobs};
 use prometheus::proto::MetricFamily;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{Receiver, channel};
@@ -21,7 +21,9 @@ use crate::client::text::ChoiceText;
 use crate::client::{Ask, PayerError, Upstream, UpstreamEvent, WorkerRef};
 use crate::http::front::unknown_model;
 use crate::http::local::{TextModel, answer_id, encode, random_bytes};
-use crate::http::{Answer, AnswerEvent, AnswerRequest, AnswerUsage, Answerer, ApiError, Caller, ModelCard, TokenPiece};
+use crate::http::{
+    Answer, AnswerEvent, AnswerRequest, AnswerUsage, Answerer, ApiError, Caller, ModelCard, PromptPiece, TokenPiece,
+};
 
 /// Workers that one request is tried on.
 const ATTEMPTS_MAX: usize = 4;
@@ -157,25 +159,31 @@ impl Gateway {
         let charge = self.charge(&key).await?;
         let (mut sampling, grammar) = offered.text.sampling(&request)?;
         let tools = request.take_tools(offered.text.dialect(&request)?);
+        let (prompt_logprobs, hides_tokens) = (request.scored_prompt(), request.prompt_only);
         let prompt_token_ids = encode(offered.text.clone(), request.prompt, request.add_special_tokens).await?;
-        sampling.max_tokens = offered.text.max_tokens(prompt_token_ids.len(), sampling.max_tokens)?;
+        let max_tokens = offered.text.max_tokens(prompt_token_ids.len(), sampling.max_tokens)?;
+        // A signed request is for one token at least: it is drawn and billed, and not shown.
+        sampling.max_tokens = if request.prompt_only { 1 } else { max_tokens };
         let seed = match request.seed {
             Some(seed) => seed,
             None => random_bytes()?,
         };
         let id = answer_id(request.kind)?;
         let logprobs = request.logprobs;
-        let ask = Ask { prompt_token_ids, sampling, grammar, seed, logprobs, answer_id: id.clone() };
+        let answer_id = id.clone();
+        let ask = Ask { prompt_token_ids, sampling, grammar, seed, logprobs, prompt_logprobs, answer_id };
         let upstream = self.attempt(&offered, &ask, charge).await?;
-        let (n, stop) = (ask.sampling.n.max(1), Arc::from(ask.sampling.stop));
+        let (n, stop) = (ask.sampling.n.max(1), Arc::from(ask.sampling.stop.clone()));
         let tokenizer = Arc::clone(&offered.text.tokenizer);
         let texts = (0..n).map(|_| ChoiceText::new(Arc::clone(&tokenizer), Arc::clone(&stop))).collect();
         let relay = Relay {
             worker: upstream.upstream.worker().operator.clone(),
             receipt_key: upstream.upstream.receipt_key().to_vec(),
             price: *upstream.upstream.price(),
-            events: self.pump(upstream, (n, ask.sampling.max_tokens)),
+            events: self.pump(upstream, &ask),
             texts,
+            untold: ask.prompt_token_ids.iter().skip(1).copied().collect::<Vec<_>>().into_iter(),
+            hides_tokens,
             top: request.logprobs.map(|n| n as usize),
             id: id.clone(),
             answers: self.answers.clone(),
@@ -187,9 +195,12 @@ impl Gateway {
 
     /// Takes an answer in as fast as it comes, however slowly its user reads: so what has arrived is what the worker has
     /// sent when the user goes away, and is what a cut answer's receipt is measured by. What waits for the user is bounded
-    /// by the answer's own length: each event has a token or ends a choice, and one ends the answer.
-    fn pump(&self, mut from: Guarded, (n, max_tokens): (u32, u32)) -> Receiver<Result<UpstreamEvent, PayerError>> {
-        let (to, events) = channel(n as usize * (max_tokens as usize + 1) + 1);
+    /// by the answer's own length: each event has a token, or the logprobs of one of the prompt, or ends a choice, and one ends
+    /// the answer.
+    fn pump(&self, mut from: Guarded, ask: &Ask) -> Receiver<Result<UpstreamEvent, PayerError>> {
+        let Sampling { n, max_tokens, .. } = ask.sampling;
+        let prompt = ask.prompt_logprobs.map_or(0, |_| ask.prompt_token_ids.len());
+        let (to, events) = channel(prompt + n.max(1) as usize * (max_tokens as usize + 1) + 1);
         let registry = Arc::clone(&self.registry);
         self.pumps.spawn(async move {
             loop {
@@ -357,6 +368,10 @@ struct Relay {
     price: TokenPrices,
     events: Receiver<Result<UpstreamEvent, PayerError>>,
     texts: Vec<ChoiceText>,
+    /// Prompt tokens whose logprobs are still to come, if they were asked for.
+    untold: std::vec::IntoIter<u32>,
+    /// The prompt alone was asked for.
+    hides_tokens: bool,
     top: Option<usize>,
     id: String,
     answers: prometheus::IntCounter,
@@ -364,7 +379,11 @@ struct Relay {
 
 impl Relay {
     async fn next(&mut self) -> Option<AnswerEvent> {
-        let event = match self.events.recv().await? {
+        let mut event = self.events.recv().await?;
+        while self.hides_tokens && matches!(event, Ok(UpstreamEvent::Tokens { .. })) {
+            event = self.events.recv().await?;
+        }
+        let event = match event {
             Ok(event) => event,
             Err(error) => {
                 let reason = match &error {
@@ -376,6 +395,16 @@ impl Relay {
             }
         };
         Some(match event {
+            UpstreamEvent::Prompt { tokens } => {
+                let pieces = self.untold.by_ref().zip(tokens);
+                let piece = |(id, told): (u32, PromptLogprobs)| PromptPiece {
+                    id,
+                    logprob: told.logprob,
+                    rank: told.rank,
+                    top: told.top,
+                };
+                AnswerEvent::Prompt(pieces.map(piece).collect())
+            }
             UpstreamEvent::Tokens { choice, token_ids, logprobs } => {
                 let text = match self.texts.get_mut(choice as usize) {
                     Some(text) => token_ids.iter().map(|id| text.push(*id)).collect(),
@@ -390,6 +419,7 @@ impl Relay {
             }
             UpstreamEvent::Finish { choice, reason } => {
                 let text = self.texts.get_mut(choice as usize).map(ChoiceText::finish).unwrap_or_default();
+                let reason = if self.hides_tokens { "length".into() } else { reason };
                 AnswerEvent::Finish { choice, reason, text }
             }
             UpstreamEvent::Verified(record) => {

@@ -1,12 +1,13 @@
 //! From an answer's events to OpenAI's objects, whole or in chunks.
 //!
 //! What always holds: the chunk with the `finish_reason` of the choice that ends last is sent only when the answer's
-//! receipt is there, and carries it; texts of the chunks, joined, are the text of the whole answer.
+//! receipt is there, and carries it; texts and logprobs of the chunks, joined, are those of the whole answer.
 
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use super::echo::{Columns, Echo, PromptPiece, prompt_logprobs};
 use super::error::ApiError;
 use super::request::Kind;
 use super::tools::{ToolCall, ToolReader};
@@ -37,6 +38,8 @@ pub struct AnswerUsage {
 /// Something that happened to an answer, in order. `Done` or `Failed` is the last.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AnswerEvent {
+    /// Logprobs of the next prompt tokens, from the second one on; before all completion tokens.
+    Prompt(Vec<PromptPiece>),
     /// Completion tokens of one choice, and the text to show now.
     Tokens {
         /// Which choice.
@@ -73,7 +76,10 @@ pub(crate) struct Shape {
     pub(crate) model: String,
     pub(crate) created: u64,
     pub(crate) tokenizer: Arc<Tokenizer>,
-    pub(crate) logprobs: bool,
+    pub(crate) logprobs: Option<u32>,
+    pub(crate) echo: Option<Echo>,
+    /// Logprobs of the prompt by themselves.
+    pub(crate) prompt_logprobs: Option<u32>,
     pub(crate) token_ids: bool,
     pub(crate) include_usage: bool,
     pub(crate) prompt_token_ids: Vec<u32>,
@@ -113,7 +119,7 @@ impl Shape {
 
     /// OpenAI's logprobs of some tokens: lists for chat, parallel arrays for completions.
     fn logprobs(&self, tokens: &[TokenPiece], text_offset: &mut usize) -> Value {
-        if !self.logprobs {
+        if self.logprobs.is_none() {
             return Value::Null;
         }
         if self.kind == Kind::Chat {
@@ -125,25 +131,36 @@ impl Shape {
             });
             return json!({"content": content.collect::<Vec<_>>(), "refusal": null});
         }
-        let mut offsets = Vec::new();
-        let (mut names, mut own, mut top) = (Vec::new(), Vec::new(), Vec::new());
+        let mut columns = Columns::default();
         for token in tokens {
-            let text = self.tokenizer.token_text(token.id);
-            offsets.push(*text_offset);
-            *text_offset += text.chars().count();
-            names.push(text);
-            own.push(token.logprob);
-            let best: Map<String, Value> =
-                token.top.iter().map(|(id, logprob)| (self.tokenizer.token_text(*id), json!(logprob))).collect();
-            top.push(best);
+            let length = columns.push(&self.tokenizer, *text_offset, token.id, token.logprob, &token.top);
+            *text_offset += length;
         }
-        json!({"text_offset": offsets, "token_logprobs": own, "tokens": names, "top_logprobs": top})
+        columns.into_json()
+    }
+
+    /// The prompt's part of a choice's logprobs.
+    fn echoed_logprobs(&self, echo: &Echo, prompt: &[PromptPiece]) -> Value {
+        let Some(top) = self.logprobs else { return Value::Null };
+        echo.columns(&self.tokenizer, &self.prompt_token_ids, prompt, top as usize).into_json()
+    }
+}
+
+/// Appends the lists of one object of logprobs to those of another.
+fn append(to: &mut Value, mut from: Value) {
+    if let Value::Object(lists) = to {
+        for (name, list) in lists {
+            if let (Value::Array(list), Value::Array(more)) = (list, from[name.as_str()].take()) {
+                list.extend(more);
+            }
+        }
     }
 }
 
 /// Builds the chunks of a streamed answer.
 pub(crate) struct Chunks {
     shape: Shape,
+    prompt: Vec<PromptPiece>,
     choices: Vec<ChunkState>,
     /// The end of a choice, held back until it is known whether the answer ends with it.
     held: Option<(u32, String)>,
@@ -153,30 +170,34 @@ pub(crate) struct Chunks {
 struct ChunkState {
     tools: Option<ToolReader>,
     started: bool,
+    echoed: bool,
     text_offset: usize,
 }
 
 impl Chunks {
     pub(crate) fn new(shape: Shape, n: u32) -> Self {
         let state = ChunkState { tools: shape.tools.clone(), ..ChunkState::default() };
-        Self { shape, choices: vec![state; n as usize], held: None }
+        Self { shape, prompt: vec![], choices: vec![state; n as usize], held: None }
     }
 
     /// The chunks that an event gives.
     pub(crate) fn take(&mut self, event: AnswerEvent) -> Vec<Value> {
         let mut out = Vec::new();
         match event {
+            AnswerEvent::Prompt(pieces) => self.prompt.extend(pieces),
             AnswerEvent::Tokens { choice, tokens, text } => {
+                out.extend(self.echo(choice));
                 let text = match self.tools(choice) {
                     Some(reader) => reader.push(&text),
                     None => text,
                 };
-                if !text.is_empty() || self.shape.logprobs || self.shape.token_ids {
+                if !text.is_empty() || self.shape.logprobs.is_some() || self.shape.token_ids {
                     out.push(self.chunk(choice, &text, &tokens, None));
                 }
             }
             AnswerEvent::Finish { choice, reason, text } => {
                 out.extend(self.release(None));
+                out.extend(self.echo(choice));
                 let (text, calls) = match self.tools(choice) {
                     Some(reader) => last_of(reader, &text),
                     None => (text, vec![]),
@@ -213,6 +234,18 @@ impl Chunks {
 
     fn tools(&mut self, choice: u32) -> Option<&mut ToolReader> {
         self.choices.get_mut(choice as usize)?.tools.as_mut()
+    }
+
+    /// The prompt, before anything else of a choice.
+    fn echo(&mut self, choice: u32) -> Option<Value> {
+        let state = self.choices.get_mut(choice as usize).filter(|state| !state.echoed)?;
+        state.echoed = true;
+        let echo = self.shape.echo.take()?;
+        state.text_offset = echo.length();
+        let mut chunk = self.chunk(choice, echo.text(), &[], None);
+        chunk["choices"][0]["logprobs"] = self.shape.echoed_logprobs(&echo, &self.prompt);
+        self.shape.echo = Some(echo);
+        Some(chunk)
     }
 
     fn release(&mut self, polylink: Option<Value>) -> Option<Value> {
@@ -280,6 +313,7 @@ fn called(reason: String) -> String {
 /// Collects a whole answer.
 pub(crate) struct Whole {
     shape: Shape,
+    prompt: Vec<PromptPiece>,
     choices: Vec<WholeChoice>,
 }
 
@@ -293,12 +327,13 @@ struct WholeChoice {
 
 impl Whole {
     pub(crate) fn new(shape: Shape, n: u32) -> Self {
-        Self { shape, choices: vec![WholeChoice::default(); n as usize] }
+        Self { shape, prompt: vec![], choices: vec![WholeChoice::default(); n as usize] }
     }
 
     /// Takes an event; the object once it is complete.
     pub(crate) fn take(&mut self, event: AnswerEvent) -> Result<Option<Value>, ApiError> {
         match event {
+            AnswerEvent::Prompt(pieces) => self.prompt.extend(pieces),
             AnswerEvent::Tokens { choice, tokens, text } => {
                 if let Some(state) = self.choices.get_mut(choice as usize) {
                     state.text.push_str(&text);
@@ -325,8 +360,14 @@ impl Whole {
     fn object(&self, usage: &AnswerUsage, polylink: Option<Value>) -> Value {
         let chat = self.shape.kind == Kind::Chat;
         let mut object = self.shape.object(if chat { "chat.completion" } else { "text_completion" });
+        let told = self.shape.prompt_logprobs.map(|top| prompt_logprobs(&self.shape.tokenizer, &self.prompt, top));
         let choices = self.choices.iter().enumerate().map(|(index, choice)| {
-            let logprobs = self.shape.logprobs(&choice.tokens, &mut 0);
+            let mut offset = self.shape.echo.as_ref().map_or(0, Echo::length);
+            let mut logprobs = self.shape.logprobs(&choice.tokens, &mut offset);
+            if let Some(echo) = &self.shape.echo {
+                let completion = std::mem::replace(&mut logprobs, self.shape.echoed_logprobs(echo, &self.prompt));
+                append(&mut logprobs, completion);
+            }
             let mut entry = json!({"index": index, "finish_reason": choice.finish, "logprobs": logprobs});
             if chat {
                 entry["message"] = json!({"role": "assistant", "content": choice.text, "refusal": null});
@@ -337,7 +378,11 @@ impl Whole {
                     }
                 }
             } else {
-                entry["text"] = choice.text.clone().into();
+                let prompt = self.shape.echo.as_ref().map_or("", Echo::text);
+                entry["text"] = format!("{prompt}{}", choice.text).into();
+                if let Some(told) = &told {
+                    entry["prompt_logprobs"] = told.clone();
+                }
             }
             if self.shape.token_ids {
                 entry["token_ids"] = choice.tokens.iter().map(|token| token.id).collect();
@@ -349,6 +394,9 @@ impl Whole {
         });
         object.insert("choices".into(), choices.collect());
         object.insert("usage".into(), usage_object(usage));
+        if let Some(told) = told.filter(|_| chat) {
+            object.insert("prompt_logprobs".into(), told);
+        }
         if self.shape.token_ids && chat {
             object.insert("prompt_token_ids".into(), self.shape.prompt_token_ids.clone().into());
         }

@@ -16,10 +16,11 @@ use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::answer::{AnswerEvent, Chunks, Shape, Whole};
+use super::echo::Echo;
 use super::error::ApiError;
 use super::local::TextModel;
 use super::metrics::HttpMetrics;
-use super::request::{AnswerRequest, Kind};
+use super::request::{AnswerRequest, Kind, Prompt};
 use super::tools::ToolReader;
 use super::{metrics, openapi, server, sse, texts};
 use crate::model::Tokenizer;
@@ -279,10 +280,16 @@ async fn try_complete<A: Answerer>(
         request.ignored.push("priority".into());
     }
     let (n, streamed, include_usage) = (request.sampling.n, request.stream, request.include_usage);
-    let (logprobs, token_ids) = (request.logprobs.is_some(), request.return_token_ids);
+    let (logprobs, token_ids) = (request.logprobs, request.return_token_ids);
+    let (echo, prompt_logprobs) = (request.echo, request.prompt_logprobs);
+    let sent = match &request.prompt {
+        Prompt::Text(text) if echo => Some(text.clone()),
+        _ => None,
+    };
     let ignored = ignored_header(&request.ignored);
     let grammar_field = request.grammar.as_ref().map_or(request.tools.as_ref().map(|_| "tools"), |g| Some(g.field));
     let answer = front.answerer.answer(caller, request).await.map_err(|error| of_grammar(error, grammar_field))?;
+    let echo = if echo { Some(echoed(sent, &answer.prompt_token_ids, &answer.tokenizer).await?) } else { None };
     let shape = Shape {
         kind,
         id: answer.id,
@@ -290,6 +297,8 @@ async fn try_complete<A: Answerer>(
         created: unix_seconds(),
         tokenizer: answer.tokenizer,
         logprobs,
+        echo,
+        prompt_logprobs,
         token_ids,
         include_usage,
         prompt_token_ids: answer.prompt_token_ids,
@@ -304,6 +313,13 @@ async fn try_complete<A: Answerer>(
         response.headers_mut().insert(IGNORED_FIELDS, ignored);
     }
     Ok(response)
+}
+
+/// The prompt as it is shown, made away from the async threads.
+async fn echoed(sent: Option<String>, ids: &[u32], tokenizer: &Arc<Tokenizer>) -> Result<Echo, ApiError> {
+    let (ids, tokenizer) = (ids.to_vec(), Arc::clone(tokenizer));
+    let made = tokio::task::spawn_blocking(move || Echo::new(sent, &ids, &tokenizer)).await;
+    made.map_err(|e| ApiError::internal(format!("the tokenizer's task ended: {e}")))
 }
 
 /// What an engine says of a grammar, said of the field that asked for it.

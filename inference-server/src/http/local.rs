@@ -12,6 +12,7 @@ use prometheus::proto::MetricFamily;
 use serde_json::json;
 
 use super::answer::{AnswerEvent, AnswerUsage, TokenPiece};
+use super::echo::PromptPiece;
 use super::error::ApiError;
 use super::front::{Answer, Answerer, Caller, ModelCard, unix_seconds, unknown_model};
 use super::metrics::engine_families;
@@ -160,8 +161,10 @@ impl LocalAnswerer {
         }
         let (mut sampling, grammar) = self.text.sampling(&request)?;
         let tools = request.take_tools(self.text.dialect(&request)?);
+        let scored = request.scored_prompt();
         let prompt_token_ids = encode(self.text.clone(), request.prompt, request.add_special_tokens).await?;
-        sampling.max_tokens = self.text.max_tokens(prompt_token_ids.len(), sampling.max_tokens)?;
+        let max_tokens = self.text.max_tokens(prompt_token_ids.len(), sampling.max_tokens)?;
+        sampling.max_tokens = if request.prompt_only { 0 } else { max_tokens };
         let seed = match request.seed {
             Some(seed) => seed,
             None => random_bytes()?,
@@ -176,6 +179,7 @@ impl LocalAnswerer {
             // The engine takes the larger first.
             priority: -request.priority.unwrap_or(0),
             logprobs: request.logprobs.unwrap_or(0),
+            prompt_logprobs: scored,
             grammar,
         };
         let stream = submit(&self.engine, generate).await?;
@@ -204,6 +208,12 @@ impl LocalAnswerer {
 
 fn answer_event(event: TextEvent) -> AnswerEvent {
     match event {
+        TextEvent::Prompt(token) => AnswerEvent::Prompt(vec![PromptPiece {
+            id: token.id,
+            logprob: token.logprob,
+            rank: token.rank,
+            top: token.top.iter().map(|t| (t.token, t.logprob)).collect(),
+        }]),
         TextEvent::Token { token, text } => AnswerEvent::Tokens {
             choice: token.choice,
             tokens: vec![TokenPiece {

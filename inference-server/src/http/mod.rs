@@ -5,6 +5,7 @@
 //! stream, which stops the generation.
 
 mod answer;
+mod echo;
 pub mod error;
 mod fields;
 pub(crate) mod front;
@@ -20,6 +21,7 @@ mod texts;
 mod tools;
 
 pub use answer::{AnswerEvent, AnswerUsage, TokenPiece};
+pub use echo::PromptPiece;
 pub use error::ApiError;
 pub use front::{Answer, Answerer, Caller, Front, FrontLimits, ModelCard, router};
 pub use grammar::AskedGrammar;

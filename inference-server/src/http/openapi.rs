@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
 /// Fields of both endpoints that answer, with their types.
-const ANSWER_FIELDS: [(&str, &str); 32] = [
+const ANSWER_FIELDS: [(&str, &str); 33] = [
     ("model", "string"),
     ("temperature", "number"),
     ("top_p", "number"),
@@ -24,6 +24,7 @@ const ANSWER_FIELDS: [(&str, &str); 32] = [
     ("n", "integer"),
     ("seed", "integer"),
     ("logprobs", ""),
+    ("prompt_logprobs", "integer"),
     ("stream", "boolean"),
     ("stream_options", "object"),
     ("return_token_ids", "boolean"),
@@ -47,7 +48,7 @@ const CHAT_FIELDS: [(&str, &str); 6] = [
     ("parallel_tool_calls", "boolean"),
     ("chat_template_kwargs", "object"),
 ];
-const COMPLETION_FIELDS: [(&str, &str); 1] = [("prompt", "")];
+const COMPLETION_FIELDS: [(&str, &str); 2] = [("prompt", ""), ("echo", "boolean")];
 const TOKENIZE_FIELDS: [(&str, &str); 5] = [
     ("model", "string"),
     ("prompt", ""),

@@ -73,6 +73,12 @@ pub struct AnswerRequest {
     pub seed: Option<[u8; 32]>,
     /// Absent: no logprobs; else so many alternatives per token.
     pub logprobs: Option<u32>,
+    /// The text begins with the prompt, and so do the logprobs.
+    pub echo: bool,
+    /// Absent: no logprobs of the prompt's tokens by themselves; else so many alternatives per token.
+    pub prompt_logprobs: Option<u32>,
+    /// No token is to be drawn: the echo is the answer.
+    pub prompt_only: bool,
     /// What every choice must look like; its digest is not yet in `sampling`.
     pub grammar: Option<AskedGrammar>,
     /// Tools that the model may call, or must.
@@ -106,7 +112,6 @@ const REFUSED: &[(&str, &str, MeansNothing)] = &[
     ("reasoning_effort", "leave it out, or send \"none\"", |v| v == "none"),
     ("verbosity", "leave it out, or send \"medium\"", |v| v == "medium"),
     ("best_of", "leave it out, or send 1; use `n` for several choices", |v| *v == 1),
-    ("echo", "leave it out, or send false", |v| *v == false),
     ("suffix", "leave it out", |v| v == ""),
     ("use_beam_search", "leave it out, or send false", |v| *v == false),
     ("include_stop_str_in_output", "leave it out, or send false", |v| *v == false),
@@ -116,7 +121,6 @@ const REFUSED: &[(&str, &str, MeansNothing)] = &[
     ("bad_words", "use `logit_bias`", is_empty),
     ("allowed_token_ids", "use `logit_bias`", is_empty),
     ("logits_processors", "leave it out", is_empty),
-    ("prompt_logprobs", "leave it out", |v| *v == 0 || *v == false),
     ("truncate_prompt_tokens", "shorten the prompt", |_| false),
     ("prompt_embeds", "send token ids", is_empty),
     ("chat_template", "the model's own template is part of its profile", |_| false),
@@ -161,8 +165,14 @@ impl AnswerRequest {
             .ok_or_else(|| ApiError::field("model", "`model` is missing: name one of GET /v1/models"))?;
         let prompt = prompt_of(kind, &mut fields)?;
         let limit = i64::from(u32::MAX);
-        let max_tokens = fields.integer("max_tokens", 1, limit)?;
-        let max_tokens = fields.integer("max_completion_tokens", 1, limit)?.or(max_tokens).map(|n| n as u32);
+        let echo = fields.boolean("echo")?.unwrap_or(false);
+        if echo && kind == Kind::Chat {
+            return Err(ApiError::unsupported("echo", "use /v1/completions"));
+        }
+        let least = i64::from(!echo);
+        let max_tokens = fields.integer("max_tokens", least, limit)?;
+        let max_tokens = fields.integer("max_completion_tokens", least, limit)?.or(max_tokens).map(|n| n as u32);
+        let prompt_only = max_tokens == Some(0);
         let default = if kind == Kind::Chat { 0 } else { COMPLETION_TOKENS_DEFAULT };
         let unset = Unset {
             temperature: !fields.has("temperature"),
@@ -171,6 +181,9 @@ impl AnswerRequest {
             repetition_penalty: !fields.has("repetition_penalty"),
         };
         let sampling = sampling(&mut fields, max_tokens.unwrap_or(default))?;
+        if prompt_only && sampling.min_tokens > 0 {
+            return Err(ApiError::field("min_tokens", "`min_tokens` is more than max_tokens (0)"));
+        }
         let grammar = grammar(&mut fields)?;
         let tools = if kind == Kind::Chat { tools(&mut fields)? } else { None };
         if let (Some(grammar), Some(Tools { choice: ToolChoice::Required | ToolChoice::Named(_), .. })) =
@@ -183,7 +196,13 @@ impl AnswerRequest {
             Kind::Chat => chat_logprobs(&mut fields)?,
             Kind::Completion => fields.integer("logprobs", 0, TOP_LOGPROBS_MAX)?.map(|n| n as u32),
         };
+        let prompt_logprobs = fields.integer("prompt_logprobs", 0, TOP_LOGPROBS_MAX)?.map(|n| n as u32);
         let stream = fields.boolean("stream")?.unwrap_or(false);
+        if stream && prompt_logprobs.is_some() {
+            let message =
+                "`prompt_logprobs` come with a whole answer: leave out `stream`, or use `echo` and `logprobs`";
+            return Err(ApiError::field("prompt_logprobs", message));
+        }
         let include_usage = stream_options(&mut fields, stream)?;
         Ok(Self {
             kind,
@@ -193,6 +212,9 @@ impl AnswerRequest {
             unset,
             seed: fields.integer("seed", i64::MIN, i64::MAX)?.map(client_seed),
             logprobs,
+            echo,
+            prompt_logprobs,
+            prompt_only,
             grammar,
             tools,
             priority: fields.integer("priority", i64::from(-PRIORITY_MAX), i64::from(PRIORITY_MAX))?.map(|p| p as i32),
@@ -222,6 +244,11 @@ pub(crate) fn prompt_of(kind: Kind, fields: &mut Fields) -> Result<Prompt, ApiEr
 }
 
 impl AnswerRequest {
+    /// Alternatives per prompt token that somebody has to compute; None: no logprobs of the prompt are asked for.
+    pub fn scored_prompt(&self) -> Option<u32> {
+        self.logprobs.filter(|_| self.echo).max(self.prompt_logprobs)
+    }
+
     /// Puts the tools where the template finds them, and returns what reads their calls.
     pub(crate) fn take_tools(&mut self, dialect: Option<Dialect>) -> Option<ToolReader> {
         let (tools, dialect) = self.tools.take().zip(dialect)?;

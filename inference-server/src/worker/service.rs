@@ -127,6 +127,7 @@ async fn try_generate(worker: &Arc<Worker>, body: Body) -> Result<Serving, ApiEr
         tenant: Digest::of(&request.session.to_be_bytes()).0,
         priority: 0,
         logprobs: call.logprobs,
+        prompt_logprobs: call.prompt_logprobs,
         grammar: call.grammar.clone(),
     };
     let stream = submit(&worker.engine, generate).await?;

@@ -3,9 +3,10 @@
 //! The answer lives in its response's stream: when the client goes away, hyper drops the stream, which cancels the
 //! generation within one engine step. What always holds: a receipt is over exactly the tokens that were handed to the
 //! stream; a client that leaves after the first of them owes a receipt of kind `cancelled` (or the whole answer's, where
-//! only the receipt was still to come); before the first one, when the engine fails, and when this worker itself cuts the
+//! only the receipt was still to come), and what was computed of its prompt is not sent before; before the first one, when the engine fails, and when this worker itself cuts the
 //! stream, nothing is billed and the session gets its reservation back.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -16,13 +17,16 @@ use polylink_protocol::market::{
     SALT_BYTES, SKETCH_BYTES, answer_amount, completion_digest, request_digest, sign_receipt, sketch_digest,
 };
 use polylink_protocol::market_v1::{FinishReason as WireReason, Receipt, Request, SignedReceipt, TokenPrices};
-use polylink_protocol::transcript::{GenerateCall, GenerateEvent, TokenLogprobs};
+use polylink_protocol::transcript::{GenerateCall, GenerateEvent, PromptLogprobs, TokenLogprobs};
 
 use super::Worker;
 use super::records::{ChoiceTranscript, Transcript};
 use super::store::StoreError;
-use crate::engine::{FinishReason, TextEvent, TextStream, TokenEvent, Usage};
+use crate::engine::{FinishReason, PromptToken, TextEvent, TextStream, TokenEvent, Usage};
 use crate::http::{ApiError, sse};
+
+/// Prompt tokens whose logprobs one event has.
+const PROMPT_EVENT_MAX: usize = 256;
 
 /// A reservation in the worker's accounts, given back unless the answer ends with a receipt.
 pub(super) struct Reservation {
@@ -54,6 +58,8 @@ struct Answer {
     price: TokenPrices,
     salt: [u8; SALT_BYTES],
     choices: Vec<Choice>,
+    /// Logprobs of prompt tokens that are still to be sent.
+    prompt: VecDeque<PromptLogprobs>,
     start_time_ms: u64,
     reservation: Reservation,
 }
@@ -74,7 +80,8 @@ impl Serving {
     ) -> Self {
         let n = request.sampling.as_ref().map_or(1, |s| s.n.max(1));
         let choices = (0..n).map(|_| Choice::default()).collect();
-        let answer = Answer { call, request, price, salt, choices, start_time_ms: unix_ms(), reservation };
+        let (prompt, start_time_ms) = (VecDeque::new(), unix_ms());
+        let answer = Answer { call, request, price, salt, choices, prompt, start_time_ms, reservation };
         Self { under_way: Some((text, answer)) }
     }
 
@@ -88,7 +95,20 @@ impl Serving {
 
     async fn next(&mut self) -> Option<GenerateEvent> {
         let (text, answer) = self.under_way.as_mut()?;
-        let event = match text.next().await {
+        if let Some(told) = answer.told() {
+            return Some(told);
+        }
+        let next = loop {
+            match text.next().await {
+                Some(TextEvent::Prompt(token)) => answer.tell(token),
+                next => break next,
+            }
+        };
+        let event = match next {
+            // Taken above.
+            Some(TextEvent::Prompt(_)) | None => {
+                Err(ApiError::unavailable("engine_stopped", "the engine ended the answer: ask again"))
+            }
             Some(TextEvent::Token { token, text }) => return Some(answer.token(token, text)),
             Some(TextEvent::Finished { choice, reason, text }) => {
                 answer.ended(choice, reason);
@@ -96,7 +116,6 @@ impl Serving {
             }
             Some(TextEvent::Done { usage }) => self.store(usage).await,
             Some(TextEvent::Failed { code, message }) => Err(ApiError::unavailable(code.as_str(), message)),
-            None => Err(ApiError::unavailable("engine_stopped", "the engine ended the answer: ask again")),
         };
         // What failed gives its reservation back here.
         self.under_way = None;
@@ -132,6 +151,19 @@ impl Drop for Serving {
 }
 
 impl Answer {
+    /// A prompt token's logprobs, to be sent behind the first completion token.
+    fn tell(&mut self, PromptToken { logprob, rank, top, .. }: PromptToken) {
+        let top = top.iter().map(|t| (t.token, t.logprob)).collect();
+        self.prompt.push_back(PromptLogprobs { logprob, rank, top });
+    }
+
+    /// What is to be said of the prompt now.
+    fn told(&mut self) -> Option<GenerateEvent> {
+        let begun = self.choices.iter().any(|choice| !choice.ids.is_empty());
+        let count = if begun { self.prompt.len().min(PROMPT_EVENT_MAX) } else { 0 };
+        (count > 0).then(|| GenerateEvent::Prompt { tokens: self.prompt.drain(..count).collect() })
+    }
+
     fn token(&mut self, token: TokenEvent, text: String) -> GenerateEvent {
         if let Some(choice) = self.choices.get_mut(token.choice as usize) {
             choice.ids.push(token.id);
@@ -159,6 +191,7 @@ impl Answer {
         let mut unsent = vec![false; self.choices.len()];
         while let Some(event) = text.next().await {
             match event {
+                TextEvent::Prompt(_) => {}
                 TextEvent::Token { token, .. } => unsent[token.choice as usize] = true,
                 // All of its tokens were sent, only its end was not.
                 TextEvent::Finished { choice, reason, .. } if !unsent[choice as usize] => self.ended(choice, reason),

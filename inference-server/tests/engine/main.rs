@@ -12,6 +12,7 @@ mod gguf_files;
 mod goldens;
 mod grammars;
 mod logits;
+mod prompt_logprobs;
 mod quantized;
 mod requests;
 mod speculation;

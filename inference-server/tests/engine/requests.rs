@@ -68,6 +68,7 @@ fn a_stop_text_ends_the_answer_and_what_lies_beyond_counts_nowhere() {
     let (mut said, mut tokens, mut reason, mut counted) = (String::new(), Vec::new(), None, 0);
     while let Some(event) = stream.blocking_next() {
         match event {
+            TextEvent::Prompt(_) => panic!("nobody asked for it"),
             TextEvent::Token { token, text } => {
                 assert_eq!(reason, None, "no token after the end");
                 tokens.push(token.id);
@@ -103,6 +104,7 @@ fn a_dropped_or_cancelled_stream_stops_within_a_step() {
     let (mut tokens, mut reason) = (3, None);
     let usage = loop {
         match stream.blocking_next().unwrap() {
+            Event::Prompt(_) => panic!("nobody asked for it"),
             Event::Token(_) => tokens += 1,
             Event::Finished { reason: why, .. } => reason = Some(why),
             Event::Done { usage } => break usage,
@@ -188,6 +190,7 @@ fn choices_end_one_by_one_and_the_rest_by_cancelling() {
     let (mut ended, mut tokens) = (Vec::new(), [0; 3]);
     let usage = loop {
         match stream.blocking_next().unwrap() {
+            Event::Prompt(_) => panic!("nobody asked for it"),
             Event::Token(token) => {
                 assert!(!ended.iter().any(|(choice, _)| *choice == token.choice), "no token after the end of a choice");
                 tokens[token.choice as usize] += 1;

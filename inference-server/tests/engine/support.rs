@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use polylink_inference_server::engine::{
-    BackendKind, Engine, EngineConfig, EngineHandle, Event, FinishReason, GenerateRequest, KvCacheSize, RequestStream,
-    TokenEvent, Usage,
+    BackendKind, Engine, EngineConfig, EngineHandle, Event, FinishReason, GenerateRequest, KvCacheSize, PromptToken,
+    RequestStream, TokenEvent, Usage,
 };
 use polylink_inference_server::model::{ChatMessage, Computation, LoadedModel, Precision};
 use polylink_protocol::market_v1::Sampling;
@@ -57,7 +57,16 @@ pub fn noisy() -> Sampling {
 }
 
 pub fn request(prompt_ids: Vec<u32>, sampling: Sampling, seed: u8) -> GenerateRequest {
-    GenerateRequest { prompt_ids, sampling, seed: [seed; 32], tenant: [1; 32], priority: 0, logprobs: 0, grammar: None }
+    GenerateRequest {
+        prompt_ids,
+        sampling,
+        seed: [seed; 32],
+        tenant: [1; 32],
+        priority: 0,
+        logprobs: 0,
+        prompt_logprobs: None,
+        grammar: None,
+    }
 }
 
 /// A prompt of `length` tokens that depends on `salt` from its first token on.
@@ -72,6 +81,7 @@ pub fn chat(model: &LoadedModel, content: &str) -> Vec<u32> {
 /// All that came of a request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answer {
+    pub prompt: Vec<PromptToken>,
     pub choices: Vec<Choice>,
     pub usage: Usage,
 }
@@ -93,6 +103,10 @@ pub fn collect(mut stream: RequestStream) -> Answer {
     let mut answer = Answer::default();
     while let Some(event) = stream.blocking_next() {
         match event {
+            Event::Prompt(token) => {
+                assert!(answer.choices.is_empty(), "the prompt comes before all tokens");
+                answer.prompt.push(token);
+            }
             Event::Token(token) => {
                 let choice = choice(&mut answer, token.choice);
                 assert_eq!(choice.reason, None, "no token after the end of a choice");

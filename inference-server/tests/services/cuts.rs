@@ -125,6 +125,7 @@ async fn a_judge_finds_nothing_wrong(network: &mut Network, record: &AnswerRecor
             tenant: [0; 32],
             priority: 0,
             logprobs: 0,
+            prompt_logprobs: None,
             grammar: transcript.grammar,
         })
         .unwrap();

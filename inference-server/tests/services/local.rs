@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::http::{get, metric, post, send, stream};
 use super::network::{engine, model};
 
-async fn start(limits: FrontLimits) -> (HttpServer, String) {
+pub async fn start(limits: FrontLimits) -> (HttpServer, String) {
     start_over(engine(), limits).await
 }
 
@@ -51,7 +51,11 @@ async fn every_shape_of_an_answer() {
     let with = ask(json!({"logprobs": 3, "ignore_eos": true})).await;
     let logprobs = &with["choices"][0]["logprobs"];
     assert_eq!(logprobs["tokens"].as_array().unwrap().len(), 12);
-    assert_eq!(logprobs["top_logprobs"][0].as_object().unwrap().len(), 3);
+    let best = logprobs["top_logprobs"][0].as_object().unwrap();
+    assert!(
+        (3..=4).contains(&best.len()) && best[logprobs["tokens"][0].as_str().unwrap()].is_number(),
+        "its own too: {best:?}"
+    );
     assert!(logprobs["token_logprobs"].as_array().unwrap().iter().all(|l| l.as_f64().unwrap() <= 0.0));
     assert_eq!(with["choices"][0]["text"], choice["text"], "logprobs do not change the answer");
 

@@ -12,6 +12,7 @@ mod http;
 mod local;
 mod network;
 mod payer;
+mod prompts;
 mod proxy;
 mod refusals;
 mod structured;

@@ -70,6 +70,7 @@ pub fn ask(max_tokens: u32, seed: u8) -> Ask {
         grammar: None,
         seed: [seed; 32],
         logprobs: None,
+        prompt_logprobs: None,
         answer_id: format!("a-{seed}"),
     }
 }
@@ -80,6 +81,7 @@ pub async fn read(upstream: &mut Upstream, tokens: Option<usize>) -> usize {
     while tokens.is_none_or(|wanted| seen < wanted) {
         match upstream.next().await.expect("the answer goes on").unwrap() {
             UpstreamEvent::Tokens { token_ids, .. } => seen += token_ids.len(),
+            UpstreamEvent::Prompt { .. } => panic!("nobody asked for it"),
             UpstreamEvent::Finish { .. } => break,
             UpstreamEvent::Verified(_) => panic!("the receipt is not read"),
         }

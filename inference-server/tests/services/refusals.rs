@@ -77,6 +77,7 @@ fn call(session: u64, epoch: u64, change: impl FnOnce(&mut GenerateCall, &mut Re
         grammar: None,
         voucher: None,
         logprobs: 0,
+        prompt_logprobs: None,
     };
     change(&mut call, &mut request);
     if call.request.signature.is_empty() {

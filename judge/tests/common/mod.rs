@@ -81,6 +81,7 @@ pub async fn serve(
             tenant: [0; 32],
             priority: 0,
             logprobs: 0,
+            prompt_logprobs: None,
             grammar: None,
         };
         streams.push((request.clone(), engine.submit(request).unwrap()));
@@ -95,7 +96,7 @@ pub async fn serve(
                     completion.sketches.push(token.sketch);
                 }
                 Event::Failed { message, .. } => panic!("{message}"),
-                Event::Finished { .. } | Event::Done { .. } => {}
+                Event::Prompt(_) | Event::Finished { .. } | Event::Done { .. } => {}
             }
         }
         transcripts.push(Transcript {
@@ -123,6 +124,7 @@ pub async fn serve_request(transcript: &Transcript) -> Transcript {
         tenant: [0; 32],
         priority: 0,
         logprobs: 0,
+        prompt_logprobs: None,
         grammar: transcript.grammar.clone(),
     };
     let mut stream = engine.submit(request).unwrap();
@@ -136,7 +138,7 @@ pub async fn serve_request(transcript: &Transcript) -> Transcript {
                 completion.sketches.push(token.sketch);
             }
             Event::Failed { message, .. } => panic!("{message}"),
-            Event::Finished { .. } | Event::Done { .. } => {}
+            Event::Prompt(_) | Event::Finished { .. } | Event::Done { .. } => {}
         }
     }
     Transcript { completions, ..transcript.clone() }

@@ -146,6 +146,9 @@ fn logprobs_are_those_of_the_raw_logits() {
     }
     let top = top_tokens(&logits, 20);
     let mut order: Vec<u32> = (0..300).collect();
-    order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+    order.sort_by(|a, b| logits[*b as usize].partial_cmp(&logits[*a as usize]).unwrap().then(a.cmp(b)));
     assert_eq!(top[..], order[..20]);
+    for (place, &token) in order.iter().enumerate() {
+        assert_eq!(rank_of(&logits, token) as usize, 1 + place, "token {token}, ties by id");
+    }
 }

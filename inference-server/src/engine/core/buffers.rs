@@ -1,6 +1,6 @@
 //! The lists of a step, reused, and how much room they need.
 
-use polylink_kernels::{SampleRow, SequenceRows, SlotStart, Span, TokenInput};
+use polylink_kernels::{SampleParams, SampleRow, SequenceRows, SlotStart, Span, TokenInput};
 
 use crate::engine::grammar::GrammarState;
 use crate::engine::handle::Job;
@@ -57,4 +57,20 @@ pub(super) fn append<T: Copy>(list: &mut Vec<T>, values: &[T]) -> Span {
     let start = list.len() as u32;
     list.extend_from_slice(values);
     Span { start, length: values.len() as u32 }
+}
+
+/// A row that tells a known token's logprob.
+pub(super) fn given(row: usize, slot: u32, token: u32, logprobs: Option<u32>) -> SampleRow {
+    let (none, params) = (Span::default(), SampleParams::greedy());
+    let logprobs = logprobs.unwrap_or(0);
+    SampleRow {
+        row: row as u32,
+        slot,
+        params,
+        logit_bias: none,
+        suppressed: none,
+        mask: none,
+        logprobs,
+        given: Some(token),
+    }
 }

@@ -20,7 +20,7 @@ impl Core {
             return;
         }
         self.wanted.clear();
-        let mut room = self.guesses_max;
+        let mut room = self.extra_wanted;
         for (id, slot) in (0..self.scheduler.running()).filter_map(|index| self.scheduler.decoding(index)) {
             let known = &mut self.choices[id.index()];
             let request = self.requests[known.request as usize].as_ref().expect("a live sequence has its request");

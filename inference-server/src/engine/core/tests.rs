@@ -69,6 +69,7 @@ fn request(salt: u32, length: u32, sampling: Sampling, logprobs: u32) -> Generat
         tenant: [0; 32],
         priority: 0,
         logprobs,
+        prompt_logprobs: None,
         grammar: None,
     }
 }
@@ -105,6 +106,8 @@ fn allocates_nothing(speculation: Speculation) {
         streams.push(bench.admit(request(9, 90, Sampling { logit_bias: vec![], min_tokens: 30, ..sampling() }, 0)));
         let biased = Sampling { logit_bias: Vec::clone(&bias), min_tokens: 10, ..penalties.clone() };
         streams.push(bench.admit(request(5, 90, biased, 0)));
+        let scored = GenerateRequest { prompt_logprobs: Some(20), ..request(40 + round, 90, sampling(), 3) };
+        streams.push(bench.admit(scored));
         assert_eq!(bench.run(7), 0, "round {round}");
         // In the middle of it: one more, and one less.
         streams.push(bench.admit(request(20 + round, 30, sampling(), 0)));

@@ -1,7 +1,9 @@
 //! What the scheduler knows of a sequence, and what it says of a step.
 
+use std::ops::Range;
+
 use super::queue::FlowId;
-use crate::engine::kv_pool::BlockTable;
+use crate::engine::kv_pool::{BlockTable, KvPool};
 
 /// Most tokens that may be guessed ahead of a sequence.
 pub const DRAFT_TOKENS_MAX: usize = 8;
@@ -34,6 +36,8 @@ pub struct Sequence {
     pub tokens: Vec<u32>,
     /// How many of them are the prompt.
     pub prompt_tokens: usize,
+    /// Rows below have told their prompt token's logprob, or need not; at most all but the prompt's last one.
+    pub(super) scored: usize,
     /// Prompt tokens that the prefix cache had when it was first started.
     pub cached_tokens: usize,
     /// Larger goes first.
@@ -95,6 +99,32 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
+    /// Position of the first row whose logits are wanted: of a prompt that is scored, else the last one.
+    pub(super) fn first_wanted(&self) -> usize {
+        if self.scored + 1 < self.prompt_tokens { self.scored } else { self.tokens.len() - 1 }
+    }
+
+    /// Takes what the pool has of the rows before the first one whose logits are wanted; returns how many.
+    pub(super) fn find_prefix(&mut self, pool: &mut KvPool) -> usize {
+        let end = self.first_wanted();
+        pool.match_prefix(&mut self.table, &self.tokens[..=end])
+    }
+
+    /// Rows to compute, where logits of `extra` rows beyond the first one may be wanted.
+    pub(super) fn rows_with(&self, extra: usize) -> usize {
+        self.remaining().min(self.first_wanted() + 1 + extra - self.computed)
+    }
+
+    /// Of the planned rows those whose logits are wanted, but for the first.
+    pub(super) fn extra_wanted(&self) -> usize {
+        (self.computed + self.planned).saturating_sub(self.first_wanted() + 1)
+    }
+
+    /// Of the next `rows` rows those that tell the logprob of a prompt token.
+    pub(super) fn scores(&self, rows: usize) -> usize {
+        (self.computed + rows).min(self.prompt_tokens - 1).saturating_sub(self.scored)
+    }
+
     /// Smaller is better.
     pub(super) fn rank(&self) -> (i64, u64) {
         (-i64::from(self.priority), self.arrival)
@@ -114,6 +144,8 @@ pub struct NewSequence {
     pub priority: i32,
     /// Start only after [`super::Scheduler::unpark`].
     pub parked: bool,
+    /// Logits are wanted of the prompt's rows too.
+    pub scores_prompt: bool,
 }
 
 /// Rows of one sequence in a plan.
@@ -127,12 +159,27 @@ pub struct PlannedRows {
     pub first_position: usize,
     /// Number of rows, at least 1, those of guesses included.
     pub rows: usize,
+    /// Of how many rows, the last before the one that draws, the logits tell the logprob of the prompt token that follows.
+    pub scores: usize,
     /// The rows reach the end: the next token is to be drawn from the last one, or from the one before the guesses.
     pub samples: bool,
     /// How many rows at the end are guesses; from each of them a token is to be drawn too.
     pub guesses: usize,
     /// The sequence has more tokens than `long_beyond`.
     pub long: bool,
+}
+
+impl PlannedRows {
+    /// Positions whose logits tell the logprob of the token that follows.
+    pub fn scored(&self) -> Range<usize> {
+        let end = self.first_position + self.rows - self.guesses - usize::from(self.samples);
+        end - self.scores..end
+    }
+
+    /// How many rows at the end have their logits wanted.
+    pub fn wanted(&self) -> usize {
+        self.scores + if self.samples { 1 + self.guesses } else { 0 }
+    }
 }
 
 /// One step. Reused, so that making it allocates nothing.

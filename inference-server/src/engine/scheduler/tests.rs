@@ -14,7 +14,7 @@ fn scheduler(blocks: usize, budget: usize, running: usize) -> Scheduler {
 
 fn new(tokens: Vec<u32>, tenant: u8, priority: i32) -> NewSequence {
     let table = BlockTable::new(ChainHash::root(&[tenant; 32]), 64);
-    NewSequence { tokens, table, tenant: [tenant; 32], priority, parked: false }
+    NewSequence { tokens, table, tenant: [tenant; 32], priority, parked: false, scores_prompt: false }
 }
 
 fn add(scheduler: &mut Scheduler, prompt: std::ops::Range<u32>, tenant: u8, priority: i32) -> SequenceId {

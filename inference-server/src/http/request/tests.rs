@@ -89,6 +89,10 @@ fn a_wrong_value_is_answered_with_its_field() {
         (json!({"top_logprobs": 3}), "top_logprobs"),
         (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs"),
         (json!({"logprobs": 5}), "logprobs"),
+        (json!({"prompt_logprobs": 21}), "prompt_logprobs"),
+        (json!({"prompt_logprobs": true}), "prompt_logprobs"),
+        (json!({"prompt_logprobs": 1, "stream": true}), "prompt_logprobs"),
+        (json!({"echo": 1}), "echo"),
         (json!({"seed": "x"}), "seed"),
         (json!({"priority": 101}), "priority"),
         (json!({"priority": "high"}), "priority"),
@@ -143,6 +147,26 @@ fn what_would_change_the_answer_is_refused_by_name_never_dropped() {
         "modalities": ["text"],
         "best_of": 1, "echo": false, "parallel_tool_calls": true, "tools ": null, "chat_template_kwargs": {}});
     assert!(chat(nothing).unwrap().ignored.is_empty());
+}
+
+#[test]
+fn an_echo_may_be_the_whole_answer_of_a_completion() {
+    let asked = |extra| completion(extra).map(|request| (request.prompt_only, request.scored_prompt()));
+    assert_eq!(asked(json!({"echo": true, "max_tokens": 0})).unwrap(), (true, None));
+    assert_eq!(asked(json!({"echo": true, "max_tokens": 0, "logprobs": 2})).unwrap(), (true, Some(2)));
+    assert_eq!(asked(json!({"echo": true, "logprobs": 2, "prompt_logprobs": 4})).unwrap(), (false, Some(4)));
+    assert_eq!(asked(json!({"logprobs": 2})).unwrap(), (false, None));
+    assert_eq!(asked(json!({"prompt_logprobs": 0})).unwrap(), (false, Some(0)));
+    for (extra, param) in [
+        (json!({"max_tokens": 0}), "max_tokens"),
+        (json!({"max_tokens": 0, "echo": false}), "max_tokens"),
+        (json!({"max_tokens": 0, "echo": true, "min_tokens": 1}), "min_tokens"),
+        (json!({"echo": true, "logprobs": 21}), "logprobs"),
+        (json!({"echo": true, "best_of": 2}), "best_of"),
+    ] {
+        let error = completion(extra.clone()).expect_err(&extra.to_string());
+        assert_eq!((error.status.as_u16(), error.param.as_deref()), (400, Some(param)), "{extra}");
+    }
 }
 
 #[test]

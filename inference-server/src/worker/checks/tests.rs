@@ -47,6 +47,7 @@ fn call(change: impl FnOnce(&mut GenerateCall, &mut Request)) -> GenerateCall {
         grammar: None,
         voucher: None,
         logprobs: 0,
+        prompt_logprobs: None,
     };
     change(&mut call, &mut request);
     call.request = sign_request(request, &spend_key());

@@ -46,7 +46,8 @@ impl Load {
         let prompt: Vec<u32> = (0..prompt).map(|_| self.rng.random()).collect();
         let tokens_max = prompt.len() + answer;
         let table = BlockTable::new(ChainHash::root(&[tenant; 32]), tokens_max.div_ceil(BLOCK));
-        let new = NewSequence { tokens: prompt, table, tenant: [tenant; 32], priority, parked: false };
+        let new =
+            NewSequence { tokens: prompt, table, tenant: [tenant; 32], priority, parked: false, scores_prompt: false };
         let id = self.scheduler.add(new).expect("there is room");
         self.known[id.index()] = Some((tenant, tokens_max));
         self.live[tenant as usize] += 1;

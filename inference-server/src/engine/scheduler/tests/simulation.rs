@@ -25,6 +25,8 @@ struct Known {
     /// Further choices that wait for its prompt.
     parked: Vec<SequenceId>,
     added: usize,
+    /// The next row that is to tell its prompt token's logprob.
+    scored: usize,
     /// Times that it was preempted while it was the first of those that ran.
     first_preempted: usize,
 }
@@ -62,6 +64,9 @@ struct Seen {
     finished: usize,
     choices: usize,
     guessed: usize,
+    scored: usize,
+    /// Of these, of sequences that had lost their blocks on the way.
+    scored_later: usize,
     /// Longest that one of the highest priority was live, in steps.
     longest: usize,
 }
@@ -77,6 +82,8 @@ struct Simulation {
     seen: Seen,
 }
 
+/// Rows of a plan whose logits may be wanted beyond one of each.
+const EXTRA: usize = 6;
 const PRIORITIES: [i32; 3] = [-3, 0, PRIORITY_MAX];
 
 impl Simulation {
@@ -84,7 +91,7 @@ impl Simulation {
         let mut rng = StdRng::seed_from_u64(seed);
         let (blocks, budget, running) = (rng.random_range(12..40), rng.random_range(8..40), rng.random_range(1..9));
         Self {
-            scheduler: Scheduler::new(KvPool::new(blocks, BLOCK), budget, running, LIVE_MAX).with_guesses(6),
+            scheduler: Scheduler::new(KvPool::new(blocks, BLOCK), budget, running, LIVE_MAX).extra_wanted(EXTRA),
             rng,
             positions: blocks * BLOCK,
             known: (0..LIVE_MAX).map(|_| None).collect(),
@@ -104,15 +111,18 @@ impl Simulation {
         let choices = if rng.random_bool(0.2) { rng.random_range(2..4) } else { 1 };
         let choices = choices.min(LIVE_MAX - self.scheduler.live());
         let mut ids: Vec<SequenceId> = Vec::new();
+        let scores = rng.random_bool(0.3);
         for choice in 0..choices {
-            let new = NewSequence { parked: choice > 0, ..new(prompt.clone(), tenant, priority) };
+            let (parked, scores_prompt) = (choice > 0, scores && choice == 0);
+            let new = NewSequence { parked, scores_prompt, ..new(prompt.clone(), tenant, priority) };
             ids.push(self.scheduler.add(new).expect("there is room"));
         }
         self.seen.choices += choices - 1;
         for (choice, &id) in ids.iter().enumerate() {
             let parked = if choice == 0 { ids[1..].to_vec() } else { vec![] };
             let added = self.seen.steps;
-            let known = Known { tokens_max, digests: vec![], parked, added, first_preempted: 0 };
+            let scored = if scores && choice == 0 { 0 } else { prompt.len() - 1 };
+            let known = Known { tokens_max, digests: vec![], parked, added, scored, first_preempted: 0 };
             assert!(self.known[id.index()].replace(known).is_none(), "a live sequence's number is its own");
         }
     }
@@ -201,11 +211,21 @@ impl Simulation {
         self.first = plan.rows.first().map(|planned| planned.sequence);
         self.seen.preempted += plan.preempted.len();
         self.seen.hits += plan.started.iter().filter(|&&id| scheduler.sequence(id).cached_tokens > 0).count();
+        let wanted: usize = plan.rows.iter().map(PlannedRows::wanted).sum();
+        assert!(wanted <= plan.rows.len() + EXTRA, "{wanted} rows of logits");
         let mut slots = 0_u64;
         for planned in &plan.rows {
             assert_eq!(slots & 1 << planned.slot, 0, "no slot twice");
             slots |= 1 << planned.slot;
             let known = self.known[planned.sequence.index()].as_mut().expect("planned sequences are live");
+            let (told, prompt) = (planned.scored(), scheduler.sequence(planned.sequence).prompt_tokens);
+            assert!(told.is_empty() || told.start == known.scored, "each is told once, in order");
+            assert!(!planned.samples || told.is_empty() || told.end == prompt - 1, "those that draw come last");
+            known.scored += told.len();
+            assert!(!planned.samples || known.scored == prompt - 1, "all are told before a token is drawn");
+            self.seen.scored += told.len();
+            let resumed = scheduler.sequence(planned.sequence).resumed_at > 0;
+            self.seen.scored_later += if resumed { told.len() } else { 0 };
             let all = self.rng.random_bool(0.1) || plan.started.contains(&planned.sequence);
             self.device.run(scheduler.sequence(planned.sequence), planned, &mut known.digests, all);
         }
@@ -243,12 +263,14 @@ fn a_million_random_steps_keep_every_invariant() {
         all.finished += seen.finished;
         all.choices += seen.choices;
         all.guessed += seen.guessed;
+        all.scored += seen.scored;
+        all.scored_later += seen.scored_later;
         all.longest = all.longest.max(seen.longest);
     }
     println!("{all:?}");
     assert_eq!(all.steps, 1_000_000);
     assert!(all.preempted > 1_000 && all.hits > 1_000 && all.finished > 10_000 && all.choices > 1_000, "{all:?}");
-    assert!(all.guessed > 10_000, "{all:?}");
+    assert!(all.guessed > 10_000 && all.scored > 100_000 && all.scored_later > 1_000, "{all:?}");
     // At most 32 of at most 49 tokens, one row per step at worst; what they lose by preemption is bounded too.
     assert!(all.longest < 2 * LIVE_MAX * 49, "of the highest priority nobody waits for ever: {all:?}");
 }
