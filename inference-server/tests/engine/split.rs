@@ -5,13 +5,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use polylink_inference_server::engine::{
-    BackendKind, Engine, EngineConfig, EngineHandle, EngineStatus, Event, FailureCode, SplitConfig,
+    BackendKind, Engine, EngineConfig, EngineHandle, EngineStatus, Event, FailureCode, GenerateRequest, SplitConfig,
 };
 use polylink_inference_server::model::{Computation, KvDtype, LoadedModel, Precision};
 use polylink_inference_server::tensor_split::{Peer, PeerConfig};
 use polylink_protocol::market_v1::Sampling;
 
 use crate::support::*;
+use crate::tiny::{FileType, goldens};
 
 const SECRET: &str = "a secret of the test";
 
@@ -64,6 +65,39 @@ fn two_and_three_devices_give_the_bits_of_one() {
                     "{quantization:?} {shares:?}"
                 );
             }
+        }
+    }
+}
+
+/// LongRoPE: what outgrows the border has other keys from its first token on, on every device; also where it starts beyond
+/// it, finds a prefix of that side, or is scored.
+#[test]
+fn a_sequence_that_outgrows_the_long_border_has_the_same_bits_split() {
+    let goldens = goldens();
+    let golden = goldens.iter().find(|golden| golden.name == "phi3_long").unwrap();
+    let model = golden.open(FileType::Bf16, Precision::F32);
+    let start = |split: EngineConfig| {
+        Engine::start(model.clone(), EngineConfig { token_budget: 24, max_running: 4, ..split }).unwrap()
+    };
+    let (alone, split) = (start(small()), start(split_over(&[1, 1], &[peer_thread(model.clone())])));
+    let border = alone.info().long_beyond.unwrap();
+    let within = golden.tokens("prompt");
+    let sampling = Sampling { max_tokens: 48, ..noisy() };
+    assert!(within.len() < border && border + 8 < within.len() + 48, "it crosses the border on its way");
+    let beyond = [within.clone(), within.clone()].concat();
+    for (prompt_ids, prompt_logprobs) in
+        [(within.clone(), None), (within, Some(3)), (beyond.clone(), None), (beyond, Some(3))]
+    {
+        let asked =
+            || GenerateRequest { prompt_logprobs, logprobs: 3, ..request(prompt_ids.clone(), sampling.clone(), 5) };
+        let expected = run(&alone, asked());
+        assert_eq!(expected.choices[0].tokens.len(), 48);
+        for when in ["fresh", "again"] {
+            let found = run(&split, asked());
+            assert!(
+                (&found.prompt, &found.choices) == (&expected.prompt, &expected.choices),
+                "{when}, {prompt_logprobs:?}"
+            );
         }
     }
 }
