@@ -14,6 +14,8 @@
 // Iterators over arrays of registers, and closures, are compiled apart from the function that has the instructions.
 #![allow(clippy::needless_range_loop)]
 
+use std::sync::atomic::{Ordering, compiler_fence};
+
 use polylink_protocol::exact_math::{f16_to_f32, f32_to_f16_saturating};
 
 use super::gemm::{Activations, Product, TOGETHER};
@@ -39,11 +41,13 @@ pub(super) const Q5: u8 = 5;
 pub(super) const Q6: u8 = 6;
 
 /// Bytes of upper bits of a block.
+#[inline(always)]
 const fn upper_bytes(bits: u8) -> usize {
     (bits as usize - 4) * QUAD
 }
 
 /// Bytes of a superblock of a strip.
+#[inline(always)]
 const fn super_bytes(bits: u8) -> usize {
     UPPER + SUPER_BLOCKS * upper_bytes(bits)
 }
@@ -265,6 +269,10 @@ unsafe fn block<L: BitLanes, const BITS: u8, const R: usize, const S: usize>(
                     }
                 }
                 for step in 0..QUADS / 2 {
+                    // As in `register_blocks::integer_block`.
+                    if R > 1 {
+                        compiler_fence(Ordering::SeqCst);
+                    }
                     for s in 0..S {
                         let [low, high] = quads_of::<L, BITS>(w.add(s * strip_bytes), j, step);
                         for r in 0..R {

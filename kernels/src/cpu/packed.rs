@@ -29,11 +29,13 @@ pub(crate) struct Quants {
 
 impl Quants {
     /// Bytes of a block of one strip.
+    #[inline(always)]
     pub const fn block_bytes(nibbles: bool) -> usize {
         if nibbles { BLOCK * WIDTH / 2 } else { BLOCK * WIDTH }
     }
 
     /// What was added to each integer.
+    #[inline(always)]
     pub const fn offset(nibbles: bool) -> i32 {
         if nibbles { 8 } else { 128 }
     }

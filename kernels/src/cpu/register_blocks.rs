@@ -5,6 +5,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use std::mem::MaybeUninit;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use super::gemm::{Activations, Product, TILE_ROWS, TOGETHER};
 use super::lanes::{Lanes, WIDTH};
@@ -236,7 +237,7 @@ pub(super) unsafe fn integer_block<L: Lanes, const NIBBLES: bool, const R: usize
 ) {
     let shape = product.matrix.shape;
     let blocks = shape.inputs / BLOCK;
-    let block_bytes = Quants::block_bytes(NIBBLES);
+    let block_bytes = const { Quants::block_bytes(NIBBLES) };
     let row_bytes = shape.inputs / 4 * L::QUAD_BYTES;
     let Activations { quads, scales, offsets, .. } = product.activations;
     let quads = &quads[row * row_bytes..][..R * row_bytes];
@@ -266,9 +267,13 @@ pub(super) unsafe fn integer_block<L: Lanes, const NIBBLES: bool, const R: usize
                 }
                 let quads = quads.as_ptr().add(block * QUADS * L::QUAD_BYTES);
                 let from = w.as_ptr().add(block * block_bytes);
-                // Weights first: a row's activations are then loaded once for all strips.
+                // Weights first: a row's activations are then loaded once for all strips. The fences cost nothing: the
+                // compiler would load all steps' values at once, and put the sums on the stack for them.
                 if NIBBLES {
                     for step in 0..QUADS / 2 {
+                        if R > 1 {
+                            compiler_fence(Ordering::SeqCst);
+                        }
                         let mut w = [L::load_nibbles(from.add(step * 4 * WIDTH)); S];
                         for s in 1..S {
                             w[s] = L::load_nibbles(from.add(s * blocks * block_bytes + step * 4 * WIDTH));
@@ -286,6 +291,9 @@ pub(super) unsafe fn integer_block<L: Lanes, const NIBBLES: bool, const R: usize
                     }
                 } else {
                     for step in 0..QUADS {
+                        if R > 1 {
+                            compiler_fence(Ordering::SeqCst);
+                        }
                         let mut w = [L::load_weights(from.add(step * 4 * WIDTH)); S];
                         for s in 1..S {
                             w[s] = L::load_weights(from.add(s * blocks * block_bytes + step * 4 * WIDTH));
