@@ -4,10 +4,15 @@
 //! Key material comes from the caller: this crate draws no randomness.
 
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
-use secp256k1::{Message as SecpMessage, PublicKey, Secp256k1, SecretKey, ecdsa};
+use secp256k1::{All, Message as SecpMessage, PublicKey, Secp256k1, SecretKey, ecdsa};
 use sha2::{Digest as _, Sha256};
 
+use std::sync::LazyLock;
+
 use crate::Address;
+
+/// Made once: making one costs as much as a signature.
+static SECP256K1: LazyLock<Secp256k1<All>> = LazyLock::new(Secp256k1::new);
 
 /// Why a key or signature is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -42,7 +47,7 @@ impl AccountKey {
     /// From 32 secret bytes.
     pub fn from_bytes(secret: &[u8; 32]) -> Result<Self, KeyError> {
         let secret = SecretKey::from_byte_array(*secret).map_err(|_| KeyError::Key("secp256k1"))?;
-        let public = PublicKey::from_secret_key(&Secp256k1::signing_only(), &secret).serialize();
+        let public = PublicKey::from_secret_key(&SECP256K1, &secret).serialize();
         Ok(Self { secret, public })
     }
     /// The secret, to be kept by the caller's keyring.
@@ -60,7 +65,7 @@ impl AccountKey {
     /// `r ‖ s` over SHA-256 of the bytes, low S, nonce by RFC 6979.
     pub fn sign(&self, bytes: &[u8]) -> [u8; 64] {
         let message = SecpMessage::from_digest(Sha256::digest(bytes).into());
-        Secp256k1::signing_only().sign_ecdsa(message, &self.secret).serialize_compact()
+        SECP256K1.sign_ecdsa(message, &self.secret).serialize_compact()
     }
 }
 
@@ -76,9 +81,7 @@ pub fn verify_secp256k1(public_key: &[u8], bytes: &[u8], signature: &[u8]) -> Re
         return Err(KeyError::HighS);
     }
     let message = SecpMessage::from_digest(Sha256::digest(bytes).into());
-    Secp256k1::verification_only()
-        .verify_ecdsa(message, &signature, &public)
-        .map_err(|_| KeyError::Signature("secp256k1"))
+    SECP256K1.verify_ecdsa(message, &signature, &public).map_err(|_| KeyError::Signature("secp256k1"))
 }
 
 /// A service's ed25519 key: spend key, receipt key, disclosure key.
