@@ -18,7 +18,7 @@ from pathlib import Path
 # A whole network starts within this, also on a busy machine; cargo has built it before.
 UP_SECONDS = 300
 STOP_SECONDS = 60
-STOP_ORDER = ["gateway", "judge-3", "judge-2", "judge-1", "worker", "node", "ledger"]
+STOP_ORDER = ["gateway", "judge-3", "judge-2", "judge-1", "worker", "rest", "node", "ledger"]
 
 
 class Up:

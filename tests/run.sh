@@ -48,7 +48,7 @@ python_packages() {
 
 npm_packages() {
     mkdir -p "$POLYLINK_CACHE/cosmjs" || return 1
-    cp tests/cosmjs/package.json tests/cosmjs/package-lock.json tests/cosmjs/conformance.mjs "$POLYLINK_CACHE/cosmjs/" || return 1
+    cp tests/cosmjs/package.json tests/cosmjs/package-lock.json tests/cosmjs/*.mjs "$POLYLINK_CACHE/cosmjs/" || return 1
     (cd "$POLYLINK_CACHE/cosmjs" && npm ci --silent --no-audit --no-fund)
 }
 
@@ -65,7 +65,8 @@ openai_client() {
 
 cosmjs() {
     secret() { "$polylink" keys show "$1" --secret --home "$home" --json | python3 -c "import json, sys; print(json.load(sys.stdin)['secret'])"; }
-    (cd "$POLYLINK_CACHE/cosmjs" && node conformance.mjs "$(field rpc)" "$(secret provider)" "$(secret validator)")
+    (cd "$POLYLINK_CACHE/cosmjs" && node conformance.mjs "$(field rpc)" "$(secret provider)" "$(secret validator)") &&
+        (cd "$POLYLINK_CACHE/cosmjs" && node rest.mjs "$(field rest)" "$(secret provider)")
 }
 
 newcomer() { python3 tests/newcomer.py "$root" "$POLYLINK_CACHE/venv-tests/bin/python"; }
@@ -75,6 +76,7 @@ load() { "$polylink" bench serve --quick --home "$home"; }
 stop_network() { "$polylink" down --home "$home"; }
 
 suite "cometbft" ./cometbft-config/build.sh
+suite "abci-cli" ./cometbft-config/build.sh abci-cli
 # One selection of packages for building and running, so that nothing is compiled twice with other features.
 suite "build" cargo test --locked --workspace --no-run
 suite "cargo tests, end to end too" cargo_tests

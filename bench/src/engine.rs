@@ -10,8 +10,6 @@ mod growth;
 mod load;
 mod peers;
 mod precision;
-mod process;
-mod report;
 mod server;
 mod start;
 mod worker;
@@ -22,13 +20,13 @@ use std::time::{Duration, Instant};
 pub use load::{Figure, Load};
 pub use peers::Peers;
 pub use precision::Precision;
-pub use report::Report;
 
 use crate::BenchError;
 use crate::random_model::Shape;
-use crate::stats::Summary;
+use crate::report::{Compared, Report, Series, summary};
+use crate::row::Row;
+use polylink_kernels::limits::Unit;
 use precision::Limits;
-use report::{Compared, Series};
 
 /// The most repetitions.
 pub const RUNS_MAX: usize = 100;
@@ -117,7 +115,9 @@ impl Options {
 /// fails.
 pub async fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report, BenchError> {
     options.check()?;
-    let mut report = Report::new(options);
+    let mut report = Report::new("engine", heading(options));
+    let absent = options.peers.absent().into_iter();
+    report.absent = absent.map(|(name, reason)| (name.to_owned(), reason.to_owned())).collect();
     for &precision in &options.precisions {
         let mut limits = Limits::default();
         limits.measure(&options.shape, precision, options.threads);
@@ -132,9 +132,27 @@ pub async fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Re
             progress(&format!("{}: growth", precision.name()));
             report.rows.extend(growth::measure(options, precision).await?);
         }
-        report.limits(precision, &limits);
+        report.rows.extend(limit_rows(precision, &limits));
     }
     Ok(report)
+}
+
+fn heading(options: &Options) -> String {
+    let model = options.model.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let parameters = options.shape.parameters() as f64 / 1e6;
+    format!("{model}: {parameters:.0} M parameters; {} threads, medians of {}", options.threads, options.runs)
+}
+
+fn limit_rows(precision: Precision, limits: &Limits) -> [Row; 2] {
+    let products = match precision.unit() {
+        Unit::F32 => "f32",
+        Unit::Bf16 => "bf16",
+        Unit::Int8 => "int8",
+    };
+    let name = precision.name();
+    let row = |what: String, value: f64, unit| Row::new(format!("limit.{name}.{what}"), value, unit, limits.runs, 0.0);
+    let read = row("read".into(), limits.read / 1e9, "GB/s");
+    [read, row(format!("{products}_products"), limits.products / 1e9, "GOP/s")]
 }
 
 async fn compare(
@@ -207,9 +225,4 @@ async fn rate(contestant: &mut contestant::Contestant, figure: &Figure) -> Resul
 /// [`BenchError::Contestant`] if it fails, or answers with another number of tokens than asked for.
 pub async fn probe(name: &str, base: &str, vocabulary: usize, load: &Load) -> Result<f64, BenchError> {
     server::Server::at(name, base, vocabulary).await?.take(load).await
-}
-
-/// Of samples that are there.
-fn summary(samples: &[f64]) -> Option<Summary> {
-    (!samples.is_empty()).then(|| Summary::of(samples.to_vec()))
 }

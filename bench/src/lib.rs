@@ -4,7 +4,11 @@
 //! figure that is printed also stands in the rows of the JSON file.
 
 pub mod engine;
+pub mod faults;
+pub mod ledger;
+mod process;
 pub mod random_model;
+pub mod report;
 pub mod row;
 pub mod serve;
 pub mod soak;

@@ -75,10 +75,12 @@ impl Process {
 
     /// The most memory that it has held, in bytes, file pages included; None where the system does not tell.
     pub fn peak_bytes(&self) -> Option<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()?)).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-        Some(kib * 1024.0)
+        peak_bytes(Some(self.child.id()?))
+    }
+
+    /// Its number while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
     }
 
     /// Ends it and waits until it is gone.
@@ -98,4 +100,44 @@ impl Drop for Process {
 /// An error of a contestant.
 pub fn failed(name: &str, reason: impl std::fmt::Display) -> BenchError {
     BenchError::Contestant { name: name.to_owned(), reason: reason.to_string() }
+}
+
+fn proc_file(pid: Option<u32>, file: &str) -> Option<String> {
+    let pid = pid.map_or("self".into(), |pid| pid.to_string());
+    std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok()
+}
+
+/// The most memory that a process, or this one, has held in bytes; None where the system does not tell.
+pub fn peak_bytes(pid: Option<u32>) -> Option<f64> {
+    let status = proc_file(pid, "status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kib * 1024.0)
+}
+
+/// Linux counts processor time of processes in hundredths of a second.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Processor time of a process, or of this one, over all its threads, in seconds; 0 where the system does not tell.
+pub fn cpu_seconds(pid: Option<u32>) -> f64 {
+    let stat = proc_file(pid, "stat").unwrap_or_default();
+    // The second field is a name in brackets, with any characters; user and system time are the 14th and 15th.
+    let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ').skip(11).take(2);
+    fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / TICKS_PER_SECOND
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_time_and_memory_of_this_process_are_seen() {
+        let before = cpu_seconds(None);
+        let mut work = 0_u64;
+        while cpu_seconds(None) - before < 0.05 {
+            work = (0..1_000_000).fold(work, |sum, n| std::hint::black_box(sum ^ n));
+        }
+        assert!(peak_bytes(None).is_some_and(|bytes| bytes > 1e6));
+        assert_eq!(cpu_seconds(Some(u32::MAX)), 0.0);
+    }
 }

@@ -1,11 +1,15 @@
 //! What a run amounts to: rows for scripts, a table for people, both of the same values.
 
-use super::contestant::OURS;
-use super::precision::{Limits, Precision};
-use super::{Options, summary};
 use crate::row::Row;
 use crate::stats::Summary;
-use polylink_kernels::limits::Unit;
+
+/// The name of what is ours among the contestants.
+pub const OURS: &str = "ours";
+
+/// Of samples that are there.
+pub(crate) fn summary(samples: &[f64]) -> Option<Summary> {
+    (!samples.is_empty()).then(|| Summary::of(samples.to_vec()))
+}
 
 /// Samples of one contestant.
 pub struct Series {
@@ -22,7 +26,7 @@ impl Series {
 
 /// One figure of all contestants, ours first.
 pub struct Compared {
-    /// Precision and figure.
+    /// What is compared, such as a precision and a figure.
     pub name: String,
     /// Of all samples.
     pub unit: &'static str,
@@ -40,12 +44,12 @@ impl Compared {
     }
 
     /// Ours, once against each other contestant and limit; and the others', under their names.
-    fn rows(&self) -> Vec<Row> {
+    fn rows(&self, scope: &str) -> Vec<Row> {
         let row = |name: String, s: &Summary| Row::new(name, s.p50, self.unit, s.count, s.deviation);
         let mut rows = Vec::new();
         let Some(ours) = self.series.first().and_then(|series| summary(&series.samples)) else { return rows };
         let mut against = |name: &str, other: Option<f64>| {
-            let mut row = row(format!("engine.{}", self.name), &ours);
+            let mut row = row(format!("{scope}.{}", self.name), &ours);
             row.against = other.is_some().then(|| name.to_owned());
             row.ratio = other.map(|other| self.ratio(ours.p50, other));
             rows.push(row);
@@ -66,41 +70,27 @@ impl Compared {
 
 /// All figures of a run.
 pub struct Report {
+    /// First part of the names of our rows, such as `engine`.
+    pub scope: &'static str,
+    /// What was run, in a line.
+    pub heading: String,
     /// What contestants were compared by.
-    pub(super) compared: Vec<Compared>,
+    pub compared: Vec<Compared>,
     /// What stands for itself.
-    pub(super) rows: Vec<Row>,
-    heading: String,
-    absent: Vec<(String, String)>,
+    pub rows: Vec<Row>,
+    /// Who was not there, and why.
+    pub absent: Vec<(String, String)>,
 }
 
 impl Report {
-    pub(super) fn new(options: &Options) -> Self {
-        let model = options.model.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let parameters = options.shape.parameters() as f64 / 1e6;
-        let heading =
-            format!("{model}: {parameters:.0} M parameters; {} threads, medians of {}", options.threads, options.runs);
-        let absent = options.peers.absent();
-        let absent = absent.into_iter().map(|(name, reason)| (name.to_owned(), reason.to_owned())).collect();
-        Self { compared: Vec::new(), rows: Vec::new(), heading, absent }
-    }
-
-    pub(super) fn limits(&mut self, precision: Precision, limits: &Limits) {
-        let products = match precision.unit() {
-            Unit::F32 => "f32",
-            Unit::Bf16 => "bf16",
-            Unit::Int8 => "int8",
-        };
-        let name = precision.name();
-        let row =
-            |what: String, value: f64, unit| Row::new(format!("limit.{name}.{what}"), value, unit, limits.runs, 0.0);
-        self.rows.push(row("read".into(), limits.read / 1e9, "GB/s"));
-        self.rows.push(row(format!("{products}_products"), limits.products / 1e9, "GOP/s"));
+    /// Without figures yet.
+    pub fn new(scope: &'static str, heading: String) -> Self {
+        Self { scope, heading, compared: Vec::new(), rows: Vec::new(), absent: Vec::new() }
     }
 
     /// All rows; a peer that was not there has one of value 0.
     pub fn rows(&self) -> Vec<Row> {
-        let mut rows: Vec<Row> = self.compared.iter().flat_map(Compared::rows).collect();
+        let mut rows: Vec<Row> = self.compared.iter().flat_map(|of| of.rows(self.scope)).collect();
         rows.extend(self.rows.iter().cloned());
         rows.extend(self.absent.iter().map(|(name, _)| Row::new(format!("{name}.present"), 0.0, "peers", 1, 0.0)));
         rows
@@ -185,9 +175,9 @@ mod tests {
             |rows: Vec<Row>| rows.into_iter().filter_map(|row| Some((row.against?, row.ratio?))).collect::<Vec<_>>();
         let named =
             |list: &[(&str, f64)]| list.iter().map(|(name, ratio)| ((*name).to_owned(), *ratio)).collect::<Vec<_>>();
-        assert_eq!(ratios(compared(true).rows()), named(&[("a", 0.5), ("b", 2.0), ("most", 0.25)]));
-        assert_eq!(ratios(compared(false).rows()), named(&[("a", 2.0), ("b", 0.5), ("most", 4.0)]));
-        let rows = compared(true).rows();
+        assert_eq!(ratios(compared(true).rows("engine")), named(&[("a", 0.5), ("b", 2.0), ("most", 0.25)]));
+        assert_eq!(ratios(compared(false).rows("engine")), named(&[("a", 2.0), ("b", 0.5), ("most", 4.0)]));
+        let rows = compared(true).rows("engine");
         assert_eq!((rows[0].name.as_str(), rows[0].value, rows[0].runs), ("engine.f32.x", 2.0, 3));
         assert_eq!((rows[3].name.as_str(), rows[3].value), ("a.f32.x", 4.0));
         assert_eq!(rows.len(), 5, "a contestant without samples has no row");
@@ -196,6 +186,7 @@ mod tests {
     #[test]
     fn the_table_compares_with_the_best_and_names_who_is_absent() {
         let report = Report {
+            scope: "engine",
             compared: vec![compared(true)],
             rows: vec![Row::new("limit.f32.read", 28.25, "GB/s", 2, 0.0)],
             heading: "m".into(),

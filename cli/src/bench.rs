@@ -1,6 +1,8 @@
 //! `polylink bench`: measurements over public interfaces.
 
 mod engine;
+mod faults;
+mod ledger;
 
 use clap::{Args, Subcommand};
 use std::io::Write;
@@ -29,6 +31,13 @@ enum What {
     Serve(ServeArgs),
     /// Compare the engine with llama.cpp and transformers on the same weights: rates, memory, load time, growth
     Engine(engine::EngineArgs),
+    /// Measure the ledger: sends in process, over RPC beside CometBFT's key-value store, growth with the state
+    Ledger(ledger::LedgerArgs),
+    /// Kill, stop, wipe and cut validators under load, and look whether all agree
+    Faults(faults::FaultsArgs),
+    /// A part of `bench ledger` in a process of its own
+    #[command(hide = true)]
+    LedgerPart(ledger::PartArgs),
     /// More than a server can take, for hours: leaks, stalls, unequal shares, answers without a reason
     Soak(SoakArgs),
     /// Make a model of any size with random weights, to measure with
@@ -201,6 +210,9 @@ struct ServeArgs {
 pub async fn run(args: &BenchArgs, home: &Path, output: &Output) -> Result<(), CliError> {
     let args = match &args.what {
         What::Engine(args) => return engine::run(args, output).await,
+        What::Ledger(args) => return ledger::run(args, output).await,
+        What::Faults(args) => return faults::run(args, output).await,
+        What::LedgerPart(args) => return ledger::part(args),
         What::Model(args) => return make_model(args, output),
         What::Soak(args) => return run_soak(args, output).await,
         What::Serve(args) => args,

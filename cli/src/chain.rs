@@ -19,13 +19,17 @@ pub struct RpcArgs {
 }
 
 impl RpcArgs {
+    /// Of the named node, else of the local network's.
+    pub fn url(&self, home: &Path) -> Result<String, CliError> {
+        match &self.rpc {
+            Some(url) => Ok(url.clone()),
+            None => Home::new(home)?.require_network()?.url("rpc"),
+        }
+    }
+
     /// A client of the named node, else of the local network's.
     pub fn client(&self, home: &Path) -> Result<ChainClient, CliError> {
-        let url = match &self.rpc {
-            Some(url) => url.clone(),
-            None => Home::new(home)?.require_network()?.url("rpc")?,
-        };
-        Ok(ChainClient::new(&url)?)
+        Ok(ChainClient::new(&self.url(home)?)?)
     }
 }
 

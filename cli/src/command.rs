@@ -8,7 +8,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::error::CliError;
 use crate::output::Output;
-use crate::{bench, chat, config, export, gateway, judge, keys, node, query, serve, status, tx, up, verify};
+use crate::{
+    bench, chat, config, export, gateway, judge, keys, node, query, rest, serve, status, testnet, tx, up, verify,
+};
 
 const AFTER_HELP: &str = "\
 Start here:
@@ -54,6 +56,10 @@ enum Command {
     Down(status::DownArgs),
     /// Run a node: CometBFT and the ledger
     Node(node::NodeArgs),
+    /// Serve the REST that wallets and explorers ask, in front of a node
+    Rest(rest::RestArgs),
+    /// Write the homes of a network of several validators
+    Testnet(testnet::TestnetArgs),
     /// The ledger alone, for CometBFT to connect to
     #[command(hide = true)]
     Ledger(node::LedgerArgs),
@@ -142,6 +148,8 @@ async fn run(cli: Cli, home: &Path) -> Result<(), CliError> {
         Command::Status(a) => status::run(&a.inner, home, &Output { json: a.json }).await,
         Command::Down(a) => status::down(&a, home).await,
         Command::Node(a) => node::run(&a, home).await,
+        Command::Rest(a) => rest::run(&a, home).await,
+        Command::Testnet(a) => testnet::run(&a),
         Command::Ledger(a) => node::ledger(&a, home).await,
         Command::Keys(a) => keys::run(&a.inner, home, &Output { json: a.json }),
         Command::Tx(a) => tx::run(&a.inner, home, &Output { json: a.json }).await,

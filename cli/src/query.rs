@@ -5,8 +5,11 @@ use serde_json::{Value, json};
 use std::path::Path;
 use tendermint_rpc::Client as _;
 
+use polylink_abci_app::query::GasPricesResponse;
 use polylink_protocol::client::ChainClient;
-use polylink_protocol::cosmos::cosmos::bank::v1beta1::{QuerySupplyOfRequest, QuerySupplyOfResponse};
+use polylink_protocol::cosmos::cosmos::bank::v1beta1::{
+    QueryBalanceRequest, QuerySupplyOfRequest, QuerySupplyOfResponse,
+};
 use polylink_protocol::cosmos::cosmos::distribution::v1beta1::{
     QueryDelegationTotalRewardsRequest, QueryDelegationTotalRewardsResponse,
 };
@@ -19,7 +22,9 @@ use polylink_protocol::{Address, DENOM, Dec, Digest, market_v1 as market, tiqe_v
 
 use crate::chain::{RpcArgs, parse_digest, resolve_address};
 use crate::error::CliError;
+use crate::home::Home;
 use crate::output::Output;
+use crate::suggest;
 use crate::tx::default_profile;
 use crate::verify;
 
@@ -160,6 +165,12 @@ enum What {
     },
     /// The parameters in force
     Params,
+    /// What Keplr's experimentalSuggestChain takes
+    SuggestChain {
+        /// The REST that wallets shall ask [default: the local network's]
+        #[arg(long)]
+        rest: Option<String>,
+    },
     /// A header with its signatures: what `polylink verify --trusted-header` takes
     Header {
         /// Its height [default: the newest]
@@ -177,10 +188,27 @@ pub async fn run(args: &QueryArgs, home: &Path, output: &Output) -> Result<(), C
             Output { json: true }.value(&value);
             return Ok(());
         }
+        What::SuggestChain { rest } => {
+            let rest = match rest {
+                Some(url) => url.clone(),
+                None => Home::new(home)?.require_network()?.url("rest")?,
+            };
+            // For a script of a page too.
+            Output { json: true }.value(&suggest_chain(args, home, &rest).await?);
+            return Ok(());
+        }
         what => answer(&args.rpc.client(home)?, what, home).await?,
     };
     output.value(&value);
     Ok(())
+}
+
+async fn suggest_chain(args: &QueryArgs, home: &Path, rest: &str) -> Result<Value, CliError> {
+    let (url, chain) = (args.rpc.url(home)?, args.rpc.client(home)?);
+    let path = "/feemarket.feemarket.v1.Query/GasPrices";
+    let prices: GasPricesResponse = chain.query(path, &QueryBalanceRequest::default()).await?;
+    let atomics = prices.prices.first().and_then(|price| price.amount.parse::<f64>().ok()).unwrap_or_default();
+    Ok(suggest::chain_info(&chain.status().await?.chain_id, &url, rest, atomics / 1e18))
 }
 
 async fn answer(chain: &ChainClient, what: &What, home: &Path) -> Result<Value, CliError> {
@@ -267,7 +295,7 @@ async fn answer(chain: &ChainClient, what: &What, home: &Path) -> Result<Value, 
         }
         What::Tx { hash } => transaction(chain, hash).await?,
         What::Params => json!({"market": chain.market_params().await?, "tiqe": chain.tiqe_params().await?}),
-        What::Header { .. } => Value::Null,
+        What::Header { .. } | What::SuggestChain { .. } => Value::Null,
     })
 }
 

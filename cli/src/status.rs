@@ -61,6 +61,7 @@ fn describe(network: &Network, rpc: &str, state: &State, height: Option<u64>, he
         "api_key": network.api_key,
         "model": network.model,
         "rpc": rpc,
+        "rest": network.url("rest").ok(),
         "metrics": format!("{}/metrics", network.url("gateway")?),
         "worker": network.url("worker")?,
         "chain_id": network.chain_id,

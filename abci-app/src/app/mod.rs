@@ -130,6 +130,11 @@ impl App {
         asked.min(settled).min(joining)
     }
 
+    /// Keys that the block between its `FinalizeBlock` and its `Commit` changes; 0 where there is none.
+    pub fn keys_staged(&self) -> usize {
+        lock(&self.0.consensus).staged.as_ref().map_or(0, |(staged, _)| staged.changes().len())
+    }
+
     fn reset_mempool(&self, base: Base, height: u64) {
         *lock(&self.0.mempool) = Mempool { state: Overlay::new(base), height };
     }

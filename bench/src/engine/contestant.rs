@@ -9,11 +9,12 @@ use tokio::process::Command;
 use super::load::{Figure, Load};
 use super::peers::{Peers, gguf};
 use super::precision::Precision;
-use super::process::failed;
 use super::server::Server;
 use super::worker::Worker;
 use super::{Options, Plan};
 use crate::BenchError;
+use crate::process::failed;
+use crate::report::OURS;
 
 /// A contestant of one precision.
 pub struct Contestant {
@@ -28,9 +29,6 @@ enum Kind {
     Batched { programs: PathBuf, gguf: PathBuf, threads: usize },
     Worker(Worker),
 }
-
-/// The name of our own engine in rows.
-pub const OURS: &str = "ours";
 
 /// Starts our server, with room for every load of the plan.
 pub async fn ours(options: &Options, plan: &Plan, precision: Precision) -> Result<Server, BenchError> {

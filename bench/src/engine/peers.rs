@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use tokio::process::Command;
 
 use super::precision::Precision;
-use super::process::failed;
 use crate::BenchError;
+use crate::process::failed;
 
 const TO_GGUF: &str = include_str!("../../peers/to_gguf.py");
 const INSTALL: &str = "bench/peers/install.sh installs it";

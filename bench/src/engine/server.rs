@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use super::load::{Load, Prompts};
-use super::process::{Process, failed};
 use crate::BenchError;
+use crate::process::{Process, failed};
 
 /// The longest wait for a server that loads its model.
 const START_MAX: Duration = Duration::from_secs(300);

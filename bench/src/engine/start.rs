@@ -1,14 +1,15 @@
 //! Load time and peak memory, of processes that are started for it and given a small load.
 
-use super::contestant::{OURS, llama_server, ours};
+use super::contestant::{llama_server, ours};
 use super::load::Load;
 use super::peers::gguf;
 use super::precision::Precision;
-use super::report::{Compared, Series};
 use super::server::Server;
 use super::worker::Worker;
 use super::{Options, Plan};
 use crate::BenchError;
+use crate::report::OURS;
+use crate::report::{Compared, Series};
 
 const MIB: f64 = (1 << 20) as f64;
 

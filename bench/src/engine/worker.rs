@@ -8,8 +8,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout, Command};
 
 use super::load::Load;
-use super::process::Process;
 use crate::BenchError;
+use crate::process::Process;
 
 const SCRIPT: &str = include_str!("../../peers/transformers_worker.py");
 /// The longest wait for a line.

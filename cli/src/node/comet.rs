@@ -31,6 +31,8 @@ pub struct NodeSettings {
     pub socket: PathBuf,
     /// Pause after a block's commit, milliseconds.
     pub block_time_ms: u64,
+    /// Nodes that it keeps connected to, `ID@HOST:PORT`, by commas.
+    pub peers: String,
 }
 
 /// The binary: the one that is named, else one of this line on PATH, else the one that was built into the cache.
@@ -53,6 +55,12 @@ pub fn find_binary(named: Option<&Path>) -> Result<PathBuf, CliError> {
             ),
         )
     })
+}
+
+/// One of CometBFT's other tools, on PATH or as it was built into the cache.
+pub fn find_tool(name: &str) -> Option<PathBuf> {
+    let on_path = std::env::var_os("PATH").into_iter().flat_map(|p| std::env::split_paths(&p).collect::<Vec<_>>());
+    on_path.chain([cache().join("bin")]).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
 fn cache() -> PathBuf {
@@ -96,6 +104,30 @@ pub fn ensure_keys(home: &Path) -> Result<[u8; 32], CliError> {
         .ok_or_else(|| CliError::file(&validator, "pub_key.value is not an ed25519 key"))
 }
 
+/// How other nodes name this one: its address in hexadecimal.
+pub fn node_id(home: &Path) -> Result<String, CliError> {
+    let path = home.join("config/node_key.json");
+    let stored: Value = files::read_json(&path)?;
+    let key = stored["priv_key"]["value"].as_str().and_then(|text| BASE64.decode(text).ok());
+    let public: Option<[u8; 32]> = key.and_then(|both| both.get(32..)?.try_into().ok());
+    let public = public.ok_or_else(|| CliError::file(&path, "priv_key.value is not an ed25519 key"))?;
+    Ok(hex::encode(Address::of_consensus_key(&public).0))
+}
+
+/// Refuses what is not `ID@HOST:PORT`, by commas.
+pub fn parse_peers(text: &str) -> Result<String, String> {
+    let good = |peer: &str| {
+        let (id, address) = peer.split_once('@')?;
+        let (host, port) = address.rsplit_once(':')?;
+        let host = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_[]:".contains(&b));
+        (id.len() == 40 && hex::decode(id).is_ok() && host && port.parse::<u16>().is_ok_and(|p| p > 0)).then_some(())
+    };
+    match text.split(',').find(|peer| !peer.is_empty() && good(peer).is_none()) {
+        Some(peer) => Err(format!("`{peer}` is not a peer; write ID@HOST:PORT with an ID of 40 hexadecimal digits")),
+        None => Ok(text.to_owned()),
+    }
+}
+
 /// CometBFT keeps secret ‖ public.
 fn private(key: &ServiceKey) -> Value {
     let both = [key.secret_bytes(), key.public_key()].concat();
@@ -126,7 +158,34 @@ pub fn write_config(home: &Path, settings: &NodeSettings) -> Result<(), CliError
     let text = include_str!("../../../cometbft-config/config.toml")
         .replace("{rpc_port}", &settings.rpc_port.to_string())
         .replace("{p2p_port}", &settings.p2p_port.to_string())
+        .replace("{peers}", &settings.peers)
         .replace("{socket}", &settings.socket.display().to_string())
         .replace("{block_time_ms}", &settings.block_time_ms.to_string());
     files::write(&home.join("config/config.toml"), text.as_bytes(), 0o644)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_an_id_and_an_address() {
+        let id = "0123456789abcdef0123456789abcdef01234567";
+        for good in ["", &format!("{id}@127.0.0.1:26656"), &format!("{id}@a.b:1,{id}@[::1]:2")] {
+            assert!(parse_peers(good).is_ok(), "{good}");
+        }
+        for bad in ["x", "127.0.0.1:1", &format!("{id}@host"), &format!("{id}@h:0"), &format!("{id}@h\"x:1")] {
+            assert!(parse_peers(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_node_is_named_by_its_key() {
+        let home = tempfile::tempdir().unwrap();
+        ensure_keys(home.path()).unwrap();
+        let id = node_id(home.path()).unwrap();
+        assert!(id.len() == 40 && id == node_id(home.path()).unwrap());
+        std::fs::write(home.path().join("config/node_key.json"), "{}").unwrap();
+        assert!(node_id(home.path()).unwrap_err().to_string().contains("node_key.json"));
+    }
 }

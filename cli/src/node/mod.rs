@@ -1,4 +1,4 @@
-//! `polylink node`: CometBFT and the ledger as two children of one supervisor.
+//! `polylink node`: CometBFT, the ledger and the REST bridge as children of one supervisor.
 //!
 //! The ledger is started first and stopped last: a node whose application goes away while it is stopping can hang.
 
@@ -14,16 +14,19 @@ use polylink_protocol::client::ChainClient;
 use crate::error::CliError;
 use crate::files;
 use crate::home::{Home, choose_ports};
+use crate::rest;
 use crate::shutdown;
 use crate::supervise::{Role, Supervisor};
 
-pub use comet::{NodeSettings, ensure_keys, find_binary, write_config, write_genesis};
+pub use comet::{NodeSettings, ensure_keys, find_binary, find_tool, node_id, parse_peers, write_config, write_genesis};
 pub use ledger::{LedgerArgs, ledger};
 
 /// From SIGTERM to SIGKILL for node and ledger.
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a node with peers waits for enough of them.
+const PEERS_DEADLINE: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// How long the node may take until it commits a block.
-const START_DEADLINE: Duration = Duration::from_secs(60);
+pub const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// `polylink node`.
 #[derive(Args, Debug)]
@@ -41,9 +44,15 @@ pub struct NodeArgs {
     /// Port for peers on loopback [default: a free one]
     #[arg(long, env = "POLYLINK_P2P_PORT")]
     p2p_port: Option<u16>,
+    /// Port of the REST for wallets, on loopback [default: a free one]
+    #[arg(long, env = "POLYLINK_REST_PORT")]
+    rest_port: Option<u16>,
     /// Pause after each block, in milliseconds
     #[arg(long, env = "POLYLINK_BLOCK_TIME_MS", default_value_t = 1_000)]
     block_time_ms: u64,
+    /// Other nodes of the chain, ID@HOST:PORT, by commas
+    #[arg(long, env = "POLYLINK_PEERS", default_value = "", value_parser = parse_peers)]
+    peers: String,
     /// CometBFT's binary [default: on PATH, else built into the cache]
     #[arg(long, env = "POLYLINK_COMETBFT")]
     cometbft: Option<PathBuf>,
@@ -72,16 +81,17 @@ pub fn roles(home: &Home, binary: &Path) -> Result<[Role; 2], CliError> {
     Ok([ledger, node])
 }
 
-/// Starts both and waits for the chain's height to grow, calling `progress` meanwhile.
+/// Starts both and waits for the chain's height to grow, for so long at most, calling `progress` meanwhile.
 pub async fn start(
     supervisor: &mut Supervisor,
     home: &Home,
     binary: &Path,
     rpc: &str,
+    patience: Duration,
     mut progress: impl FnMut(&str),
 ) -> Result<ChainClient, CliError> {
     let [ledger, node] = roles(home, binary)?;
-    let deadline = tokio::time::Instant::now() + START_DEADLINE;
+    let deadline = tokio::time::Instant::now() + patience;
     let pause = || tokio::time::sleep(Duration::from_millis(100));
     supervisor.start(ledger)?;
     while tokio::net::UnixStream::connect(home.socket()).await.is_err() {
@@ -104,8 +114,7 @@ pub async fn start(
         }
         supervisor.check(3)?;
         if tokio::time::Instant::now() > deadline {
-            let reason =
-                format!("no new block within {} s; see {}", START_DEADLINE.as_secs(), home.log("node").display());
+            let reason = format!("no new block within {} s; see {}", patience.as_secs(), home.log("node").display());
             return Err(CliError::role("node", reason));
         }
         pause().await;
@@ -135,25 +144,38 @@ pub async fn run(args: &NodeArgs, home: &Path) -> Result<(), CliError> {
         }
         (_, true) => {}
     }
-    let ports = choose_ports(&[("rpc", args.rpc_port), ("p2p", args.p2p_port)])?;
+    let ports = choose_ports(&[("rpc", args.rpc_port), ("p2p", args.p2p_port), ("rest", args.rest_port)])?;
     let settings = NodeSettings {
         rpc_port: ports["rpc"],
         p2p_port: ports["p2p"],
         socket: home.socket(),
         block_time_ms: args.block_time_ms,
+        peers: args.peers.clone(),
     };
     write_config(&home.node(), &settings)?;
     let rpc = format!("http://127.0.0.1:{}", settings.rpc_port);
     let mut supervisor = Supervisor::new(&home.state(), false);
-    let started = start(&mut supervisor, &home, &binary, &rpc, |line| println!("{line}")).await;
-    let result = match started {
-        Ok(_) => {
-            supervisor.set_ready();
-            println!("RPC: {rpc}\nCtrl-C stops node and ledger.");
-            shutdown::requested().await.map(|_| ())
-        }
-        Err(error) => Err(error),
+    let result = tokio::select! {
+        result = live(args, &home, &binary, &rpc, ports["rest"], &mut supervisor) => result,
+        reason = shutdown::requested() => reason.map(|_| ()),
     };
     supervisor.stop().await;
     result
+}
+
+/// Starts both and goes on until it is dropped.
+async fn live(
+    args: &NodeArgs,
+    home: &Home,
+    binary: &Path,
+    rpc: &str,
+    rest_port: u16,
+    supervisor: &mut Supervisor,
+) -> Result<(), CliError> {
+    let patience = if args.peers.is_empty() { START_DEADLINE } else { PEERS_DEADLINE };
+    start(supervisor, home, binary, rpc, patience, |line| println!("{line}")).await?;
+    supervisor.start(rest::role(home, rpc, rest_port)?)?;
+    supervisor.set_ready();
+    println!("RPC: {rpc}\nREST: http://127.0.0.1:{rest_port}\nCtrl-C stops node and ledger.");
+    std::future::pending().await
 }

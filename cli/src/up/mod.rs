@@ -19,12 +19,13 @@ use crate::home::{Home, Network, check_ports};
 use crate::keys::Keyring;
 use crate::models::PrecisionArgs;
 use crate::node::{self, NodeSettings, find_binary, write_config};
+use crate::rest;
 use crate::serve::PriceArgs;
 use crate::shutdown;
 use crate::status::answers;
 use crate::supervise::{Role, Supervisor};
 
-pub use genesis::JUDGES;
+pub use genesis::{JUDGES, chain_id as new_chain_id, now as genesis_time};
 
 /// How long a service may take until it is ready.
 const READY_DEADLINE: Duration = Duration::from_secs(90);
@@ -72,6 +73,9 @@ pub struct UpArgs {
     /// Port of CometBFT for peers
     #[arg(long, env = "POLYLINK_P2P_PORT")]
     p2p_port: Option<u16>,
+    /// Port of the REST for wallets
+    #[arg(long, env = "POLYLINK_REST_PORT")]
+    rest_port: Option<u16>,
     /// Port of the OpenAI endpoint
     #[arg(long, env = "POLYLINK_GATEWAY_PORT")]
     gateway_port: Option<u16>,
@@ -117,6 +121,7 @@ pub async fn run(args: &UpArgs, home: &Path) -> Result<(), CliError> {
         p2p_port: network.port("p2p")?,
         socket: home.socket(),
         block_time_ms: args.block_time_ms,
+        peers: String::new(),
     };
     write_config(&home.node(), &settings)?;
     let mut supervisor = Supervisor::new(&home.state(), false);
@@ -139,7 +144,9 @@ async fn live(
     supervisor: &mut Supervisor,
     progress: &Progress,
 ) -> Result<(), CliError> {
-    let chain = node::start(supervisor, home, binary, &network.url("rpc")?, |line| progress.say(line)).await?;
+    let (rpc, patience) = (network.url("rpc")?, node::START_DEADLINE);
+    let chain = node::start(supervisor, home, binary, &rpc, patience, |line| progress.say(line)).await?;
+    supervisor.start(rest::role(home, &rpc, network.port("rest")?)?)?;
     let trusted = ask::trusted_header(&chain, home).await?;
     let network = start_services(args, home, network, &chain, supervisor, progress).await?;
     supervisor.set_ready();
@@ -269,6 +276,7 @@ fn print_how_to_go_on(home: &Home, network: &Network) -> Result<(), CliError> {
   model      {model}
   metrics    {gateway}/metrics (gateway), {worker}/metrics (worker)
   RPC        {rpc} (chain {chain})
+  REST       {rest} (what wallets ask; `query suggest-chain` tells them of the chain)
   account    user, {user}, funded; its key is in {directory}/keys
 
   Ask it from a shell:
@@ -292,6 +300,7 @@ print(client.chat.completions.create(model=\"{model}\", messages=question).choic
         gateway = network.url("gateway")?,
         worker = network.url("worker")?,
         rpc = network.url("rpc")?,
+        rest = network.url("rest")?,
         chain = network.chain_id,
     );
     Ok(())

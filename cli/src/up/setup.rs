@@ -19,8 +19,13 @@ const USER_DEPOSIT: u128 = 1_000_000_000;
 
 /// The network of a home, made if there is none yet.
 pub(super) fn prepare(args: &UpArgs, home: &Home, progress: &Progress) -> Result<Network, CliError> {
-    let wanted =
-        [("rpc", args.rpc_port), ("p2p", args.p2p_port), ("gateway", args.gateway_port), ("worker", args.worker_port)];
+    let wanted = [
+        ("rpc", args.rpc_port),
+        ("p2p", args.p2p_port),
+        ("rest", args.rest_port),
+        ("gateway", args.gateway_port),
+        ("worker", args.worker_port),
+    ];
     let (model, profile) = models::open(&models::resolve(&args.model), args.precision.computation()?, None)?;
     let digest = market::profile_digest(&profile).to_string();
     if let Some(mut network) = home.read_network()?
@@ -37,6 +42,10 @@ pub(super) fn prepare(args: &UpArgs, home: &Home, progress: &Progress) -> Result
             if let Some(port) = port {
                 network.ports.insert(name.into(), port);
             }
+        }
+        if !network.ports.contains_key("rest") {
+            // A home from before there was one.
+            network.ports.extend(choose_ports(&[("rest", None)])?);
         }
         network.block_time_ms = args.block_time_ms;
         files::write_secret_json(&home.network(), &network)?;

@@ -1,0 +1,263 @@
+//! `polylink bench faults`: a network of validators under load while they are killed, stopped, wiped and cut off.
+//!
+//! What must hold is looked at over RPC alone: (1) at every height all nodes have the same block and the same application
+//! hash; (2) every transaction that was seen committed is in the chain of every node at the end; (3) within a minute after
+//! a fault all nodes commit again; (4) while less than a third of the power is away the others go on.
+
+mod check;
+mod links;
+mod member;
+
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+pub use links::Links;
+pub use member::Home;
+
+use crate::BenchError;
+use crate::ledger::rpc::Rpc;
+use crate::process::failed;
+use crate::row::Row;
+use crate::stats::Summary;
+use check::Sent;
+use member::Member;
+
+/// The longest time until all nodes commit again.
+pub const RECOVERY_MAX: Duration = Duration::from_secs(60);
+/// Blocks that show that a node commits again.
+const BLOCKS: u64 = 2;
+const POLL: Duration = Duration::from_millis(100);
+/// The longest wait for a node, which may stand still.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Accounts that send.
+pub const SENDERS: u64 = 500;
+
+/// What is done to a validator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// SIGKILL to the ledger.
+    KillLedger,
+    /// SIGKILL to CometBFT.
+    KillNode,
+    /// SIGSTOP to both for a while.
+    Freeze,
+    /// Stopped in order and started again.
+    Restart,
+    /// Away for a while with all the others at work.
+    Away,
+    /// Stopped, its state removed, started again.
+    Wipe,
+    /// Cut off from all others for a while.
+    Cut,
+    /// A second node with the same key.
+    DoubleSign,
+}
+
+impl Fault {
+    /// All of them, the last one at most once in a run: its validator is tombstoned.
+    pub const ALL: [Fault; 8] = [
+        Fault::KillLedger,
+        Fault::KillNode,
+        Fault::Freeze,
+        Fault::Restart,
+        Fault::Away,
+        Fault::Wipe,
+        Fault::Cut,
+        Fault::DoubleSign,
+    ];
+
+    /// As in the rows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fault::KillLedger => "kill_ledger",
+            Fault::KillNode => "kill_node",
+            Fault::Freeze => "freeze",
+            Fault::Restart => "restart",
+            Fault::Away => "away",
+            Fault::Wipe => "wipe",
+            Fault::Cut => "cut",
+            Fault::DoubleSign => "double_sign",
+        }
+    }
+}
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// In this order, again and again.
+    pub faults: Vec<Fault>,
+    /// How many in all.
+    pub count: usize,
+    /// How long a validator is frozen, away or cut off.
+    pub pause: Duration,
+    /// Sends a second.
+    pub rate: u64,
+    /// Of whom it meets.
+    pub seed: u64,
+}
+
+/// A network on the disk.
+pub struct Network {
+    /// The validators.
+    pub homes: Vec<Home>,
+    /// A second home with the first validator's key.
+    pub twin: Home,
+    /// The ports of the validators for peers, and at last the twin's.
+    pub ports: Vec<u16>,
+    /// Their connections.
+    pub links: Links,
+}
+
+struct Run {
+    members: Vec<Member>,
+    rpcs: Vec<Rpc>,
+    links: Links,
+}
+
+impl Run {
+    async fn heights(&self) -> Vec<Option<u64>> {
+        // At once, so that one that stands still does not hold the others up.
+        join_all(self.rpcs.iter().map(Rpc::height)).await.into_iter().map(Result::ok).collect()
+    }
+
+    /// Waits until the nodes of these numbers have committed further blocks; in seconds.
+    async fn go_on(&self, nodes: &[usize], what: &str) -> Result<f64, BenchError> {
+        let begun = Instant::now();
+        let mut from: Option<u64> = None;
+        loop {
+            let heights = self.heights().await;
+            let newest = heights.iter().flatten().max().copied();
+            let goal = *from.get_or_insert(newest.unwrap_or(0)) + BLOCKS;
+            if nodes.iter().all(|node| heights[*node].is_some_and(|height| height >= goal)) {
+                return Ok(begun.elapsed().as_secs_f64());
+            }
+            if begun.elapsed() > RECOVERY_MAX {
+                let reason = format!("within {} s not all nodes commit again: {heights:?}", RECOVERY_MAX.as_secs());
+                return Err(failed(what, reason));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Does it to a validator; returns seconds until all commit again.
+    async fn inflict(&mut self, fault: Fault, node: usize, pause: Duration) -> Result<f64, BenchError> {
+        let others: Vec<usize> = (0..self.members.len()).filter(|other| *other != node).collect();
+        match fault {
+            Fault::KillLedger => self.members[node].kill_app().await,
+            Fault::KillNode => self.members[node].kill_node().await,
+            Fault::Restart => self.members[node].stop().await,
+            Fault::Freeze => {
+                self.members[node].freeze(true);
+                let result = self.go_on(&others, "the others of a frozen validator").await;
+                tokio::time::sleep(pause).await;
+                self.members[node].freeze(false);
+                result?;
+            }
+            Fault::Away => {
+                self.members[node].stop().await;
+                self.go_on(&others, "the others of a validator that is away").await?;
+                tokio::time::sleep(pause).await;
+            }
+            Fault::Wipe => {
+                self.members[node].stop().await;
+                self.members[node].wipe()?;
+            }
+            Fault::Cut => {
+                self.links.cut(node, true);
+                let result = self.go_on(&others, "the others of a validator that is cut off").await;
+                tokio::time::sleep(pause).await;
+                self.links.cut(node, false);
+                result?;
+            }
+            Fault::DoubleSign => {}
+        }
+        self.members[node].start().await?;
+        let all: Vec<usize> = (0..self.members.len()).collect();
+        self.go_on(&all, fault.name()).await
+    }
+}
+
+/// Starts the network, does all of it, and looks whether what must hold has held.
+///
+/// # Errors
+/// [`BenchError::Contestant`] for the first thing that does not hold.
+pub async fn run(options: &Options, network: Network, mut progress: impl FnMut(&str)) -> Result<Vec<Row>, BenchError> {
+    let Network { homes, twin, ports, links } = network;
+    links.start(&ports);
+    let members: Vec<Member> =
+        homes.into_iter().enumerate().map(|(at, home)| Member::new(format!("validator {at}"), home)).collect();
+    let rpcs =
+        members.iter().map(|member| Rpc::with_patience(member.rpc(), PATIENCE)).collect::<Result<Vec<_>, _>>()?;
+    let mut run = Run { members, rpcs, links };
+    for member in &mut run.members {
+        member.start().await?;
+    }
+    let all: Vec<usize> = (0..run.members.len()).collect();
+    run.go_on(&all, "the start").await?;
+    let sent = Sent::start(&run.rpcs, options.rate).await?;
+    let mut draw = ChaCha8Rng::seed_from_u64(options.seed);
+    let mut recoveries: Vec<(Fault, f64)> = Vec::new();
+    let faults = options.faults.iter().filter(|fault| **fault != Fault::DoubleSign).copied();
+    for fault in faults.collect::<Vec<_>>().into_iter().cycle().take(options.count) {
+        let node = draw.random_range(0..run.members.len());
+        let seconds = run.inflict(fault, node, options.pause).await?;
+        progress(&format!("{} of validator {node}: all commit again after {seconds:.1} s", fault.name()));
+        recoveries.push((fault, seconds));
+    }
+    if options.faults.contains(&Fault::DoubleSign) {
+        let mut second = Member::new("the double".into(), twin);
+        second.start().await?;
+        check::until_tombstoned(&run.rpcs[1], RECOVERY_MAX).await?;
+        second.kill_app().await;
+        let others: Vec<usize> = (1..run.members.len()).collect();
+        let seconds = run.go_on(&others, Fault::DoubleSign.name()).await?;
+        progress(&format!("a validator has signed twice and is out: the others go on after {seconds:.1} s"));
+        recoveries.push((Fault::DoubleSign, seconds));
+    }
+    let counts = sent.stop().await?;
+    let compared = check::same_chain(&run.rpcs, &counts).await?;
+    for member in &mut run.members {
+        member.stop().await;
+    }
+    Ok(rows(options, &recoveries, &counts, compared))
+}
+
+fn rows(options: &Options, recoveries: &[(Fault, f64)], counts: &check::Counts, compared: u64) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for fault in &options.faults {
+        let seconds: Vec<f64> = recoveries.iter().filter(|(of, _)| of == fault).map(|(_, seconds)| *seconds).collect();
+        if !seconds.is_empty() {
+            let summary = Summary::of(seconds);
+            let name = format!("faults.{}.recovery", fault.name());
+            rows.push(Row::new(format!("{name}.p50"), summary.p50, "s", summary.count, summary.deviation));
+            rows.push(Row::new(format!("{name}.max"), summary.max, "s", summary.count, summary.deviation));
+        }
+    }
+    let one = |name: &str, value: u64, unit: &str| Row::new(format!("faults.{name}"), value as f64, unit, 1, 0.0);
+    rows.push(one("inflicted", recoveries.len() as u64, "faults"));
+    rows.push(one("heights_compared", compared, "blocks"));
+    rows.push(one("sent", counts.sent, "txs"));
+    rows.push(one("committed", counts.committed.len() as u64, "txs"));
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_that_was_met_has_its_recovery() {
+        let options =
+            Options { faults: Fault::ALL.to_vec(), count: 3, pause: Duration::from_secs(1), rate: 1, seed: 1 };
+        let met = [(Fault::Cut, 1.0), (Fault::Wipe, 4.0), (Fault::Cut, 3.0)];
+        let rows = rows(&options, &met, &check::Counts::default(), 7);
+        let value = |name: &str| rows.iter().find(|row| row.name == name).map(|row| row.value);
+        assert_eq!(value("faults.cut.recovery.max"), Some(3.0));
+        assert_eq!(value("faults.wipe.recovery.p50"), Some(4.0));
+        assert_eq!((value("faults.freeze.recovery.max"), value("faults.inflicted")), (None, Some(3.0)));
+        assert_eq!(value("faults.heights_compared"), Some(7.0));
+    }
+}
