@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use fjall::{Database, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable};
 use jmt::storage::{NodeKey, StaleNodeIndex, TreeUpdateBatch};
-use jmt::{KeyHash, Sha256Jmt};
+use jmt::{KeyHash, RootHash, Sha256Jmt};
 
 use super::snapshot::{Head, Snapshot};
 use super::times::Moment;
@@ -111,7 +111,9 @@ impl Store {
             error => StoreError::Open { path: path.clone(), error },
         };
         std::fs::create_dir_all(&path).map_err(|error| open(error.into()))?;
-        let builder = Database::builder(&path).cache_size(options.cache_bytes).worker_threads(2);
+        // One thread flushes and compacts: of two, one spins while the other compacts (fjall 3.1 hands it the same task
+        // again and again), which takes a core from the execution of blocks.
+        let builder = Database::builder(&path).cache_size(options.cache_bytes).worker_threads(1);
         let database =
             builder.max_journaling_size(options.journal_bytes.max(JOURNAL_BYTES_MIN)).open().map_err(open)?;
         let table = |name| {
@@ -230,14 +232,13 @@ impl Store {
             }
             kept.insert(key, value);
         }
-        let leaves: BTreeMap<_, _> = kept.iter().map(|(key, value)| (key_hash(key), value.clone())).collect();
+        let leaves = kept.iter().map(|(key, value)| (key_hash(key), value.clone()));
         let view = TreeView {
             tables: &self.0.tables,
             snapshot: newest.database(),
             empty_at: (base == 0).then_some(height - 1),
         };
-        let (root, mut tree) = Sha256Jmt::new(&view)
-            .put_value_set(leaves, height)
+        let (root, mut tree) = update(&Sha256Jmt::new(&view), leaves, height)
             .map_err(|reason| StoreError::Tree { height, reason: format!("{reason:#}") })?;
         // `jmt` forgets to call the last root stale where a block changes nothing (it copies it) or
         // where it was empty.
@@ -322,6 +323,24 @@ impl Store {
         };
         Ok((count(NODE)?, count(VALUE)?))
     }
+}
+
+/// The tree after a block. Where the block deletes nothing, each node that it touches is made and hashed once; with
+/// deletions, which `jmt` takes one by one only, every key makes its path anew.
+fn update(
+    tree: &Sha256Jmt<'_, TreeView<'_>>,
+    leaves: impl Iterator<Item = (KeyHash, Option<Vec<u8>>)>,
+    height: u64,
+) -> anyhow::Result<(RootHash, TreeUpdateBatch)> {
+    // In the order of the tree, which is that of the paths that they share.
+    let leaves: BTreeMap<_, _> = leaves.collect();
+    if leaves.is_empty() || leaves.values().any(Option::is_none) {
+        return tree.put_value_set(leaves, height);
+    }
+    let values = leaves.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+    let (roots, batch) = tree.batch_put_value_sets(vec![values], None, height)?;
+    let root = roots.last().copied();
+    root.map(|root| (root, batch)).ok_or_else(|| anyhow::anyhow!("a batch of one version has no root"))
 }
 
 fn put_tree(

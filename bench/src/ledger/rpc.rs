@@ -122,7 +122,9 @@ impl Rpc {
         let answer = self.client.post(&self.url).header("content-type", "application/json").body(body);
         let answer = async { answer.send().await?.bytes().await };
         let answer = answer.await.map_err(|e| self.wrong("broadcast_tx_async", e))?;
-        let answers: Vec<Value> = serde_json::from_slice(&answer).map_err(|e| self.wrong("broadcast_tx_async", e))?;
+        let answer: Value = serde_json::from_slice(&answer).map_err(|e| self.wrong("broadcast_tx_async", e))?;
+        // Of a single call the answer stands alone.
+        let answers = answer.as_array().map_or(std::slice::from_ref(&answer), Vec::as_slice);
         let refused = |answer: &&Value| !answer["error"].is_null() || answer["result"]["code"].as_u64() != Some(0);
         match answers.iter().find(refused) {
             Some(answer) => Err(self.wrong("broadcast_tx_async", answer)),

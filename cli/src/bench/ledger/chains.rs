@@ -28,11 +28,11 @@ enum App {
     InNode,
 }
 
+/// Who is not there, and why.
+type Absent = Vec<(String, String)>;
+
 /// The chains of so many validators, ours first; and who is absent, with the reason.
-pub fn contestants(
-    cometbft: Option<&Path>,
-    nodes: usize,
-) -> Result<(Vec<Contestant>, Vec<(String, String)>), CliError> {
+pub fn contestants(cometbft: Option<&Path>, nodes: usize) -> Result<(Vec<Contestant>, Absent), CliError> {
     let comet = find_binary(cometbft)?;
     let contestant = |name: &str, kind, app: App| {
         let comet = comet.clone();
