@@ -33,6 +33,7 @@ impl Comet {
         let config = include_str!("../../../cometbft-config/config.toml")
             .replace("{rpc_port}", &rpc_port.to_string())
             .replace("{p2p_port}", &p2p_port.to_string())
+            .replace("{peers}", "")
             .replace("{socket}", &socket.display().to_string())
             .replace("{block_time_ms}", &block_time_ms.to_string());
         std::fs::write(home.join("config/config.toml"), config).unwrap();
@@ -45,8 +46,8 @@ impl Comet {
         std::fs::copy(peer.home.join("config/genesis.json"), home.join("config/genesis.json")).unwrap();
         let id = Command::new(&peer.binary).args(["show-node-id", "--home"]).arg(&peer.home).output().unwrap();
         let id = String::from_utf8(id.stdout).unwrap();
-        let peers = format!("pex = false\npersistent_peers = \"{}@127.0.0.1:{}\"", id.trim(), peer.p2p_port);
-        node.edit_config(|text| text.replace("pex = false", &peers));
+        let peers = format!("persistent_peers = \"{}@127.0.0.1:{}\"", id.trim(), peer.p2p_port);
+        node.edit_config(|text| text.replace("persistent_peers = \"\"", &peers));
         node
     }
 

@@ -19,6 +19,8 @@ pub const GENESIS_SUPPLY: u128 = 2_071_000_000_000;
 /// Every account that the genesis funds.
 const ACCOUNTS: [&str; 10] =
     ["user", "gateway", "worker", "worker-2", "worker-3", "provider", "validator", "judge-1", "judge-2", "judge-3"];
+/// Accounts that hold something where a test has made them.
+const STRANGERS: [&str; 2] = ["one", "two"];
 /// Pots of so many epochs may be unsettled.
 const UNSETTLED_EPOCHS: u64 = 12;
 
@@ -89,7 +91,9 @@ impl Reader<'_> {
 impl Books {
     pub fn of(net: &Net) -> Self {
         let ring = Keyring::new(net.home.path());
-        let accounts = ACCOUNTS.iter().map(|name| (*name, ring.account(name).unwrap().address())).collect();
+        let mut accounts: BTreeMap<_, _> =
+            ACCOUNTS.iter().map(|name| (*name, ring.account(name).unwrap().address())).collect();
+        accounts.extend(STRANGERS.iter().filter_map(|name| Some((*name, ring.account(name).ok()?.address()))));
         Self { chain: ChainClient::new(&net.rpc).unwrap(), accounts, sealed: BTreeMap::new() }
     }
 
