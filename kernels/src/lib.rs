@@ -32,6 +32,9 @@ mod cpu;
 pub mod cuda;
 mod executor;
 mod experts;
+#[cfg(test)]
+#[path = "../tests/common/fence.rs"]
+mod fence;
 #[doc(hidden)]
 pub mod limits;
 mod margin;
@@ -49,6 +52,10 @@ pub use cpu::{CpuBackend, CpuOptions};
 pub use executor::Executor;
 pub use margin::{Margin, replay_margin};
 pub use sampler::{DrawInputs, SampleScratch, log_sum_exp, sample_token};
+
+#[cfg(test)]
+#[global_allocator]
+static FENCE: fence::Fence = fence::Fence;
 
 /// The definition: plain scalar loops, one thread. Slow; allocates within a step.
 pub type ReferenceBackend = Executor<reference::ReferenceOperations>;

@@ -2,9 +2,7 @@
 //! where the system gives them (a model read from start to end for every token otherwise misses the TLB once a page).
 #![allow(unsafe_code)] // owns an allocation of its own
 
-use std::alloc::Layout;
-#[cfg(not(all(test, target_os = "linux")))]
-use std::alloc::{alloc, dealloc};
+use std::alloc::{Layout, alloc, dealloc};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
@@ -40,9 +38,14 @@ impl<T: Plain> Aligned<T> {
             return Some(Self { start: NonNull::dangling(), length, layout: None });
         }
         let bytes = length.checked_mul(size_of::<T>())?;
-        let align = if bytes >= HUGE { HUGE } else { LINE };
+        // In this crate's own tests every buffer ends at a forbidden page (see `fence`), which huge pages do not allow.
+        let align = if bytes >= HUGE && !cfg!(test) { HUGE } else { LINE };
         let layout = Layout::from_size_align(bytes, align).ok()?;
-        let start = take(layout)?;
+        // SAFETY: the layout has a size above 0.
+        let start = NonNull::new(unsafe { alloc(layout) })?;
+        if align == HUGE {
+            advise_huge(start, bytes); // before the first touch, which takes the pages
+        }
         // SAFETY: the allocation has `bytes` bytes.
         unsafe { start.write_bytes(0, bytes) };
         Some(Self { start: start.cast(), length, layout: Some(layout) })
@@ -62,27 +65,6 @@ impl<T: Plain> Default for Aligned<T> {
         Self::zeroed(0)
     }
 }
-
-#[cfg(not(all(test, target_os = "linux")))]
-fn take(layout: Layout) -> Option<NonNull<u8>> {
-    // SAFETY: the layout has a size above 0.
-    let start = NonNull::new(unsafe { alloc(layout) })?;
-    if layout.align() == HUGE {
-        advise_huge(start, layout.size()); // before the first touch, which takes the pages
-    }
-    Some(start)
-}
-
-/// # Safety
-/// `start` was taken with this layout, and nothing refers to it any more.
-#[cfg(not(all(test, target_os = "linux")))]
-unsafe fn give(start: NonNull<u8>, layout: Layout) {
-    // SAFETY: as the caller's.
-    unsafe { dealloc(start.as_ptr(), layout) };
-}
-
-#[cfg(all(test, target_os = "linux"))]
-use guarded::{give, take};
 
 /// Asks for huge pages; a system that has none just gives small ones.
 fn advise_huge(start: NonNull<u8>, bytes: usize) {
@@ -116,50 +98,7 @@ impl<T: Plain> Drop for Aligned<T> {
     fn drop(&mut self) {
         if let Some(layout) = self.layout {
             // SAFETY: taken in `try_zeroed` with this layout.
-            unsafe { give(self.start.cast(), layout) };
-        }
-    }
-}
-
-/// In this crate's own tests, memory ends (within its last cache line) where a page begins that nobody may touch: what
-/// reads or writes beyond a buffer ends the test.
-#[cfg(all(test, target_os = "linux"))]
-mod guarded {
-    use super::{LINE, Layout, NonNull, advise_huge};
-
-    fn page() -> usize {
-        // SAFETY: asks for a constant of the system.
-        usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
-    }
-
-    /// Bytes from the buffer's start to the forbidden page, and from the first page's start to it.
-    fn sizes(layout: Layout) -> Option<(usize, usize)> {
-        let size = layout.size().checked_next_multiple_of(LINE)?;
-        Some((size, size.checked_next_multiple_of(page())?))
-    }
-
-    pub fn take(layout: Layout) -> Option<NonNull<u8>> {
-        let (size, pages) = sizes(layout)?;
-        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: a new mapping of whole pages, of which the last is then closed.
-        unsafe {
-            let map = libc::mmap(std::ptr::null_mut(), pages.checked_add(page())?, access, flags, -1, 0);
-            if map == libc::MAP_FAILED {
-                return None;
-            }
-            let map = map.cast::<u8>();
-            assert_eq!(libc::mprotect(map.add(pages).cast(), page(), libc::PROT_NONE), 0, "a page can be closed");
-            advise_huge(NonNull::new(map)?, pages);
-            NonNull::new(map.add(pages - size))
-        }
-    }
-
-    /// # Safety
-    /// `start` was taken with this layout, and nothing refers to it any more.
-    pub unsafe fn give(start: NonNull<u8>, layout: Layout) {
-        if let Some((size, pages)) = sizes(layout) {
-            // SAFETY: as the caller's: this is the whole mapping.
-            unsafe { libc::munmap(start.as_ptr().add(size).sub(pages).cast(), pages + page()) };
+            unsafe { dealloc(self.start.as_ptr().cast(), layout) };
         }
     }
 }
@@ -179,5 +118,36 @@ mod tests {
             assert!(values.iter().enumerate().all(|(i, value)| *value == i as f32));
         }
         assert!(Aligned::<f32>::try_zeroed(usize::MAX / 2).is_none());
+    }
+
+    /// Whether the system may read the byte there (it says so without a signal).
+    #[cfg(target_os = "linux")]
+    fn readable(at: *const u8) -> bool {
+        let mut pipe = [0; 2];
+        // SAFETY: a pipe of its own; an address that cannot be read is an error of `write`.
+        unsafe {
+            assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
+            let written = libc::write(pipe[1], at.cast(), 1);
+            pipe.into_iter().for_each(|end| assert_eq!(libc::close(end), 0));
+            written == 1
+        }
+    }
+
+    /// What all tests of this crate rest on.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn buffers_of_tests_end_where_nobody_may_read() {
+        for length in [5usize, 64, 1000, 4096, HUGE + 3] {
+            let exact = vec![1f32; length];
+            let lines = Aligned::<f32>::zeroed(length);
+            for (values, end) in [(&exact[..], 4 * length), (&lines, (4 * length).next_multiple_of(LINE))] {
+                let start = values.as_ptr().cast::<u8>();
+                assert!(readable(start) && readable(start.wrapping_add(4 * length - 1)), "{length}");
+                assert!(!readable(start.wrapping_add(end)), "{length}");
+            }
+            let gone = exact.as_ptr();
+            drop(exact);
+            assert!(!readable(gone.cast()), "{length}");
+        }
     }
 }

@@ -3,11 +3,17 @@
 #![allow(clippy::unwrap_used)] // tests
 
 mod common;
+#[path = "common/fence.rs"]
+mod fence;
 
 use std::num::NonZeroUsize;
 
 use common::*;
 use polylink_kernels::*;
+
+/// Arenas, tables, weights and scratch end where nobody may read or write.
+#[global_allocator]
+static FENCE: fence::Fence = fence::Fence;
 
 const KV: KvSpec = KvSpec::f32(TINY.layers, TINY.kv_heads, TINY.head_dim);
 

@@ -3,7 +3,6 @@
 use super::*;
 use crate::backend::{KvDtype, Limits, PairOrder};
 use crate::blocks::{KKind, SUPER, SUPER_BLOCKS, k_block};
-use crate::memory::Aligned;
 use crate::quantise::{BLOCK, superblocks::superblock};
 use crate::reference::ReferenceOperations;
 use crate::sampler::Math;
@@ -33,13 +32,6 @@ fn packed() -> Vec<CpuOperations> {
             operations
         })
         .collect()
-}
-
-/// In memory that ends where nobody may read or write (see `memory`).
-fn guarded(values: &[f32]) -> Aligned<f32> {
-    let mut memory = Aligned::zeroed(values.len());
-    memory.copy_from_slice(values);
-    memory
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -118,14 +110,14 @@ fn products_of_awkward_sizes() {
                 let ranges = usize::div_ceil(inputs, range_length);
                 let planes = if case % 3 == 0 { ranges } else { 1 };
                 let shape = MatrixShape { outputs, inputs, range_length, planes };
-                let input = guarded(&values(case, rows * inputs));
-                let bias = guarded(&values(1, outputs));
+                let input = values(case, rows * inputs);
+                let bias = values(1, outputs);
                 let bias = (planes == 1 && case % 2 == 0).then_some(&bias[..]);
                 let residual = planes == 1 && case % 5 < 2;
                 // What is not added onto must not matter, and must be written in full.
                 let count = rows * outputs * planes;
                 let start = if residual { values(2, count) } else { vec![f32::NAN; count] };
-                let (mut expected, mut found) = (start.clone(), guarded(&start));
+                let [mut expected, mut found] = [start.clone(), start];
                 let matrix = reference.pack(plain(shape, kind));
                 reference.gemm(&matrix, &input, &mut expected, bias, residual).unwrap();
                 let matrix = operations.pack(plain(shape, kind));
@@ -143,10 +135,10 @@ fn gates_joined_to_their_products() {
     let shape = MatrixShape { outputs: 50, inputs: 288, range_length: 96, planes: 1 };
     for mut operations in packed() {
         for (kind, rows) in (0..10).flat_map(|kind| [1, 3, 20, 101].map(|rows| (kind, rows))) {
-            let input = guarded(&values(kind as u32, rows * 2 * shape.inputs));
+            let input = values(kind as u32, rows * 2 * shape.inputs);
             let start = values(2, rows * shape.outputs);
-            let (mut expected, mut found) = (start.clone(), guarded(&start));
-            let mut between = guarded(&vec![f32::NAN; rows * shape.inputs]);
+            let [mut expected, mut found] = [start.clone(), start];
+            let mut between = vec![f32::NAN; rows * shape.inputs];
             let activation = if kind % 2 == 0 { Activation::Silu } else { Activation::GeluTanh };
             let matrix = reference.pack(plain(shape, kind));
             reference.gated_mul(activation, &input, &mut between, shape.inputs).unwrap();
@@ -165,8 +157,8 @@ fn rows_of_awkward_widths() {
     for mut operations in packed() {
         for (case, width) in [1, 15, 63, 64, 65, 130, 288].into_iter().enumerate() {
             let (rows, stream) = (3, case as u32 + 50);
-            let (input, weight) = (guarded(&values(stream, 2 * rows * width)), guarded(&values(9, width)));
-            let (mut expected, mut found) = (vec![0.0; rows * width], guarded(&vec![f32::NAN; rows * width]));
+            let (input, weight) = (values(stream, 2 * rows * width), values(9, width));
+            let (mut expected, mut found) = (vec![0.0; rows * width], vec![f32::NAN; rows * width]);
             for residual in [false, true] {
                 reference.rms_norm(&input[..rows * width], &weight, 1e-6, residual, &mut expected).unwrap();
                 operations.rms_norm(&input[..rows * width], &weight, 1e-6, residual, &mut found).unwrap();
@@ -177,7 +169,7 @@ fn rows_of_awkward_widths() {
                 operations.gated_mul(activation, &input, &mut found, width).unwrap();
                 assert_eq!(bits(&expected), bits(&found), "{activation:?} of {width}");
             }
-            let mut capped = [guarded(&input), guarded(&input)];
+            let mut capped = [input.clone(), input.clone()];
             reference.soft_cap(&mut capped[0], 1.5).unwrap();
             operations.soft_cap(&mut capped[1], 1.5).unwrap();
             assert_eq!(bits(&capped[0]), bits(&capped[1]), "soft cap of {width}");
@@ -256,7 +248,7 @@ impl Sequences {
 /// bits of all outputs. What was never written is NaN.
 fn attend<O: Operations>(operations: &mut O, spec: &AttentionSpec, dtype: KvDtype, length: usize) -> Vec<u32> {
     let kv = KvSpec { dtype, ..KvSpec::f32(2, spec.kv_heads, spec.head_dim) };
-    let mut cache = guarded(&vec![f32::NAN; BLOCKS * operations.block_floats(&kv)]);
+    let mut cache = vec![f32::NAN; BLOCKS * operations.block_floats(&kv)];
     // All pairs of a head, or three quarters of them.
     let pairs = spec.head_dim / 2 - if length.is_multiple_of(2) { spec.head_dim / 8 } else { 0 };
     let (sine, cosine) = (values(3, 1024 * pairs), values(4, 1024 * pairs));
@@ -269,10 +261,10 @@ fn attend<O: Operations>(operations: &mut O, spec: &AttentionSpec, dtype: KvDtyp
     for sequences in [[(0, length), (0, shorter), (0, one)], [(length, 3), (shorter, 1), (one, 9)]] {
         let sequences = Sequences::new(&sequences, operations.block_tokens());
         let rows = sequences.positions.len();
-        let mut qkv = guarded(&values(20 + rows as u32, rows * width));
+        let mut qkv = values(20 + rows as u32, rows * width);
         operations.rope_append(spec, &rope, &sequences.batch(), &kv, 1, &mut cache, &mut qkv).unwrap();
         all.extend(bits(&qkv));
-        let mut output = guarded(&vec![f32::NAN; rows * spec.query_heads * spec.head_dim]);
+        let mut output = vec![f32::NAN; rows * spec.query_heads * spec.head_dim];
         operations.attention(spec, &sequences.batch(), &kv, 1, &cache, &qkv, &mut output).unwrap();
         assert!(output.iter().all(|value| value.is_finite()), "{} {dtype:?} length {length}", operations.name());
         all.extend(bits(&output));
@@ -366,8 +358,8 @@ fn draws_from_awkward_vocabularies() {
     for operations in packed() {
         let set = operations.set;
         for (count, position) in [1, 15, 16, 17, 63, 64, 65, 127, 200, 1031].into_iter().zip(0u32..) {
-            let logits = guarded(&values(count as u32, count));
-            let (mut weights, mut expected) = (guarded(&vec![f32::NAN; count]), vec![0.0; count]);
+            let logits = values(count as u32, count);
+            let (mut weights, mut expected) = (vec![f32::NAN; count], vec![0.0; count]);
             let likeliest =
                 (0..count as u32).max_by(|a, b| logits[*a as usize].total_cmp(&logits[*b as usize])).unwrap();
             let max = logits[likeliest as usize];
