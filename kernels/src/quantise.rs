@@ -15,8 +15,21 @@ pub(crate) mod superblocks;
 /// Values per scale, on both sides of a product.
 pub const BLOCK: usize = 32;
 
+/// Of finite values. In lanes, so that it is a few vector operations wherever it is compiled in.
+#[inline(always)]
 fn largest_magnitude(values: &[f32]) -> f32 {
-    values.iter().fold(0f32, |largest, x| largest.max(x.abs()))
+    let mut lanes = [0f32; 16];
+    let (whole, rest) = values.as_chunks::<16>();
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    for chunk in whole {
+        for i in 0..16 {
+            lanes[i] = larger(lanes[i], chunk[i].abs());
+        }
+    }
+    for i in 0..rest.len() {
+        lanes[i] = larger(lanes[i], rest[i].abs());
+    }
+    lanes.into_iter().fold(0f32, larger)
 }
 
 /// Quantises one block to Q8_0; returns the scale.
@@ -41,15 +54,7 @@ pub fn q4_0(values: &[f32; BLOCK], quants: &mut [i8]) -> f32 {
 /// Quantises one block of activations; returns the scale. Inputs are finite.
 #[inline(always)]
 pub fn activations(values: &[f32; BLOCK], quants: &mut [i8; BLOCK]) -> f32 {
-    let mut lanes = [0f32; 16];
-    for half in values.chunks_exact(16) {
-        for (lane, value) in lanes.iter_mut().zip(half) {
-            let magnitude = value.abs();
-            *lane = if magnitude > *lane { magnitude } else { *lane };
-        }
-    }
-    let largest = lanes.iter().fold(0f32, |largest, &lane| if lane > largest { lane } else { largest });
-    let scale = largest / 127.0;
+    let scale = largest_magnitude(values) / 127.0;
     if scale < f32::MIN_POSITIVE {
         quants.iter_mut().for_each(|quant| *quant = 0);
         return 0.0;

@@ -34,6 +34,8 @@ pub(crate) struct Queries<'a> {
     pub qkv: &'a [f32],
     pub stride: usize,
     pub first: usize,
+    /// Of what this worker attends to next: the blocks it sees, and the KV head.
+    pub next: Option<(&'a [u32], usize)>,
 }
 
 /// What one query sees: positions `from..to`.
@@ -45,6 +47,9 @@ struct Seen {
 
 /// Queries that share the loads of keys and values.
 const SHARED: usize = 4;
+
+/// Bytes between what is read for the first time and what is asked for: what memory delivers while it answers.
+const AHEAD: usize = 8 << 10;
 
 /// Memory of one worker: of the queries that are computed together, the tile's scores and then weights, its weighted
 /// values, and the outputs of all tiles so far.
@@ -81,6 +86,33 @@ impl Queries<'_> {
         (scales, numbers)
     }
 
+    /// Where the numbers begin that are read `ahead` parts after the keys of the tile's block `at`; the tile has `blocks`
+    /// of them. After its keys come its values, then the next tile's keys, or those of what this worker reads next.
+    #[inline(always)]
+    fn later<E: Element>(&self, (tile, blocks): (usize, usize), ahead: usize) -> *const E {
+        let (first, seen) = (tile / BLOCK_TOKENS, self.position / BLOCK_TOKENS + 1);
+        let (part, kv_head, list, index) = if ahead < blocks {
+            (0, self.kv_head, self.blocks, first + ahead)
+        } else if ahead < 2 * blocks {
+            (1, self.kv_head, self.blocks, first + ahead - blocks)
+        } else if first + ahead - blocks < seen {
+            (0, self.kv_head, self.blocks, first + ahead - blocks)
+        } else {
+            let (list, kv_head) = self.next.unwrap_or((self.blocks, self.kv_head));
+            (0, kv_head, list, ahead - 2 * blocks)
+        };
+        let block = list[index.min(list.len() - 1)];
+        let words = part_number(self.kv, block, self.layer, part, kv_head) * part_words(self.kv);
+        let skipped = if E::SCALED { BLOCK_TOKENS } else { 0 };
+        self.cache.as_ptr().wrapping_add(words + skipped).cast()
+    }
+
+    /// How many parts lie between what is read and what is asked for.
+    #[inline(always)]
+    fn distance(&self) -> usize {
+        (AHEAD / (4 * part_words(self.kv))).clamp(4, 16)
+    }
+
     /// Values of query `index` (row × group + head), and what it sees.
     #[inline(always)]
     fn query(&self, index: usize) -> (&[f32], Seen) {
@@ -91,8 +123,8 @@ impl Queries<'_> {
         (&self.qkv[row * self.stride + self.first + head * dim..][..dim], Seen { from, to })
     }
 
-    /// Scores of Q queries with B blocks from `position` on (a multiple of 16). `ahead`: keys and values of the positions
-    /// from the first to the second are read for the first time: those that come next are asked for.
+    /// Scores of Q queries with B blocks from `position` on (a multiple of 16). `cold`: this tile's keys and values, from
+    /// the first position on so many blocks, are read for the first time: those that come next are asked for.
     ///
     /// # Safety
     /// The machine has `L`.
@@ -102,33 +134,46 @@ impl Queries<'_> {
         queries: &[&[f32]; Q],
         position: usize,
         (scores, at): (&mut [[f32; ATTENTION_TILE]; Q], usize),
-        ahead: Option<(usize, usize)>,
+        cold: Option<(usize, usize)>,
     ) {
         let mut keys: [(&[f32], &[E]); B] = [(&[], &[]); B];
         for b in 0..B {
             keys[b] = self.block(0, position + b * BLOCK_TOKENS);
         }
-        let mut next: [&[E]; B] = [&[]; B];
-        if let Some((first, end)) = ahead {
+        let mut next = [std::ptr::null::<E>(); B];
+        if let Some(tile) = cold {
+            let ahead = (position - tile.0) / BLOCK_TOKENS + self.distance();
             for b in 0..B {
-                let (keys, values) = (position + (B + b) * BLOCK_TOKENS, first + b * BLOCK_TOKENS);
-                next[b] = if keys < end { self.block(0, keys).1 } else { self.block(1, values.min(end - 1)).1 };
+                next[b] = self.later(tile, ahead + b);
+                if E::SCALED {
+                    // Before its numbers, and those of the values, which are all needed before the first value is.
+                    let scales = next[b].cast::<f32>().wrapping_sub(BLOCK_TOKENS);
+                    let (of_values, _) = self.block::<E>(1, position + b * BLOCK_TOKENS);
+                    // SAFETY: any address may be asked for.
+                    unsafe {
+                        L::prefetch(scales.cast());
+                        L::prefetch(of_values.as_ptr().cast());
+                    }
+                }
             }
         }
         assert!(at + B * BLOCK_TOKENS <= ATTENTION_TILE, "a tile is a whole number of blocks");
         // SAFETY: a block holds head_dim × 16 keys, a query head_dim values, a row of `scores` the tile.
         unsafe {
             let mut sums = [[L::zero(); B]; Q];
-            for d in 0..self.kv.head_dim {
-                if ahead.is_some() {
+            for line in 0..self.kv.head_dim / E::VECTORS_PER_LINE {
+                if cold.is_some() {
                     for b in 0..B {
-                        L::prefetch(next[b].as_ptr().wrapping_add(d * WIDTH).cast());
+                        L::prefetch(next[b].wrapping_add(line * E::VECTORS_PER_LINE * WIDTH).cast());
                     }
                 }
-                for q in 0..Q {
-                    let x = L::splat(*queries[q].as_ptr().add(d));
-                    for b in 0..B {
-                        sums[q][b] = L::fma(x, E::load::<L>(keys[b].1.as_ptr().add(d * WIDTH)), sums[q][b]);
+                for vector in 0..E::VECTORS_PER_LINE {
+                    let d = line * E::VECTORS_PER_LINE + vector;
+                    for q in 0..Q {
+                        let x = L::splat(*queries[q].as_ptr().add(d));
+                        for b in 0..B {
+                            sums[q][b] = L::fma(x, E::load::<L>(keys[b].1.as_ptr().add(d * WIDTH)), sums[q][b]);
+                        }
                     }
                 }
             }
@@ -145,15 +190,15 @@ impl Queries<'_> {
     }
 
     /// `Σ p × value` over what each query sees of a tile, for C × 16 dimensions from `dimension` on. Positions that all see
-    /// are read once for all; those before and after them once per query, so that each has its ascending order. `cold`:
-    /// they are read for the first time.
+    /// are read once for all; those before and after them once per query, so that each has its ascending order. `cold`: as
+    /// for the scores.
     ///
     /// # Safety
     /// The machine has `L`.
     #[inline(always)]
     unsafe fn values<L: Lanes, E: Element, const Q: usize, const C: usize>(
         &self,
-        (tile, dimension, cold): (usize, usize, bool),
+        (tile, dimension, cold): (usize, usize, Option<(usize, usize)>),
         seen: &[Seen; Q],
         weights: &[[f32; ATTENTION_TILE]; Q],
         sums: &mut [[f32; HEAD_DIM_MAX]; Q],
@@ -187,13 +232,16 @@ impl Queries<'_> {
             while position < end {
                 let (_, block) = self.block::<E>(1, position);
                 let last = end.min(position / BLOCK_TOKENS * BLOCK_TOKENS + BLOCK_TOKENS);
-                let next = if cold && last < end { Some(self.block::<E>(1, last).1.as_ptr()) } else { None };
+                let next = cold.map(|tile| {
+                    let read = tile.1 + (position - tile.0) / BLOCK_TOKENS;
+                    self.later::<E>(tile, read + self.distance())
+                });
                 while position < last {
                     let at = position % BLOCK_TOKENS * dim + dimension;
                     let row = block.as_ptr().add(at);
                     if let Some(next) = next {
-                        for c in 0..C {
-                            L::prefetch(next.wrapping_add(at + c * WIDTH).cast());
+                        for line in 0..C.div_ceil(E::VECTORS_PER_LINE) {
+                            L::prefetch(next.wrapping_add(at + line * E::VECTORS_PER_LINE * WIDTH).cast());
                         }
                     }
                     let mut v = [L::zero(); C];
@@ -261,16 +309,16 @@ impl Queries<'_> {
             (from, to) = (from.min(seen[q].from), to.max(seen[q].to));
         }
         let mut position = from / BLOCK_TOKENS * BLOCK_TOKENS;
-        let ahead = cold.then_some((position, to));
+        let cold = cold.then_some((position, (to - position).div_ceil(BLOCK_TOKENS)));
         while position < to {
             let left = (to - position).div_ceil(BLOCK_TOKENS);
             let scores = (&mut *weights, position - tile);
             // SAFETY: as the caller's; `left` blocks hold positions that are seen.
             let blocks = unsafe {
                 match left {
-                    4.. => (self.scores::<L, E, Q, 4>(queries, position, scores, ahead), 4).1,
-                    2.. => (self.scores::<L, E, Q, 2>(queries, position, scores, ahead), 2).1,
-                    _ => (self.scores::<L, E, Q, 1>(queries, position, scores, ahead), 1).1,
+                    4.. => (self.scores::<L, E, Q, 4>(queries, position, scores, cold), 4).1,
+                    2.. => (self.scores::<L, E, Q, 2>(queries, position, scores, cold), 2).1,
+                    _ => (self.scores::<L, E, Q, 1>(queries, position, scores, cold), 1).1,
                 }
             };
             position += blocks * BLOCK_TOKENS;
@@ -285,9 +333,17 @@ impl Queries<'_> {
             // SAFETY: as the caller's; some of the tile is seen.
             ends[q] = unsafe { softmax_tile::<L>(&mut weights[q], seen[q].from - tile, seen[q].to - tile) };
             if E::SCALED {
-                for position in seen[q].from..seen[q].to {
-                    let (scales, _) = self.block::<E>(1, position);
-                    weights[q][position - tile] *= scales[position % BLOCK_TOKENS];
+                // Whole blocks: what is not seen is never read.
+                let mut position = seen[q].from / BLOCK_TOKENS * BLOCK_TOKENS;
+                while position < seen[q].to {
+                    let (scales, weights) = (self.block::<E>(1, position).0, &mut weights[q][position - tile..]);
+                    assert!(scales.len() == BLOCK_TOKENS && weights.len() >= BLOCK_TOKENS, "a block and its weights");
+                    // SAFETY: 16 of each; the machine has `L`.
+                    unsafe {
+                        let scaled = L::mul(L::load(weights.as_ptr()), L::load(scales.as_ptr()));
+                        L::store(weights.as_mut_ptr(), scaled);
+                    }
+                    position += BLOCK_TOKENS;
                 }
             }
         }

@@ -19,10 +19,16 @@ use crate::quantise;
 /// Positions per block: one vector of keys.
 pub(crate) const BLOCK_TOKENS: usize = WIDTH;
 
+/// Bytes of a line of the processor's caches.
+const LINE: usize = 64;
+
 /// A number that the cache holds.
 pub(crate) trait Element: Copy + 'static {
     /// Whether scales stand before the numbers.
     const SCALED: bool;
+
+    /// Vectors in a cache line.
+    const VECTORS_PER_LINE: usize = LINE / (WIDTH * size_of::<Self>());
 
     /// The numbers in these words.
     fn numbers(words: &[f32]) -> &[Self];

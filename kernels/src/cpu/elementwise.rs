@@ -101,8 +101,12 @@ multiversioned! {
     pub(crate) unsafe fn head_norm(heads: &mut [f32], weight: &[f32], eps: f32) = head_norm_body
 }
 
+/// Turns adjacent heads of one row (rotary embedding): value i of a head with value i + pairs.
+///
+/// # Safety
+/// The machine has `L`.
 #[inline(always)]
-unsafe fn rope_body<L: Lanes>(heads: &mut [f32], dim: usize, sine: &[f32], cosine: &[f32]) {
+pub(crate) unsafe fn rope<L: Lanes>(heads: &mut [f32], dim: usize, sine: &[f32], cosine: &[f32]) {
     let pairs = sine.len();
     assert!(cosine.len() == pairs && 2 * pairs <= dim, "pairs lie within a head");
     for head in heads.chunks_exact_mut(dim) {
@@ -125,14 +129,6 @@ unsafe fn rope_body<L: Lanes>(heads: &mut [f32], dim: usize, sine: &[f32], cosin
             i += 1;
         }
     }
-}
-
-multiversioned! {
-    /// Turns the pairs of adjacent heads of one row.
-    ///
-    /// # Safety
-    /// The machine has `set`.
-    pub(crate) unsafe fn rope(heads: &mut [f32], dim: usize, sine: &[f32], cosine: &[f32]) = rope_body
 }
 
 #[inline(always)]
@@ -199,6 +195,7 @@ unsafe fn quantise_body<L: Lanes>(
     scales: &mut [f32],
     sums: &mut [i32],
     halves: &mut [i32],
+    offsets: [(&mut [i32], i32); 2],
 ) {
     let (blocks, bytes) = (input.len() / BLOCK, BLOCK / 4 * L::QUAD_BYTES);
     assert!(quads.len() == blocks * bytes && scales.len() == blocks, "one row's blocks");
@@ -234,11 +231,17 @@ unsafe fn quantise_body<L: Lanes>(
             }
         }
     }
+    for (offsets, factor) in offsets {
+        assert!(offsets.len() == blocks, "one row's blocks");
+        for block in 0..blocks {
+            offsets[block] = factor * sums[block];
+        }
+    }
 }
 
 multiversioned! {
     /// Quantises one row of activations in blocks of 32 (numerics rule 3): quads as the products read them, and per block
-    /// a scale, the sum of the integers and that of the first half of them.
+    /// a scale, the sum of the integers and that of the first half of them, and multiples of the sum.
     ///
     /// # Safety
     /// The machine has `set`.
@@ -248,6 +251,7 @@ multiversioned! {
         scales: &mut [f32],
         sums: &mut [i32],
         halves: &mut [i32],
+        offsets: [(&mut [i32], i32); 2],
     ) = quantise_body
 }
 

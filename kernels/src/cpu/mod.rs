@@ -5,6 +5,7 @@
 //! is allocated.
 #![allow(unsafe_code)] // tiles write disjoint parts of shared outputs; functions compiled for an instruction set
 
+mod append;
 pub(crate) mod attention;
 pub(crate) mod cache;
 pub(crate) mod draw;
@@ -26,8 +27,9 @@ use std::num::NonZeroUsize;
 
 use polylink_protocol::noise::NoiseKey;
 
+use self::append::{Append, CHUNK};
 use self::attention::Queries;
-use self::cache::{BLOCK_TOKENS, part_number, part_words};
+use self::cache::{BLOCK_TOKENS, part_words};
 use self::gemm::Activations;
 use self::isa::InstructionSet;
 use self::packed::{Packed, Takes};
@@ -275,43 +277,29 @@ impl Operations for CpuOperations {
         cache: &mut [f32],
         qkv: &mut [f32],
     ) -> Result<(), Poisoned> {
-        let (set, dim, words) = (self.set, spec.head_dim, part_words(kv));
-        let (rows, turned) = (batch.positions.len(), (spec.query_heads + spec.kv_heads) * dim);
-        let (values, width) = (qkv.len(), turned + spec.kv_heads * dim);
+        let (set, rows, values, heads) = (self.set, batch.positions.len(), qkv.len(), spec.kv_heads);
         let (qkv, cache) = (SharedSlice::new(qkv), SharedSlice::new(cache));
-        // By heads, not by rows: two rows of a wrong step may name the same place in the cache.
-        let keep = |part: usize, head: usize, row: usize| {
-            let position = batch.positions[row] as usize;
-            let (block, token) = (batch.blocks(row)[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
-            let at = part_number(kv, block, layer, part, head) * words;
-            let first = (spec.query_heads + part * spec.kv_heads + head) * dim;
-            // SAFETY: whoever keeps this part and head has them of every row and block; nobody turns them meanwhile.
-            unsafe { cache::keep(kv, part, token, qkv.part(row * width + first, dim), cache.part(at, words)) };
-        };
-        if spec.kv_heads >= self.pool.workers() {
-            let group = spec.query_heads / spec.kv_heads;
-            return self.each(spec.kv_heads, values, &|head| {
-                for row in 0..rows {
-                    let (sine, cosine) = rope.at(batch, row);
-                    let heads = [(head * group, group), (spec.query_heads + head, 1)];
-                    for (first, count) in heads {
-                        // SAFETY: each item has its own heads of every row; the machine has `set`.
-                        unsafe {
-                            let heads = qkv.part(row * width + first * dim, count * dim);
-                            elementwise::rope(set, heads, dim, sine, cosine);
-                        }
+        let append = Append { spec, rope, batch, kv, layer, cache, qkv };
+        // By heads, not by rows, for the cache's sake. Each worker has adjacent ones.
+        let workers = self.pool.workers();
+        if heads >= workers {
+            return self.each(workers, values, &|worker| {
+                let heads = heads * worker / workers..heads * (worker + 1) / workers;
+                for first in (0..rows).step_by(CHUNK) {
+                    let rows = first..rows.min(first + CHUNK);
+                    // SAFETY: each item has its own heads; the machine has `set`.
+                    unsafe {
+                        append::turn(set, &append, rows.clone(), heads.clone());
+                        append::store(set, &append, rows, heads.clone(), 0..2);
                     }
-                    (0..2).for_each(|part| keep(part, head, row));
                 }
             });
         }
-        self.each(rows, values, &|row| {
-            let (sine, cosine) = rope.at(batch, row);
-            // SAFETY: each item has its own row; the machine has `set`.
-            unsafe { elementwise::rope(set, qkv.part(row * width, turned), dim, sine, cosine) };
-        })?;
-        self.each(2 * spec.kv_heads, values, &|item| {
-            (0..rows).for_each(|row| keep(item / spec.kv_heads, item % spec.kv_heads, row));
+        // SAFETY (both): each item has its own row, then its own head of keys or values; the machine has `set`.
+        self.each(rows, values, &|row| unsafe { append::turn(set, &append, row..row + 1, 0..heads) })?;
+        self.each(2 * heads, values, &|item| unsafe {
+            let (part, head) = (item / heads, item % heads);
+            append::store(set, &append, 0..rows, head..head + 1, part..part + 1);
         })
     }
 
@@ -335,7 +323,7 @@ impl Operations for CpuOperations {
         let items = runs * spec.kv_heads;
         let (output, scratch) = (SharedSlice::new(output), SharedSlice::new(&mut self.scratch));
         // Head by head: rows that see the same blocks find a head's keys and values in the second-level cache.
-        let item = |item: usize, worker: usize| {
+        let item = |item: usize, next: Option<usize>, worker: usize| {
             // SAFETY: each worker has its own.
             let scratch = unsafe { &mut scratch.part(worker, 1)[0] };
             let (mut row, kv_head) = (item % runs * run, item / runs);
@@ -358,6 +346,12 @@ impl Operations for CpuOperations {
                     qkv: &qkv[row * width..][..count * width],
                     stride: width,
                     first: kv_head * group * dim,
+                    next: next.map(|next| {
+                        let row = next % runs * run;
+                        let from =
+                            spec.window.map_or(0, |window| (batch.positions[row] as usize + 1).saturating_sub(window));
+                        (&batch.blocks(row)[from / BLOCK_TOKENS..], next / runs)
+                    }),
                 };
                 let offset = row * out_width + kv_head * group * dim;
                 // SAFETY: each item has its own rows and heads; the machine has `set`.
@@ -366,9 +360,14 @@ impl Operations for CpuOperations {
             }
         };
         if seen * dim * spec.query_heads < SMALL {
-            return self.pool.run(1, &|_, worker| (0..items).for_each(|index| item(index, worker)));
+            return self.pool.run(1, &|_, worker| (0..items).for_each(|index| item(index, None, worker)));
         }
-        self.pool.run(items, &item)
+        // Several in a row, so that a worker can ask in time for what it reads next.
+        let row = (items / (8 * self.pool.workers())).clamp(1, 8);
+        self.pool.run(items.div_ceil(row), &|tile, worker| {
+            let end = items.min((tile + 1) * row);
+            (tile * row..end).for_each(|index| item(index, (index + 1 < end).then_some(index + 1), worker));
+        })
     }
 
     fn gated_mul(

@@ -45,6 +45,8 @@ impl CpuOperations {
         let (pairs, quads) = (SharedSlice::new(pairs), SharedSlice::new(quads));
         let (scales, sums, halves) = (SharedSlice::new(scales), SharedSlice::new(sums), SharedSlice::new(halves));
         let offsets = offsets.each_mut().map(|offsets| SharedSlice::new(offsets));
+        let factors =
+            [false, true].map(|nibbles| if nibbles || !set.takes_signs() { -Quants::offset(nibbles) } else { 0 });
         // SAFETY (both): each item has its own row; the machine has `set`.
         let done = match matrix.takes() {
             Takes::Floats => Ok(()),
@@ -55,12 +57,9 @@ impl CpuOperations {
                 let row = row(r, worker);
                 let (scales, sums) = (scales.part(r * blocks, blocks), sums.part(r * blocks, blocks));
                 let halves = halves.part(r * blocks, blocks);
-                elementwise::quantise(set, row, quads.part(r * bytes, bytes), scales, sums, halves);
-                for (offsets, nibbles) in offsets.iter().zip([false, true]) {
-                    let offset = if nibbles || !set.takes_signs() { -Quants::offset(nibbles) } else { 0 };
-                    let offsets = offsets.part(r * blocks, blocks);
-                    offsets.iter_mut().zip(&*sums).for_each(|(taken, sum)| *taken = offset * sum);
-                }
+                let [unsigned, nibbles] = offsets.each_ref().map(|offsets| offsets.part(r * blocks, blocks));
+                let offsets = [(unsigned, factors[0]), (nibbles, factors[1])];
+                elementwise::quantise(set, row, quads.part(r * bytes, bytes), scales, sums, halves, offsets);
             }),
         };
         self.activations = activations;
