@@ -78,11 +78,11 @@ fn kernels() -> Vec<(&'static str, String, Kernel)> {
     all.push(("sketch", format!("32 × {HIDDEN}"), Kernel::Sketch(32, HIDDEN)));
     let drawn = SampleParams { temperature: 1.0, ..SampleParams::greedy() };
     for (what, params, logprobs) in [
-        ("greedy", SampleParams::greedy(), 0),
-        ("greedy, 20 logprobs", SampleParams::greedy(), 20),
-        ("temperature 1", drawn, 0),
-        ("temperature 1, top-p 0.95", SampleParams { top_p: 0.95, ..drawn }, 0),
-        ("temperature 1, top-k 40", SampleParams { top_k: 40, ..drawn }, 0),
+        ("greedy", SampleParams::greedy(), None),
+        ("greedy, 20 logprobs", SampleParams::greedy(), Some(20)),
+        ("temperature 1", drawn, None),
+        ("temperature 1, top-p 0.95", SampleParams { top_p: 0.95, ..drawn }, None),
+        ("temperature 1, top-k 40", SampleParams { top_k: 40, ..drawn }, None),
     ] {
         let kernel = Kernel::Sample { sizes: (32, VOCABULARY), params, logprobs };
         all.push(("sample", format!("32 × {VOCABULARY}, {what}"), kernel));

@@ -124,7 +124,7 @@ impl Runner {
             logit_bias: none,
             suppressed: none,
             mask: none,
-            logprobs: 0,
+            logprobs: None,
             given: None,
         };
         let draws: Vec<SampleRow> = (0..count).zip(slots).map(draw).collect();

@@ -48,8 +48,8 @@ pub enum Kernel {
         sizes: (usize, usize),
         /// How.
         params: SampleParams,
-        /// Most likely tokens that are told.
-        logprobs: u32,
+        /// Most likely tokens that are told, with the drawn one.
+        logprobs: Option<u32>,
     },
 }
 

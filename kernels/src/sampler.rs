@@ -460,14 +460,17 @@ pub(crate) fn run(
         output.token = TokenLogprob { token: NOT_FINITE, logprob: f32::NEG_INFINITY };
         return;
     }
-    let (max, log_sum) = math.log_sum_exp(logits);
-    let logprob = |token: u32| TokenLogprob { token, logprob: (logits[token as usize] - max) - log_sum };
+    let wanted = row.logprobs.map(|_| math.log_sum_exp(logits));
+    let logprob = |token: u32| {
+        let of = |(max, log_sum)| (logits[token as usize] - max) - log_sum;
+        TokenLogprob { token, logprob: wanted.map_or(0.0, of) }
+    };
     output.token = match row.given.or_else(|| sample_with(logits, &inputs, job.position, scratch, math)) {
         Some(token) => logprob(token),
         None => TokenLogprob { token: NO_TOKEN, logprob: f32::NEG_INFINITY },
     };
     output.rank = row.given.map_or(0, |token| rank_of(logits, token));
-    output.top_count = row.logprobs.min(context.vocabulary as u32);
+    output.top_count = row.logprobs.unwrap_or(0).min(context.vocabulary as u32);
     let top = top_tokens(logits, output.top_count as usize);
     for (entry, &token) in output.top.iter_mut().zip(&top[..output.top_count as usize]) {
         *entry = logprob(token);

@@ -154,8 +154,9 @@ pub struct SampleRow {
     /// Grammar mask, within [`SampleStep::masks`]: `⌈vocabulary / 32⌉` words, bit `t % 32` of word `t / 32` set: token
     /// `t` is allowed. Length 0: everything is.
     pub mask: Span,
-    /// Logprobs of so many likeliest tokens, at most [`TOP_LOGPROBS_MAX`]; 0: only of the token itself.
-    pub logprobs: u32,
+    /// Logprobs of the token and of so many likeliest ones, at most [`TOP_LOGPROBS_MAX`]; `None`: of none, which saves a
+    /// pass over the row.
+    pub logprobs: Option<u32>,
     /// The token that follows, where that is known (a prompt's): its logprob and rank are told, nothing is drawn, and the
     /// slot's last sample and history stay.
     pub given: Option<u32>,
@@ -199,7 +200,7 @@ pub struct TokenLogprob {
 /// One drawn or given token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampled {
-    /// The token and its logprob.
+    /// The token and its logprob (0 if it was not asked for).
     pub token: TokenLogprob,
     /// Of a given token: its place among all by raw logits, from 1, ties by id. Of a drawn one: 0.
     pub rank: u32,

@@ -124,8 +124,9 @@ fn row(
     ensure((row.slot as usize) < limits.slots, || {
         format!("sample row {index}: slot {} of {}", row.slot, limits.slots)
     })?;
-    ensure(row.logprobs as usize <= TOP_LOGPROBS_MAX, || {
-        format!("sample row {index}: {} logprobs, at most {TOP_LOGPROBS_MAX}", row.logprobs)
+    let logprobs = row.logprobs.unwrap_or(0);
+    ensure(logprobs as usize <= TOP_LOGPROBS_MAX, || {
+        format!("sample row {index}: {logprobs} logprobs, at most {TOP_LOGPROBS_MAX}")
     })?;
     ensure(row.given.is_none_or(|token| (token as usize) < vocabulary), || {
         format!("sample row {index}: the given token is beyond the vocabulary of {vocabulary}")

@@ -101,7 +101,7 @@ fn a_step_allocates_nothing() {
                     logit_bias: Span { start: 0, length: row % 2 },
                     suppressed: Span { start: 0, length: 1 },
                     mask: Span { start: 0, length: if row == 1 { 7 } else { 0 } },
-                    logprobs: 20,
+                    logprobs: Some(20),
                     given: None,
                 })
                 .collect();

@@ -158,7 +158,7 @@ fn generate(backend: &mut dyn Backend, others: u32, count: usize) -> Vec<(u32, u
                 logit_bias: none,
                 suppressed: none,
                 mask: none,
-                logprobs: 0,
+                logprobs: Some(0),
                 given: None,
             })
             .collect();
@@ -217,7 +217,7 @@ fn given_tokens_are_told_and_change_nothing() {
             logit_bias: none,
             suppressed: none,
             mask: none,
-            logprobs: 5,
+            logprobs: Some(5),
             given,
         };
         let mut output = StepOutput::with_limits(&limits(), TINY.vocabulary, false);

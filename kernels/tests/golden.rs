@@ -109,7 +109,7 @@ fn lines(make: &dyn Fn() -> Box<dyn Backend>) -> String {
                         logit_bias: spans.0,
                         suppressed: spans.1,
                         mask: spans.1,
-                        logprobs: 3,
+                        logprobs: Some(3),
                         given: None,
                     }];
                     let step = SampleStep {

@@ -132,7 +132,7 @@ fn steps() {
         logit_bias: Span::default(),
         suppressed: Span::default(),
         mask: Span::default(),
-        logprobs: 0,
+        logprobs: None,
         given: None,
     };
     let mut sample = |row: SampleRow, masks: &[u32]| {
@@ -151,7 +151,7 @@ fn steps() {
     assert!(reason(sample(with(SampleParams { min_p: 2.0, ..row.params }), &[])).contains("min_p 2"));
     assert!(reason(sample(with(SampleParams { presence_penalty: 1.0, ..row.params }), &[])).contains("never started"));
     assert!(reason(sample(SampleRow { logit_bias: one, ..row }, &[])).contains("logit bias beyond"));
-    assert!(reason(sample(SampleRow { logprobs: 21, ..row }, &[])).contains("at most 20"));
+    assert!(reason(sample(SampleRow { logprobs: Some(21), ..row }, &[])).contains("at most 20"));
     assert!(
         reason(sample(SampleRow { given: Some(199), ..row }, &[]))
             .contains("given token is beyond the vocabulary of 199")
@@ -194,7 +194,7 @@ fn weights_that_overflow_are_reported_not_sampled() {
         logit_bias: none,
         suppressed: none,
         mask: none,
-        logprobs: 0,
+        logprobs: None,
         given: None,
     }];
     let step = SampleStep { starts: &[], histories: &[], rows: &rows, logit_bias: &[], suppressed: &[], masks: &[] };

@@ -33,8 +33,8 @@ pub struct GenerateRequest {
     pub tenant: [u8; 32],
     /// Larger goes first, and is preempted last; −100 to 100, usually 0.
     pub priority: i32,
-    /// Logprobs of so many likeliest tokens per completion token, 0 to 20 (the token's own logprob is always given).
-    pub logprobs: u32,
+    /// Per completion token its logprob and those of so many likeliest ones, 0 to 20; `None`: none (then told as 0).
+    pub logprobs: Option<u32>,
     /// Logprobs of every prompt token but the first, and of so many likeliest tokens at its place, 0 to 20; `None`: of none.
     /// Such a prompt is computed whole, whatever the prefix cache has of it, and in pieces of a few rows.
     pub prompt_logprobs: Option<u32>,

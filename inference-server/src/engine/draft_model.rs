@@ -179,5 +179,14 @@ impl DraftModel {
 
 fn sample_row(row: u32, slot: u32, params: SampleParams) -> SampleRow {
     let nothing = Span::default();
-    SampleRow { row, slot, params, logit_bias: nothing, suppressed: nothing, mask: nothing, logprobs: 0, given: None }
+    SampleRow {
+        row,
+        slot,
+        params,
+        logit_bias: nothing,
+        suppressed: nothing,
+        mask: nothing,
+        logprobs: None,
+        given: None,
+    }
 }

@@ -44,7 +44,7 @@ pub(crate) struct Job {
     pub(crate) params: Vec<SampleParams>,
     pub(crate) end_tokens: Vec<u32>,
     pub(crate) logit_bias: Vec<(u32, f32)>,
-    pub(crate) logprobs: u32,
+    pub(crate) logprobs: Option<u32>,
     /// Of every prompt token but the first the logprob, and so many likeliest ones; `None`: of none.
     pub(crate) prompt_logprobs: Option<u32>,
     /// By choice; empty: no grammar.
@@ -220,7 +220,7 @@ impl EngineHandle {
         let prompt_tokens = request.prompt_ids.len();
         let room = Room {
             choices: choices as usize,
-            tokens: (tokens_max - prompt_tokens, request.logprobs as usize),
+            tokens: (tokens_max - prompt_tokens, request.logprobs.unwrap_or(0) as usize),
             prompt: request.prompt_logprobs.map_or((0, 0), |top| (prompt_tokens - 1, top as usize)),
         };
         let (outbox, stream) = outbox(room, Arc::clone(&shared.signals));
@@ -319,7 +319,9 @@ fn check_parameters(request: &GenerateRequest, vocabulary: usize) -> Result<(), 
     if !(-PRIORITY_MAX..=PRIORITY_MAX).contains(&request.priority) {
         return wrong("priority", format!("{} to {PRIORITY_MAX} is expected", -PRIORITY_MAX));
     }
-    for (field, count) in [("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs.unwrap_or(0))] {
+    for (field, count) in
+        [("logprobs", request.logprobs.unwrap_or(0)), ("prompt_logprobs", request.prompt_logprobs.unwrap_or(0))]
+    {
         if count as usize > TOP_LOGPROBS_MAX {
             return wrong(field, format!("0 to {TOP_LOGPROBS_MAX} is expected"));
         }

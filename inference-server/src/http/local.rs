@@ -178,7 +178,7 @@ impl LocalAnswerer {
             tenant: caller.api_key.as_ref().map_or([0; 32], |key| Digest::of(key.as_bytes()).0),
             // The engine takes the larger first.
             priority: -request.priority.unwrap_or(0),
-            logprobs: request.logprobs.unwrap_or(0),
+            logprobs: request.logprobs,
             prompt_logprobs: scored,
             grammar,
         };

@@ -126,7 +126,7 @@ async fn try_generate(worker: &Arc<Worker>, body: Body) -> Result<Serving, ApiEr
         seed,
         tenant: Digest::of(&request.session.to_be_bytes()).0,
         priority: 0,
-        logprobs: call.logprobs,
+        logprobs: (call.logprobs > 0).then_some(call.logprobs),
         prompt_logprobs: call.prompt_logprobs,
         grammar: call.grammar.clone(),
     };

@@ -19,7 +19,7 @@ fn requests_that_cannot_be_served_are_refused_by_name() {
         (GenerateRequest { prompt_ids: vec![1; context], ..base() }, "context"),
         (GenerateRequest { prompt_ids: vec![1; blocks], ..base() }, "KV blocks"),
         (GenerateRequest { prompt_ids: vec![99_999], ..base() }, "99999"),
-        (GenerateRequest { logprobs: 21, ..base() }, "logprobs"),
+        (GenerateRequest { logprobs: Some(21), ..base() }, "logprobs"),
         (GenerateRequest { prompt_logprobs: Some(21), ..base() }, "prompt_logprobs: 0 to 20"),
         (with(Sampling { temperature: 2.5, ..sampling() }), "temperature"),
         (with(Sampling { temperature: f32::NAN, ..sampling() }), "temperature"),

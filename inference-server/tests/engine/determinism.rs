@@ -24,7 +24,7 @@ pub fn bits(answer: &Answer) -> Vec<TokenBits> {
 }
 
 fn probe(seed: u8) -> GenerateRequest {
-    GenerateRequest { logprobs: 20, ..request(prompt(1, 70), noisy(), seed) }
+    GenerateRequest { logprobs: Some(20), ..request(prompt(1, 70), noisy(), seed) }
 }
 
 /// The probe while 16 other requests run.
@@ -48,6 +48,9 @@ fn same_bits_alone_loaded_chunked_cached_preempted_and_on_two_threads() {
     let again = run(&engine, probe(3));
     assert!(again.usage.cached_tokens >= 32, "{:?}", again.usage);
     assert_eq!(bits(&again), bits(&alone), "after a prefix hit");
+    let untold = run(&engine, GenerateRequest { logprobs: None, ..probe(3) });
+    assert_eq!(untold.choices[0].ids(), alone.choices[0].ids(), "whether logprobs are told");
+    assert!(untold.choices[0].tokens.iter().all(|token| token.logprob == 0.0 && token.top.is_empty()));
 
     let chunked = start("nano", EngineConfig { token_budget: 16, ..small() });
     assert_eq!(bits(&run(&chunked, probe(3))), bits(&alone), "token budget 16");

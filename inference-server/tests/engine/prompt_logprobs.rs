@@ -18,7 +18,7 @@ use crate::support::*;
 const LENGTH: u32 = 70;
 
 fn scored(prompt_ids: Vec<u32>) -> GenerateRequest {
-    GenerateRequest { logprobs: 5, prompt_logprobs: Some(20), ..request(prompt_ids, noisy(), 3) }
+    GenerateRequest { logprobs: Some(5), prompt_logprobs: Some(20), ..request(prompt_ids, noisy(), 3) }
 }
 
 fn probe() -> GenerateRequest {

@@ -35,7 +35,7 @@ fn probes() -> Vec<GenerateRequest> {
     ];
     let ask = |(index, sampling)| {
         let prompt_ids = if index % 2 == 0 { repetitive() } else { prompt(3, 50) };
-        GenerateRequest { logprobs: 20 * (index as u32 % 2), ..request(prompt_ids, sampling, index as u8) }
+        GenerateRequest { logprobs: Some(20 * (index as u32 % 2)), ..request(prompt_ids, sampling, index as u8) }
     };
     samplings.into_iter().enumerate().map(ask).collect()
 }

@@ -88,8 +88,11 @@ fn a_sequence_that_outgrows_the_long_border_has_the_same_bits_split() {
     for (prompt_ids, prompt_logprobs) in
         [(within.clone(), None), (within, Some(3)), (beyond.clone(), None), (beyond, Some(3))]
     {
-        let asked =
-            || GenerateRequest { prompt_logprobs, logprobs: 3, ..request(prompt_ids.clone(), sampling.clone(), 5) };
+        let asked = || GenerateRequest {
+            prompt_logprobs,
+            logprobs: Some(3),
+            ..request(prompt_ids.clone(), sampling.clone(), 5)
+        };
         let expected = run(&alone, asked());
         assert_eq!(expected.choices[0].tokens.len(), 48);
         for when in ["fresh", "again"] {

@@ -63,7 +63,7 @@ pub fn request(prompt_ids: Vec<u32>, sampling: Sampling, seed: u8) -> GenerateRe
         seed: [seed; 32],
         tenant: [1; 32],
         priority: 0,
-        logprobs: 0,
+        logprobs: Some(0),
         prompt_logprobs: None,
         grammar: None,
     }

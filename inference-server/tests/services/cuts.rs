@@ -124,7 +124,7 @@ async fn a_judge_finds_nothing_wrong(network: &mut Network, record: &AnswerRecor
             seed: request.seed.as_slice().try_into().unwrap(),
             tenant: [0; 32],
             priority: 0,
-            logprobs: 0,
+            logprobs: None,
             prompt_logprobs: None,
             grammar: transcript.grammar,
         })

@@ -80,7 +80,7 @@ pub async fn serve(
             seed: [index as u8 + 1; 32],
             tenant: [0; 32],
             priority: 0,
-            logprobs: 0,
+            logprobs: None,
             prompt_logprobs: None,
             grammar: None,
         };
@@ -123,7 +123,7 @@ pub async fn serve_request(transcript: &Transcript) -> Transcript {
         seed: transcript.seed(),
         tenant: [0; 32],
         priority: 0,
-        logprobs: 0,
+        logprobs: None,
         prompt_logprobs: None,
         grammar: transcript.grammar.clone(),
     };

@@ -62,7 +62,6 @@ pub(super) fn append<T: Copy>(list: &mut Vec<T>, values: &[T]) -> Span {
 /// A row that tells a known token's logprob.
 pub(super) fn given(row: usize, slot: u32, token: u32, logprobs: Option<u32>) -> SampleRow {
     let (none, params) = (Span::default(), SampleParams::greedy());
-    let logprobs = logprobs.unwrap_or(0);
     SampleRow {
         row: row as u32,
         slot,

@@ -68,7 +68,7 @@ fn request(salt: u32, length: u32, sampling: Sampling, logprobs: u32) -> Generat
         seed: [salt as u8; 32],
         tenant: [0; 32],
         priority: 0,
-        logprobs,
+        logprobs: Some(logprobs),
         prompt_logprobs: None,
         grammar: None,
     }
