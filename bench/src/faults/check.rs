@@ -118,13 +118,21 @@ pub async fn until_tombstoned(rpc: &Rpc, longest: Duration) -> Result<(), BenchE
 /// Compares all nodes' chains up to the height that all have: blocks, application hashes, and that nothing that was seen
 /// committed is missing. Returns how many heights.
 pub async fn same_chain(rpcs: &[Rpc], counts: &Counts) -> Result<u64, BenchError> {
-    let mut common = u64::MAX;
-    for rpc in rpcs {
-        common = common.min(rpc.height().await?);
-    }
-    if common < counts.height {
-        return Err(failed("the chain", format!("a node is at {common}, transactions were seen at {}", counts.height)));
-    }
+    let begun = Instant::now();
+    let common = loop {
+        let mut common = u64::MAX;
+        for rpc in rpcs {
+            common = common.min(rpc.height().await?);
+        }
+        if common >= counts.height {
+            break common;
+        }
+        if begun.elapsed() > super::RECOVERY_MAX {
+            let reason = format!("a node is at {common}, transactions were seen at {}", counts.height);
+            return Err(failed("the chain", reason));
+        }
+        tokio::time::sleep(POLL).await;
+    };
     let mut missing = counts.committed.clone();
     for height in 1..=common {
         let mut first: Option<(String, String)> = None;
