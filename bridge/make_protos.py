@@ -9,14 +9,16 @@ import os
 import re
 import sys
 
-PACKAGES = """auth.v1beta1 bank.v1beta1 base.v1beta1 base.query.v1beta1 base.abci.v1beta1 crypto.secp256k1 crypto.ed25519
-crypto.multisig crypto.multisig.v1beta1 distribution.v1beta1 evidence.v1beta1 feegrant.v1beta1 gov.v1 gov.v1beta1 mint.v1beta1
+PACKAGES = """auth.v1beta1 bank.v1beta1 base.v1beta1 base.query.v1beta1 base.abci.v1beta1 base.node.v1beta1 base.tendermint.v1beta1
+crypto.secp256k1 crypto.ed25519 crypto.multisig crypto.multisig.v1beta1 distribution.v1beta1 evidence.v1beta1 feegrant.v1beta1 gov.v1 gov.v1beta1 mint.v1beta1
 slashing.v1beta1 staking.v1beta1 tx.v1beta1 tx.signing.v1beta1 upgrade.v1beta1 vesting.v1beta1""".split()
-TENDERMINT = ["abci", "types", "crypto", "version"]
+TENDERMINT = ["abci", "types", "crypto", "version", "p2p"]
 # What no query of this chain answers with.
-LEFT_OUT = re.compile(r"GenesisState|Authorization|GetBlockWithTxs|BroadcastTx|Amino|SearchBlocks")
+LEFT_OUT = re.compile(r"GenesisState|Authorization|GetBlockWithTxs|Amino|SearchBlocks|AbciQuery|^Status(Request|Response)$")
 # What passes between CometBFT and its application.
 ABCI_CALLS = re.compile(r"^(Request|Response|TxResult)")
+# Of what passes between nodes, what one says of itself.
+NODE_INFO = re.compile(r"^(DefaultNodeInfo|ProtocolVersion)")
 GOOGLE = {"Any": "any", "Timestamp": "timestamp", "Duration": "duration"}
 
 
@@ -131,13 +133,15 @@ def main():
         if os.path.exists(base + ".tonic.rs"):
             reader.read_methods(base + ".tonic.rs", "cosmos." + name)
     for name in TENDERMINT:
-        reader.read(f"{tendermint}/src/prost/v0_34/tendermint.{name}.rs", "tendermint." + name)
+        reader.read(f"{tendermint}/src/prost/v0_38/tendermint.{name}.rs", "tendermint." + name)
 
     files = {}
     for full in sorted(reader.messages):
         package = package_of(full)
         short = full[len(package) + 2:]
         if "." in short or LEFT_OUT.search(short) or package == "tendermint.abci" and ABCI_CALLS.search(short):
+            continue
+        if package == "tendermint.p2p" and not NODE_INFO.search(short):
             continue
         files.setdefault(package, {})[short] = full
     written = {}

@@ -63,10 +63,16 @@ openai_client() {
         models/eval/heldout.jsonl
 }
 
+# secret NAME: the secret of an account of the running network.
+secret() { "$polylink" keys show "$1" --secret --home "$home" --json | python3 -c "import json, sys; print(json.load(sys.stdin)['secret'])"; }
+
 cosmjs() {
-    secret() { "$polylink" keys show "$1" --secret --home "$home" --json | python3 -c "import json, sys; print(json.load(sys.stdin)['secret'])"; }
     (cd "$POLYLINK_CACHE/cosmjs" && node conformance.mjs "$(field rpc)" "$(secret provider)" "$(secret validator)") &&
         (cd "$POLYLINK_CACHE/cosmjs" && node rest.mjs "$(field rest)" "$(secret provider)")
+}
+
+grpc_client() {
+    "$POLYLINK_CACHE/venv-tests/bin/python" tests/grpc_client.py "$(field grpc)" "$(secret provider)"
 }
 
 newcomer() { python3 tests/newcomer.py "$root" "$POLYLINK_CACHE/venv-tests/bin/python"; }
@@ -87,6 +93,7 @@ suite "npm packages" npm_packages
 suite "network for clients" start_network
 suite "openai client" openai_client
 suite "CosmJS" cosmjs
+suite "gRPC client" grpc_client
 suite "bench serve --quick" load
 suite "network stops" stop_network
 suite "newcomer's path" newcomer

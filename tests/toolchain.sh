@@ -31,8 +31,8 @@ for tool in "$@"; do
         fi
         ;;
     python3)
-        if ! python3 -c 'import ensurepip, venv, sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then
-            missing "python3" "Python 3.9 or newer with venv (Debian: apt install python3-venv); only tests need it"
+        if ! python3 -c 'import ensurepip, venv, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            missing "python3" "Python 3.10 or newer with venv (Debian: apt install python3-venv); only tests need it"
         fi
         ;;
     npm)

@@ -1,4 +1,4 @@
-//! Every message that the chain speaks, by its full name, and every query.
+//! Every message that the chain speaks, by its full name, and every method.
 
 use std::sync::LazyLock;
 
@@ -6,7 +6,8 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDes
 
 use crate::error::ApiError;
 
-const ENCODED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+/// As reflection hands them out, file by file.
+pub const ENCODED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// All of them.
 pub static POOL: LazyLock<DescriptorPool> =
@@ -17,13 +18,13 @@ pub fn message(name: &str) -> Option<MessageDescriptor> {
     POOL.get_message_by_name(name)
 }
 
-/// A query by `package.Service/Method`.
+/// A method by `package.Service/Method`.
 pub fn method(path: &str) -> Option<MethodDescriptor> {
     let (service, method) = path.split_once('/')?;
     POOL.get_service_by_name(service)?.methods().find(|found| found.name() == method)
 }
 
-/// The ABCI path of a query.
+/// The ABCI path of a method.
 pub fn abci_path(method: &MethodDescriptor) -> String {
     format!("/{}/{}", method.parent_service().full_name(), method.name())
 }

@@ -17,6 +17,8 @@ pub struct ApiError {
 
 /// gRPC: the caller's fault.
 pub const INVALID_ARGUMENT: u32 = 3;
+/// gRPC: it took too long.
+pub const DEADLINE_EXCEEDED: u32 = 4;
 /// gRPC: there is no such thing.
 pub const NOT_FOUND: u32 = 5;
 /// gRPC: no place for the request now.
@@ -60,6 +62,7 @@ impl ApiError {
     pub fn status(&self) -> StatusCode {
         match self.code {
             INVALID_ARGUMENT => StatusCode::BAD_REQUEST,
+            DEADLINE_EXCEEDED => StatusCode::GATEWAY_TIMEOUT,
             NOT_FOUND => StatusCode::NOT_FOUND,
             RESOURCE_EXHAUSTED => StatusCode::TOO_MANY_REQUESTS,
             UNIMPLEMENTED => StatusCode::NOT_IMPLEMENTED,

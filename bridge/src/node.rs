@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use prost::Message;
 use reqwest::Client;
 use serde_json::{Value, json};
 
-use crate::error::ApiError;
+use crate::error::{ApiError, DEADLINE_EXCEEDED};
 
 /// The longest wait for the node.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
@@ -19,12 +20,24 @@ pub struct Node {
     client: Client,
 }
 
-/// An answer of the ledger.
-pub struct Answer {
+/// A method's answer.
+pub struct Answered {
     /// Encoded.
     pub value: Vec<u8>,
-    /// The height that was read.
-    pub height: u64,
+    /// The height that was read, where it was one.
+    pub height: Option<u64>,
+}
+
+impl Answered {
+    /// Of a message.
+    pub fn new(message: &impl Message, height: Option<u64>) -> Self {
+        Self { value: message.encode_to_vec(), height }
+    }
+}
+
+/// A method's request.
+pub fn decoded<M: Message + Default>(request: &[u8]) -> Result<M, ApiError> {
+    M::decode(request).map_err(ApiError::invalid)
 }
 
 /// A number that CometBFT prints as a string.
@@ -44,10 +57,14 @@ impl Node {
         let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).to_string();
         let request = self.client.post(&self.url).header("content-type", "application/json").body(body);
         let answer = async { request.send().await?.json::<Value>().await };
-        // What reqwest says of a URL is the node's, not the caller's business.
-        let mut answer = answer
-            .await
-            .map_err(|e| ApiError::unavailable(format!("the node does not answer: {}", e.without_url())))?;
+        let mut answer = answer.await.map_err(|error| match error.is_timeout() {
+            true => {
+                let reason = format!("the node does not answer within {} s", ANSWER_MAX.as_secs());
+                ApiError::new(DEADLINE_EXCEEDED, reason)
+            }
+            // What reqwest says of a URL is the node's, not the caller's business.
+            false => ApiError::unavailable(format!("the node does not answer: {}", error.without_url())),
+        })?;
         if answer["error"].is_null() {
             return Ok(Ok(answer["result"].take()));
         }
@@ -64,7 +81,7 @@ impl Node {
     }
 
     /// One query of the ledger; height 0 is the newest.
-    pub async fn query(&self, path: &str, data: &[u8], height: u64) -> Result<Answer, ApiError> {
+    pub async fn query(&self, path: &str, data: &[u8], height: u64) -> Result<Answered, ApiError> {
         let params = json!({"path": path, "data": hex::encode(data), "height": height.to_string(), "prove": false});
         let answer = self.result("abci_query", params).await?;
         let response = &answer["response"];
@@ -72,7 +89,7 @@ impl Node {
         match response["code"].as_u64().unwrap_or(0) {
             0 => {
                 let value = STANDARD.decode(text("value")).map_err(ApiError::unavailable)?;
-                Ok(Answer { value, height: number(&response["height"]) })
+                Ok(Answered { value, height: Some(number(&response["height"])) })
             }
             code => Err(ApiError::of_query(text("codespace"), code, text("log"))),
         }

@@ -1,4 +1,4 @@
-//! Which path is which query: the SDK's paths in one table, and for every query of the descriptors a path made from its
+//! Which path is which method: the SDK's paths in one table, and for every query of the descriptors a path made from its
 //! name, `/<package>/<method in snake case>`, so that a new one is there by itself.
 
 use prost_reflect::MethodDescriptor;
@@ -11,6 +11,19 @@ pub const TABLE: &[(&str, &str)] = &[
     ("/cosmos/auth/v1beta1/accounts/{address}", "cosmos.auth.v1beta1.Query/Account"),
     ("/cosmos/auth/v1beta1/account_info/{address}", "cosmos.auth.v1beta1.Query/AccountInfo"),
     ("/cosmos/auth/v1beta1/module_accounts/{name}", "cosmos.auth.v1beta1.Query/ModuleAccountByName"),
+    ("/cosmos/base/node/v1beta1/config", "cosmos.base.node.v1beta1.Service/Config"),
+    ("/cosmos/base/tendermint/v1beta1/node_info", "cosmos.base.tendermint.v1beta1.Service/GetNodeInfo"),
+    ("/cosmos/base/tendermint/v1beta1/syncing", "cosmos.base.tendermint.v1beta1.Service/GetSyncing"),
+    ("/cosmos/base/tendermint/v1beta1/blocks/latest", "cosmos.base.tendermint.v1beta1.Service/GetLatestBlock"),
+    ("/cosmos/base/tendermint/v1beta1/blocks/{height}", "cosmos.base.tendermint.v1beta1.Service/GetBlockByHeight"),
+    (
+        "/cosmos/base/tendermint/v1beta1/validatorsets/latest",
+        "cosmos.base.tendermint.v1beta1.Service/GetLatestValidatorSet",
+    ),
+    (
+        "/cosmos/base/tendermint/v1beta1/validatorsets/{height}",
+        "cosmos.base.tendermint.v1beta1.Service/GetValidatorSetByHeight",
+    ),
     ("/cosmos/bank/v1beta1/balances/{address}", "cosmos.bank.v1beta1.Query/AllBalances"),
     ("/cosmos/bank/v1beta1/balances/{address}/by_denom", "cosmos.bank.v1beta1.Query/Balance"),
     ("/cosmos/bank/v1beta1/spendable_balances/{address}", "cosmos.bank.v1beta1.Query/SpendableBalances"),
@@ -103,14 +116,16 @@ pub const TABLE: &[(&str, &str)] = &[
         "cosmos.staking.v1beta1.Query/DelegatorValidator",
     ),
     ("/cosmos/staking/v1beta1/historical_info/{height}", "cosmos.staking.v1beta1.Query/HistoricalInfo"),
+    ("/cosmos/tx/v1beta1/txs", "cosmos.tx.v1beta1.Service/GetTxsEvent"),
+    ("/cosmos/tx/v1beta1/txs/{hash}", "cosmos.tx.v1beta1.Service/GetTx"),
     ("/cosmos/upgrade/v1beta1/applied_plan/{name}", "cosmos.upgrade.v1beta1.Query/AppliedPlan"),
     ("/feemarket/v1/gas_prices", "feemarket.feemarket.v1.Query/GasPrices"),
     ("/feemarket/v1/gas_price/{denom}", "feemarket.feemarket.v1.Query/GasPrice"),
 ];
 
-/// A path's query, and the fields that stand in it.
+/// A path's method, and the fields that stand in it.
 pub struct Found {
-    /// The query.
+    /// The method.
     pub method: MethodDescriptor,
     /// Field and text.
     pub fields: Vec<(String, String)>,
@@ -136,7 +151,7 @@ fn matches(template: &str, path: &str) -> Option<Vec<(String, String)>> {
 }
 
 /// `TotalSupply` is `total_supply`.
-fn snake(name: &str) -> String {
+pub fn snake(name: &str) -> String {
     let mut text = String::new();
     for (at, letter) in name.char_indices() {
         if letter.is_ascii_uppercase() && at > 0 {
@@ -158,7 +173,7 @@ pub fn queries() -> impl Iterator<Item = MethodDescriptor> {
     services.flat_map(|service| service.methods().collect::<Vec<_>>())
 }
 
-/// The query of a path.
+/// The method of a path.
 pub fn find(path: &str) -> Option<Found> {
     let of_table = TABLE.iter().find_map(|(template, method)| {
         Some(Found { fields: matches(template, path)?, method: descriptors::method(method)? })
@@ -172,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_row_is_a_query_whose_path_names_its_fields() {
+    fn every_row_is_a_method_whose_path_names_its_fields() {
         for (template, name) in TABLE {
             let method = descriptors::method(name).unwrap_or_else(|| panic!("{name}"));
             let path = template.replace(['{', '}'], "");

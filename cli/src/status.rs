@@ -62,6 +62,7 @@ fn describe(network: &Network, rpc: &str, state: &State, height: Option<u64>, he
         "model": network.model,
         "rpc": rpc,
         "rest": network.url("rest").ok(),
+        "grpc": network.port("grpc").ok().map(|port| format!("127.0.0.1:{port}")),
         "metrics": format!("{}/metrics", network.url("gateway")?),
         "worker": network.url("worker")?,
         "chain_id": network.chain_id,

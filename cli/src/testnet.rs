@@ -23,7 +23,7 @@ use crate::up;
 /// The most validators: as many as the ledger's set has at its default.
 const VALIDATORS_MAX: usize = 100;
 /// Ports of one node that follow each other under `--first-port`.
-const PORTS: [&str; 3] = ["p2p", "rpc", "rest"];
+const PORTS: [&str; 4] = ["p2p", "rpc", "rest", "grpc"];
 /// Ports from one node's first to the next one's.
 const PORT_STRIDE: u16 = 10;
 /// The account that has coins for everything else.
@@ -45,7 +45,7 @@ pub struct TestnetArgs {
     /// The chain's id [default: a new one]
     #[arg(long)]
     chain_id: Option<String>,
-    /// Ports from this one on: each node has p2p, RPC and REST, 10 after those of the node before [default: free ones]
+    /// Ports from this one on: each node has p2p, RPC, REST and gRPC, 10 after those of the node before [default: free ones]
     #[arg(long)]
     first_port: Option<u16>,
     /// Pause after each block, in milliseconds

@@ -17,11 +17,13 @@ use polylink_protocol::tx::{SignContext, any, sign_direct};
 use polylink_protocol::{Amount, DENOM};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 struct Chain {
     _node: Running,
     folder: tempfile::TempDir,
     rest: String,
+    grpc: String,
     rpc: String,
     http: reqwest::Client,
 }
@@ -47,12 +49,13 @@ impl Chain {
             let line = settings.lines().find(|line| line.starts_with(name)).unwrap();
             line.rsplit(' ').next().unwrap().to_owned()
         };
+        let grpc = format!("127.0.0.1:{}", port("grpc-port"));
         let (rest, rpc) = (port("rest-port"), port("rpc-port"));
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let mut node = command(&["node", "--home", home.to_str().unwrap()]);
         let node = Running(node.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
         let (rest, rpc) = (format!("http://127.0.0.1:{rest}"), format!("http://127.0.0.1:{rpc}"));
-        let chain = Chain { _node: node, folder, rest, rpc, http: reqwest::Client::new() };
+        let chain = Chain { _node: node, folder, rest, grpc, rpc, http: reqwest::Client::new() };
         let begun = Instant::now();
         while chain.get("/cosmos/bank/v1beta1/supply").await.0 != 200 {
             assert!(begun.elapsed() < PATIENCE, "REST does not answer");
@@ -143,6 +146,8 @@ async fn wallets_and_explorers_find_what_they_ask() {
     assert!(inflation["inflation"].as_str().unwrap().starts_with("0."), "{inflation}");
     let slashing = chain.ok("/cosmos/slashing/v1beta1/params").await;
     assert!(slashing["params"]["slash_fraction_double_sign"].as_str().unwrap().starts_with("0.0"), "{slashing}");
+    let config = chain.ok("/cosmos/base/node/v1beta1/config").await;
+    assert_eq!(config["minimum_gas_price"], "0.025000000000000000uplk");
     let gas = chain.ok("/feemarket/v1/gas_prices").await;
     assert_eq!(gas["prices"], json!([{"denom": "uplk", "amount": "0.025000000000000000"}]));
 
@@ -179,12 +184,27 @@ async fn wallets_and_explorers_find_what_they_ask() {
     let search = format!("/cosmos/tx/v1beta1/txs?events=message.sender='{address}'&order_by=ORDER_BY_DESC&limit=5");
     let found = chain.ok(&search).await;
     assert_eq!((&found["total"], &found["tx_responses"][0]["txhash"]), (&json!("1"), &json!(hash)));
+    let events = found["tx_responses"][0]["events"].as_array().unwrap();
+    let fee = json!({"key": "fee", "value": "5000uplk", "index": true});
+    assert!(events.iter().any(|event| event["attributes"].as_array().unwrap().contains(&fee)), "{events:?}");
     let none = chain.ok("/cosmos/tx/v1beta1/txs?query=tx.height=1&page=9").await;
     assert_eq!((&none["total"], &none["txs"]), (&json!("0"), &json!([])));
 
+    grpc_is_beside_it(&chain).await;
     wrong_input_is_answered_as_by_the_sdk(&chain).await;
     every_query_of_the_ledger_is_there(&chain).await;
     a_wallet_is_told_of_the_chain(&chain, &chain_id);
+}
+
+/// That a server of HTTP/2 is there; `tests/grpc_client.py` is a client of what it serves.
+async fn grpc_is_beside_it(chain: &Chain) {
+    let mut stream = tokio::net::TcpStream::connect(&chain.grpc).await.unwrap();
+    let mut begin = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    begin.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    stream.write_all(&begin).await.unwrap();
+    let mut frame = [0; 9];
+    stream.read_exact(&mut frame).await.unwrap();
+    assert_eq!(frame[3..], [4, 0, 0, 0, 0, 0], "settings of the connection: {frame:?}");
 }
 
 async fn wrong_input_is_answered_as_by_the_sdk(chain: &Chain) {
@@ -210,6 +230,7 @@ async fn wrong_input_is_answered_as_by_the_sdk(chain: &Chain) {
     for (path, body, status) in [
         ("/cosmos/tx/v1beta1/txs", json!({"tx_bytes": "AA==", "mode": "BROADCAST_MODE_SYNC"}), 200),
         ("/cosmos/tx/v1beta1/txs", json!({"tx_bytes": "AA=="}), 400),
+        ("/cosmos/tx/v1beta1/txs", json!({"tx_bytes": "", "mode": "BROADCAST_MODE_SYNC"}), 400),
         ("/cosmos/tx/v1beta1/txs", json!([]), 400),
         ("/cosmos/tx/v1beta1/simulate", json!({"tx_bytes": "AA=="}), 500),
         ("/cosmos/bank/v1beta1/supply", json!({}), 501),

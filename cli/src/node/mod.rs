@@ -1,4 +1,4 @@
-//! `polylink node`: CometBFT, the ledger and the REST bridge as children of one supervisor.
+//! `polylink node`: CometBFT, the ledger and the bridge (REST, gRPC) as children of one supervisor.
 //!
 //! The ledger is started first and stopped last: a node whose application goes away while it is stopping can hang.
 
@@ -47,6 +47,9 @@ pub struct NodeArgs {
     /// Port of the REST for wallets, on loopback [default: a free one]
     #[arg(long, env = "POLYLINK_REST_PORT")]
     rest_port: Option<u16>,
+    /// Port of the gRPC for wallets and relayers, on loopback [default: a free one]
+    #[arg(long, env = "POLYLINK_GRPC_PORT")]
+    grpc_port: Option<u16>,
     /// Pause after each block, in milliseconds
     #[arg(long, env = "POLYLINK_BLOCK_TIME_MS", default_value_t = 1_000)]
     block_time_ms: u64,
@@ -144,7 +147,12 @@ pub async fn run(args: &NodeArgs, home: &Path) -> Result<(), CliError> {
         }
         (_, true) => {}
     }
-    let ports = choose_ports(&[("rpc", args.rpc_port), ("p2p", args.p2p_port), ("rest", args.rest_port)])?;
+    let ports = choose_ports(&[
+        ("rpc", args.rpc_port),
+        ("p2p", args.p2p_port),
+        ("rest", args.rest_port),
+        ("grpc", args.grpc_port),
+    ])?;
     let settings = NodeSettings {
         rpc_port: ports["rpc"],
         p2p_port: ports["p2p"],
@@ -156,7 +164,7 @@ pub async fn run(args: &NodeArgs, home: &Path) -> Result<(), CliError> {
     let rpc = format!("http://127.0.0.1:{}", settings.rpc_port);
     let mut supervisor = Supervisor::new(&home.state(), false);
     let result = tokio::select! {
-        result = live(args, &home, &binary, &rpc, ports["rest"], &mut supervisor) => result,
+        result = live(args, &home, &binary, &rpc, [ports["rest"], ports["grpc"]], &mut supervisor) => result,
         reason = shutdown::requested() => reason.map(|_| ()),
     };
     supervisor.stop().await;
@@ -169,13 +177,15 @@ async fn live(
     home: &Home,
     binary: &Path,
     rpc: &str,
-    rest_port: u16,
+    [rest_port, grpc_port]: [u16; 2],
     supervisor: &mut Supervisor,
 ) -> Result<(), CliError> {
     let patience = if args.peers.is_empty() { START_DEADLINE } else { PEERS_DEADLINE };
     start(supervisor, home, binary, rpc, patience, |line| println!("{line}")).await?;
-    supervisor.start(rest::role(home, rpc, rest_port)?)?;
+    supervisor.start(rest::role(home, rpc, rest_port, grpc_port)?)?;
     supervisor.set_ready();
-    println!("RPC: {rpc}\nREST: http://127.0.0.1:{rest_port}\nCtrl-C stops node and ledger.");
+    println!(
+        "RPC: {rpc}\nREST: http://127.0.0.1:{rest_port}\ngRPC: 127.0.0.1:{grpc_port}\nCtrl-C stops node and ledger."
+    );
     std::future::pending().await
 }

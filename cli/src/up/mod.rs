@@ -76,6 +76,9 @@ pub struct UpArgs {
     /// Port of the REST for wallets
     #[arg(long, env = "POLYLINK_REST_PORT")]
     rest_port: Option<u16>,
+    /// Port of the gRPC for wallets and relayers
+    #[arg(long, env = "POLYLINK_GRPC_PORT")]
+    grpc_port: Option<u16>,
     /// Port of the OpenAI endpoint
     #[arg(long, env = "POLYLINK_GATEWAY_PORT")]
     gateway_port: Option<u16>,
@@ -146,7 +149,7 @@ async fn live(
 ) -> Result<(), CliError> {
     let (rpc, patience) = (network.url("rpc")?, node::START_DEADLINE);
     let chain = node::start(supervisor, home, binary, &rpc, patience, |line| progress.say(line)).await?;
-    supervisor.start(rest::role(home, &rpc, network.port("rest")?)?)?;
+    supervisor.start(rest::role(home, &rpc, network.port("rest")?, network.port("grpc")?)?)?;
     let trusted = ask::trusted_header(&chain, home).await?;
     let network = start_services(args, home, network, &chain, supervisor, progress).await?;
     supervisor.set_ready();
@@ -277,6 +280,7 @@ fn print_how_to_go_on(home: &Home, network: &Network) -> Result<(), CliError> {
   metrics    {gateway}/metrics (gateway), {worker}/metrics (worker)
   RPC        {rpc} (chain {chain})
   REST       {rest} (what wallets ask; `query suggest-chain` tells them of the chain)
+  gRPC       127.0.0.1:{grpc} (the same, with reflection)
   account    user, {user}, funded; its key is in {directory}/keys
 
   Ask it from a shell:
@@ -301,6 +305,7 @@ print(client.chat.completions.create(model=\"{model}\", messages=question).choic
         worker = network.url("worker")?,
         rpc = network.url("rpc")?,
         rest = network.url("rest")?,
+        grpc = network.port("grpc")?,
         chain = network.chain_id,
     );
     Ok(())

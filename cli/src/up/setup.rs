@@ -23,6 +23,7 @@ pub(super) fn prepare(args: &UpArgs, home: &Home, progress: &Progress) -> Result
         ("rpc", args.rpc_port),
         ("p2p", args.p2p_port),
         ("rest", args.rest_port),
+        ("grpc", args.grpc_port),
         ("gateway", args.gateway_port),
         ("worker", args.worker_port),
     ];
@@ -43,10 +44,10 @@ pub(super) fn prepare(args: &UpArgs, home: &Home, progress: &Progress) -> Result
                 network.ports.insert(name.into(), port);
             }
         }
-        if !network.ports.contains_key("rest") {
-            // A home from before there was one.
-            network.ports.extend(choose_ports(&[("rest", None)])?);
-        }
+        // A home from before there was one.
+        let missing = ["rest", "grpc"].into_iter().filter(|name| !network.ports.contains_key(*name));
+        let missing: Vec<_> = missing.map(|name| (name, None)).collect();
+        network.ports.extend(choose_ports(&missing)?);
         network.block_time_ms = args.block_time_ms;
         files::write_secret_json(&home.network(), &network)?;
         progress.say(format_args!("continuing chain {}", network.chain_id));
