@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use crate::cpu::isa::{InstructionSet, multiversioned};
 use crate::cpu::lanes::{Lanes, WIDTH};
+use crate::cpu::tiles;
 use crate::memory::Aligned;
 
 const TRIES: usize = 5;
@@ -19,9 +20,9 @@ const TRIES: usize = 5;
 pub enum Unit {
     /// Fused multiply-adds of f32.
     F32,
-    /// Dot products of bf16 pairs, or f32 where that is faster.
+    /// Dot products of bf16 pairs, in tiles where there are some, or f32 where that is faster.
     Bf16,
-    /// Dot products of four bytes, or f32 where that is faster.
+    /// Dot products of four bytes, in tiles where there are some, or f32 where that is faster.
     Int8,
 }
 
@@ -120,22 +121,29 @@ pub fn read_bandwidth(bytes: usize, threads: usize) -> Option<f64> {
 /// that the CPU backend has for this unit.
 pub fn product_peak(unit: Unit, threads: usize) -> f64 {
     let set = InstructionSet::detect();
-    let rate = |operations: usize, run: unsafe fn(InstructionSet, usize, &mut f32)| {
-        let rounds = 1 << 19;
+    let rate_of = |operations: usize, rounds: usize, run: &(dyn Fn(usize, &mut f32) + Sync)| {
         let work = |_| {
             let mut result = 0.0;
-            // SAFETY: `detect` gives a set that this machine has; the loops touch nothing but their own locals.
-            unsafe { run(set, rounds, &mut result) };
+            run(rounds, &mut result);
             black_box(result);
         };
         let best = (0..TRIES).map(|_| together(threads, work)).fold(f64::INFINITY, f64::min);
-        (rounds * operations * WIDTH * threads) as f64 / best
+        (rounds * operations * threads) as f64 / best
+    };
+    // SAFETY (both): `detect` gives a set that this machine has; the loops touch nothing but their own locals.
+    let rate = |operations: usize, run: unsafe fn(InstructionSet, usize, &mut f32)| {
+        rate_of(operations * WIDTH, 1 << 19, &|rounds, result| unsafe { run(set, rounds, result) })
+    };
+    let tiles = |bytes: bool| {
+        let operations = 2 * tiles::round_products(bytes);
+        let run = |rounds: usize, result: &mut f32| unsafe { tiles::rounds(set, bytes, rounds, result) };
+        if set.has_tiles() { rate_of(operations, 1 << 16, &run) } else { 0.0 }
     };
     let f32s = rate(2 * FEW, fma_few).max(rate(2 * MANY, fma_many));
     match unit {
         Unit::F32 => f32s,
-        Unit::Bf16 => f32s.max(rate(4 * FEW, pairs_few)).max(rate(4 * MANY, pairs_many)),
-        Unit::Int8 => f32s.max(rate(8 * FEW, quads_few)).max(rate(8 * MANY, quads_many)),
+        Unit::Bf16 => f32s.max(rate(4 * FEW, pairs_few)).max(rate(4 * MANY, pairs_many)).max(tiles(false)),
+        Unit::Int8 => f32s.max(rate(8 * FEW, quads_few)).max(rate(8 * MANY, quads_many)).max(tiles(true)),
     }
 }
 
@@ -263,6 +271,17 @@ mod tests {
         assert!(near(run(fma_few), lanes * 1e-6) && near(run(fma_many), 2.0 * lanes * 1e-6));
         assert!(near(run(pairs_few), lanes * 2.0 * value * value), "{}", run(pairs_few));
         assert!(near(run(quads_few), lanes * -3.0), "{}", run(quads_few));
+    }
+
+    /// Emulated: a byte of every four is 1, both of a pair are.
+    #[test]
+    fn rounds_of_tiles_add_up_what_they_are_said_to() {
+        for (bytes, ones) in [(true, 4), (false, 1)] {
+            let mut result = 0.0;
+            // SAFETY: any machine has the emulation.
+            unsafe { tiles::rounds(InstructionSet::AmxEmulated, bytes, 3, &mut result) };
+            assert_eq!(result as usize * ones, 3 * tiles::round_products(bytes));
+        }
     }
 
     #[test]

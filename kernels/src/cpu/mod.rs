@@ -20,7 +20,7 @@ mod prepare;
 mod products;
 mod register_blocks;
 mod softmax;
-mod tiles;
+pub(crate) mod tiles;
 pub(crate) mod vector_math;
 
 use std::num::NonZeroUsize;

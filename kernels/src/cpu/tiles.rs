@@ -126,3 +126,65 @@ pub(super) unsafe fn tile(set: InstructionSet, product: &Product<'_>, rows: (usi
         }
     }
 }
+
+/// Multiply-adds of a round of [`rounds`]: four products of full tiles, of bytes or of bf16 pairs.
+pub(crate) const fn round_products(bytes: bool) -> usize {
+    4 * ROWS * (ROW_BYTES / 4) * if bytes { ROW_BYTES } else { ROW_BYTES / 2 }
+}
+
+#[inline(always)]
+unsafe fn rounds_of<T: Tiles>(bytes: bool, rounds: usize, result: &mut f32) {
+    let mut tiles = T::default();
+    let ones = [if bytes { 1u32 } else { 0x3f80_3f80 }; ROWS * ROW_BYTES / 4]; // 1 0 0 0, or a pair of 1.0
+    let mut sums = [0u32; ROWS * ROW_BYTES / 4];
+    // SAFETY: the machine has T (the caller's promise); full tiles lie in `ones` and `sums`.
+    unsafe {
+        tiles.configure(&[Shape { rows: ROWS, bytes: ROW_BYTES }; REGISTERS]);
+        tiles.load::<4>(ones.as_ptr().cast(), ROW_BYTES);
+        tiles.load::<5>(ones.as_ptr().cast(), ROW_BYTES);
+        tiles.load::<6>(ones.as_ptr().cast(), ROW_BYTES);
+        tiles.load::<7>(ones.as_ptr().cast(), ROW_BYTES);
+        for _ in 0..rounds {
+            if bytes {
+                tiles.dot_bytes::<0, 4, 6>();
+                tiles.dot_bytes::<1, 4, 7>();
+                tiles.dot_bytes::<2, 5, 6>();
+                tiles.dot_bytes::<3, 5, 7>();
+            } else {
+                tiles.dot_pairs::<0, 4, 6>();
+                tiles.dot_pairs::<1, 4, 7>();
+                tiles.dot_pairs::<2, 5, 6>();
+                tiles.dot_pairs::<3, 5, 7>();
+            }
+        }
+        *result = 0.0;
+        let mut add = |sums: &[u32; ROWS * ROW_BYTES / 4]| {
+            *result += sums.iter().map(|&sum| if bytes { sum as f32 } else { f32::from_bits(sum) }).sum::<f32>();
+        };
+        tiles.store::<0>(sums.as_mut_ptr().cast(), ROW_BYTES);
+        add(&sums);
+        tiles.store::<1>(sums.as_mut_ptr().cast(), ROW_BYTES);
+        add(&sums);
+        tiles.store::<2>(sums.as_mut_ptr().cast(), ROW_BYTES);
+        add(&sums);
+        tiles.store::<3>(sums.as_mut_ptr().cast(), ROW_BYTES);
+        add(&sums);
+        tiles.release();
+    }
+}
+
+/// Products of tiles that stay in their registers, `rounds` times [`round_products`], and the total of their sums: what
+/// this machine's tiles do at most.
+///
+/// # Safety
+/// The machine has `set`, which has tiles.
+pub(crate) unsafe fn rounds(set: InstructionSet, bytes: bool, rounds: usize, result: &mut f32) {
+    // SAFETY: as the caller's.
+    unsafe {
+        match set {
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Amx => rounds_of::<amx::Amx>(bytes, rounds, result),
+            _ => rounds_of::<emulated::Emulated>(bytes, rounds, result),
+        }
+    }
+}
