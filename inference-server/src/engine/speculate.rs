@@ -2,7 +2,7 @@
 //! have drawn anyway, and goes on for as long as the guesses were right. So a guess changes how long an answer takes, and
 //! no bit of it.
 //!
-//! Guesses from a lookup are made while they pay ([`payoff`]); whoever gives a second model has decided that.
+//! Guesses are made while they pay ([`payoff`]).
 //!
 //! Only where a draw depends on nothing but the tokens before it: a request with penalties is not guessed, since its
 //! history is the backend's, which counts all that is drawn in a step; nor one with a grammar, whose state follows each
@@ -88,11 +88,6 @@ impl Drafter {
     /// Whether guessing is computing.
     pub(crate) fn has_backend(&self) -> bool {
         matches!(self, Drafter::Model(_))
-    }
-
-    /// Whether guesses are made only while they pay.
-    pub(crate) fn weighs(&self) -> bool {
-        matches!(self, Drafter::Lookup)
     }
 
     /// A slot has another sequence from now on.

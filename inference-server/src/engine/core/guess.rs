@@ -16,7 +16,7 @@ impl Core {
     /// Has tokens guessed for those sequences that decode.
     pub(super) fn guess(&mut self) {
         let Some(drafter) = &mut self.drafter else { return };
-        if drafter.weighs() && !self.payoff.is_worth(self.scheduler.running()) {
+        if !self.payoff.is_worth(self.scheduler.running()) {
             return;
         }
         self.wanted.clear();
@@ -37,6 +37,7 @@ impl Core {
         }
         let begun = Instant::now();
         let drafted = drafter.draft(&mut self.scheduler, &self.wanted);
+        self.payoff.drafted(begun.elapsed().as_secs_f64());
         if drafter.has_backend() {
             add_since(&self.shared.metrics.backend_ns, begun);
         }
