@@ -35,6 +35,8 @@ pub mod staking;
 pub mod store;
 #[doc(hidden)]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 pub mod tiqe;
 pub mod tx;
 pub mod upgrade;

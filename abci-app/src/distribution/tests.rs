@@ -1,5 +1,7 @@
 //! Tests of the distribution on a running chain: numbers worked out by hand, withdrawals, queries, refusals.
 
+mod random;
+
 use polylink_protocol::cosmos::Any;
 use polylink_protocol::cosmos::cosmos::base::v1beta1::{Coin, DecCoin};
 use polylink_protocol::cosmos::cosmos::distribution::v1beta1::*;

@@ -1,5 +1,7 @@
 //! Tests of the mint: inflation by the bonded share, within its bounds, down to the micro-unit.
 
+mod random;
+
 use polylink_protocol::cosmos::cosmos::mint::v1beta1::*;
 use polylink_protocol::{Amount, DENOM, Dec, Message};
 

@@ -1,5 +1,7 @@
 //! Tests of slashing on a running chain: absence, double signatures, jail, tombstones, and what unbonds or has moved away.
 
+mod random;
+
 use polylink_protocol::cosmos::Any;
 use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
 use polylink_protocol::cosmos::cosmos::evidence::v1beta1::*;

@@ -1,6 +1,7 @@
 //! Tests of the audit: rounds, penalties, trials, refusals, and judges that leave.
 
 mod leaving;
+mod random;
 mod refusals;
 mod rounds;
 mod trials;

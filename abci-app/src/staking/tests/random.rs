@@ -1,31 +1,27 @@
 //! Staking, distribution and slashing together, in random blocks of random messages, absences and double signatures,
 //! against an obvious model ([`model`]) that shares no code with them.
 
-mod bed;
 mod compare;
 mod model;
 
 use std::collections::BTreeMap;
 
-use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
 use polylink_protocol::cosmos::cosmos::distribution::v1beta1::{
     MsgSetWithdrawAddress, MsgWithdrawDelegatorReward, MsgWithdrawValidatorCommission, QueryValidatorCommissionRequest,
 };
 use polylink_protocol::cosmos::cosmos::slashing::v1beta1::MsgUnjail;
 use polylink_protocol::cosmos::cosmos::staking::v1beta1::{
-    self as proto, CommissionRates, Description, MsgBeginRedelegate, MsgCancelUnbondingDelegation, MsgCreateValidator,
-    MsgDelegate, MsgUndelegate,
+    self as proto, MsgBeginRedelegate, MsgCancelUnbondingDelegation, MsgDelegate, MsgUndelegate,
 };
-use polylink_protocol::tx::any;
 use polylink_protocol::{Amount, DENOM, Dec};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
 use crate::context::Misbehavior;
 use crate::error::TxError;
-use crate::modules::{Answer, Handle, QueryContext};
+use crate::modules::{Answer, Handle};
+use crate::tests::bed::*;
 use crate::{bank, staking};
-use bed::*;
 use model::{Entry, Model, Status, Validator};
 
 /// What may happen. Parts of stake are in percent; over 100 asks for more than there is.
@@ -99,10 +95,6 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn coin(amount: u128) -> Option<Coin> {
-    Some(Coin { denom: DENOM.into(), amount: amount.to_string() })
-}
-
 /// What the model foretells of a message. A refusal has the codes that may come.
 enum Expect {
     Ok,
@@ -165,12 +157,6 @@ impl Run {
 
     fn shares(&self, by: u8, of: u8) -> Option<Dec> {
         staking::delegation(&self.bed.state, &account(by), &account(of))
-    }
-
-    /// What the ledger shows a delegation to be worth.
-    fn worth(&self, by: u8, of: u8) -> u128 {
-        let found = self.validator(of).zip(self.shares(by, of));
-        found.map_or(0, |(validator, shares)| staking::worth(&validator, shares).0)
     }
 
     fn send<M: Handle>(
@@ -242,13 +228,13 @@ impl Run {
                 }
             }
             Step::Undelegate { by, from, percent } => {
-                let amount = self.worth(by, from) * percent / 100;
+                let amount = self.bed.worth(by, from) * percent / 100;
                 let message = MsgUndelegate {
                     delegator_address: account_of(by),
                     validator_address: valoper(from),
                     amount: coin(amount),
                 };
-                let expect = if amount == 0 || amount > self.worth(by, from) {
+                let expect = if amount == 0 || amount > self.bed.worth(by, from) {
                     Expect::Refused(&[("sdk", 18)])
                 } else if self.model.entries_of(by, from, None).len() >= ENTRIES_MAX {
                     Expect::Refused(&[("staking", 27)])
@@ -274,7 +260,7 @@ impl Run {
                 }
             }
             Step::Redelegate { by, from, to, percent } => {
-                let amount = self.worth(by, from) * percent / 100;
+                let amount = self.bed.worth(by, from) * percent / 100;
                 let message = MsgBeginRedelegate {
                     delegator_address: account_of(by),
                     validator_src_address: valoper(from),
@@ -282,7 +268,7 @@ impl Run {
                     amount: coin(amount),
                 };
                 let receiving = self.model.entries.iter().any(|e| (e.delegator, e.to) == (by, Some(from)));
-                let expect = if amount == 0 || (percent > 100 && amount > self.worth(by, from)) {
+                let expect = if amount == 0 || (percent > 100 && amount > self.bed.worth(by, from)) {
                     Expect::Refused(&[("sdk", 18), ("staking", 3)])
                 } else if from == to {
                     Expect::Refused(&[("staking", 29)])
@@ -380,7 +366,7 @@ impl Run {
             Step::Commission { by } => {
                 let message = MsgWithdrawValidatorCommission { validator_address: valoper(by) };
                 let request = QueryValidatorCommissionRequest { validator_address: valoper(by) };
-                let owed = request.answer(&self.query(), &self.bed.state).ok().and_then(|answer| answer.commission);
+                let owed = request.answer(&self.bed.query(), &self.bed.state).ok().and_then(|answer| answer.commission);
                 let owed = owed.is_some_and(|owed| !owed.commission.is_empty());
                 self.send(&message, if owed { &Expect::Ok } else { &Expect::Refused(&[("distribution", 7)]) }, false)?;
             }
@@ -389,7 +375,7 @@ impl Run {
                 let expect = match self.model.validators.get(&by) {
                     None => Expect::Refused(&[("slashing", 2)]),
                     Some(_) if self.shares(by, by).is_none() => Expect::Refused(&[("slashing", 6)]),
-                    Some(_) if self.worth(by, by) < 1 => Expect::Refused(&[("slashing", 7)]),
+                    Some(_) if self.bed.worth(by, by) < 1 => Expect::Refused(&[("slashing", 7)]),
                     Some(validator) if !validator.jailed => Expect::Refused(&[("slashing", 5)]),
                     Some(validator) if validator.tombstoned || validator.jailed_until > self.now() as i64 => {
                         Expect::Refused(&[("slashing", 4)])
@@ -401,22 +387,7 @@ impl Run {
                 }
             }
             Step::Create { by, amount } => {
-                let rate = Dec::from_bps(commission_bps(by)).to_atomics_string();
-                let message = MsgCreateValidator {
-                    description: Some(Description { moniker: "again".into(), ..Default::default() }),
-                    commission: Some(CommissionRates {
-                        rate: rate.clone(),
-                        max_rate: rate,
-                        max_change_rate: "0".into(),
-                    }),
-                    min_self_delegation: "1".into(),
-                    validator_address: valoper(by),
-                    pubkey: Some(any(&polylink_protocol::cosmos::cosmos::crypto::ed25519::PubKey {
-                        key: consensus_key(by).to_vec(),
-                    })),
-                    value: coin(amount),
-                    ..Default::default()
-                };
+                let message = create_validator(by, amount);
                 let there = self.model.validators.contains_key(&by);
                 let expect = if there { Expect::Refused(&[("staking", 4)]) } else { Expect::Ok };
                 if self.send(&message, &expect, false)?.is_some() {
@@ -452,12 +423,6 @@ impl Run {
         }
         self.compare_stake()
     }
-
-    fn query(&self) -> QueryContext {
-        let ctx = &self.bed.ctx;
-        let (chain_id, epoch_blocks) = (ctx.chain_id.clone(), ctx.epoch_blocks);
-        QueryContext { chain_id, height: ctx.height, epoch: ctx.epoch, epoch_blocks }
-    }
 }
 
 fn run(steps: &[Step]) -> Result<Run, TestCaseError> {
@@ -489,7 +454,7 @@ proptest! {
 #[test]
 fn amounts_of_the_model_are_those_of_the_ledger_at_its_begin() {
     let mut run = Run::new();
-    assert_eq!(run.worth(7, 7), 7_000_000_001);
+    assert_eq!(run.bed.worth(7, 7), 7_000_000_001);
     assert_eq!(bank::balance(&run.bed.state, account(7)), Amount(FUNDS - 7_000_000_001));
     run.compare_stake().unwrap();
 }

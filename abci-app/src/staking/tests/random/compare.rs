@@ -9,11 +9,11 @@ use polylink_protocol::{Address, DENOM, Dec, Message};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
-use super::bed::*;
 use super::model::{Entry, Status};
 use super::{Run, number};
 use crate::modules::Answer;
 use crate::store::StateRead;
+use crate::tests::bed::*;
 use crate::{bank, slashing, staking};
 
 fn dec(value: Dec) -> f64 {
@@ -127,7 +127,7 @@ impl Run {
         }
         for by in 1..=ACCOUNTS {
             let request = QueryRedelegationsRequest { delegator_addr: account(by).account(), ..Default::default() };
-            let answer = request.answer(&self.query(), &self.bed.state).unwrap();
+            let answer = request.answer(&self.bed.query(), &self.bed.state).unwrap();
             for row in answer.redelegation_responses {
                 let record = row.redelegation.unwrap();
                 found.extend(row.entries.into_iter().filter_map(|entry| entry.redelegation_entry).map(|entry| Entry {
@@ -162,7 +162,7 @@ impl Run {
 
     /// All that an account has earned: paid, pending, and commission.
     pub(super) fn compare_rewards(&mut self) -> Result<(), TestCaseError> {
-        let query = self.query();
+        let query = self.bed.query();
         for n in 1..=ACCOUNTS {
             let request = QueryDelegationTotalRewardsRequest { delegator_address: account(n).account() };
             let atomics =

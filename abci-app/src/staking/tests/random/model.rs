@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use super::bed::*;
 use crate::context::Commit;
+use crate::tests::bed::*;
 
 /// Where a validator stands.
 #[derive(Clone, Copy, Debug, PartialEq)]

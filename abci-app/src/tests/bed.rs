@@ -3,15 +3,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
+use polylink_protocol::cosmos::cosmos::crypto::ed25519::PubKey;
+use polylink_protocol::cosmos::cosmos::staking::v1beta1::{CommissionRates, Description, MsgCreateValidator};
 use polylink_protocol::keys::ServiceKey;
-use polylink_protocol::{Address, Amount};
+use polylink_protocol::tx::any;
+use polylink_protocol::{Address, Amount, DENOM, Dec};
 
 use crate::bank::{self, Pool};
 use crate::chain;
 use crate::context::{BlockTime, Commit, Context, Event, Misbehavior, ValidatorUpdate, Vote};
 use crate::error::TxError;
 use crate::genesis::Genesis;
-use crate::modules::{Handle, MODULES};
+use crate::modules::{Handle, MODULES, QueryContext};
 use crate::staking::GenesisValidator;
 use crate::store::{MemoryState, Overlay};
 use crate::{distribution, slashing, staking};
@@ -20,7 +24,7 @@ use crate::{distribution, slashing, staking};
 pub const PLK: u128 = 1_000_000;
 /// What each account begins with.
 pub const FUNDS: u128 = 1_000_000_000 * PLK;
-/// The fees of each block.
+/// The fees of each block, where a test does not say otherwise.
 pub const FEES: u128 = 1_000_000_007;
 /// From taking stake back until it is paid; blocks are a second apart.
 pub const UNBONDING: u64 = 6;
@@ -42,6 +46,7 @@ pub fn commission_bps(operator: u8) -> u32 {
 }
 
 const CHAIN: &str = "polylink-model-1";
+/// Who pays all fees.
 const PAYER: Address = Address([0xfe; 20]);
 
 /// The account `n`.
@@ -64,10 +69,39 @@ pub fn consensus(n: u8) -> Address {
     Address::of_consensus_key(&consensus_key(n))
 }
 
+/// An amount in a message.
+pub fn coin(amount: u128) -> Option<Coin> {
+    Some(Coin { denom: DENOM.into(), amount: amount.to_string() })
+}
+
+/// Makes operator `n` a validator, with the commission that it always has and may change to any other.
+pub fn create_validator(n: u8, amount: u128) -> MsgCreateValidator {
+    let most = Dec::one().to_atomics_string();
+    MsgCreateValidator {
+        description: Some(Description { moniker: "again".into(), ..Default::default() }),
+        commission: Some(CommissionRates {
+            rate: Dec::from_bps(commission_bps(n)).to_atomics_string(),
+            max_rate: most.clone(),
+            max_change_rate: most,
+        }),
+        min_self_delegation: "1".into(),
+        validator_address: account(n).valoper(),
+        pubkey: Some(any(&PubKey { key: consensus_key(n).to_vec() })),
+        value: coin(amount),
+        ..Default::default()
+    }
+}
+
 /// The chain.
 pub struct Bed {
     pub state: MemoryState,
     pub ctx: Context,
+    /// Seconds from block to block.
+    seconds: u64,
+    /// The fees of each block from now on.
+    pub fees: u128,
+    /// Who is said to have been in the last block's set, in place of the real one.
+    pub votes: Option<Vec<Vote>>,
     /// The sets of the last block, this one, and the next.
     sets: [BTreeMap<Address, u64>; 3],
     /// The sets that signed, by height.
@@ -77,8 +111,8 @@ pub struct Bed {
     pub events: Vec<Event>,
 }
 
-fn time(height: u64) -> BlockTime {
-    BlockTime { seconds: 1_700_000_000_i64.saturating_add_unsigned(height), nanos: 0 }
+fn time(height: u64, seconds: u64) -> BlockTime {
+    BlockTime { seconds: 1_700_000_000_i64.saturating_add_unsigned(height * seconds), nanos: 0 }
 }
 
 fn update(set: &mut BTreeMap<Address, u64>, updates: &[ValidatorUpdate]) {
@@ -95,8 +129,13 @@ fn update(set: &mut BTreeMap<Address, u64>, updates: &[ValidatorUpdate]) {
 }
 
 impl Bed {
-    /// At the begin of the first block.
+    /// At the begin of the first block; blocks are a second apart.
     pub fn new() -> Self {
+        Self::with(1, |_| {})
+    }
+
+    /// Likewise, with so many seconds from block to block and a genesis that is altered.
+    pub fn with(seconds: u64, alter: impl FnOnce(&mut Genesis)) -> Self {
         let mut genesis = Genesis::default().with_account(&PAYER, Amount(FUNDS));
         for n in 1..=ACCOUNTS {
             genesis = genesis.with_account(&account(n), Amount(FUNDS));
@@ -112,12 +151,17 @@ impl Bed {
             let commission_bps = commission_bps(n);
             genesis.staking.validators.push(GenesisValidator { commission_bps, ..validator });
         }
-        let (changes, updates) = chain::genesis(CHAIN, time(0), &genesis).unwrap();
+        alter(&mut genesis);
+        let begin = time(0, seconds);
+        let (changes, updates) = chain::genesis(CHAIN, begin, &genesis).unwrap();
         let mut first = BTreeMap::new();
         update(&mut first, &updates);
         let mut bed = Bed {
             state: MemoryState::default(),
-            ctx: Context::new(CHAIN, 0, time(0), genesis.epoch_blocks()),
+            ctx: Context::new(CHAIN, 0, begin, genesis.epoch_blocks()),
+            seconds,
+            fees: FEES,
+            votes: None,
             sets: [BTreeMap::new(), first.clone(), first],
             signed: BTreeMap::new(),
             absent: BTreeSet::new(),
@@ -136,7 +180,8 @@ impl Bed {
             power: *power,
             signed: !self.absent.contains(validator),
         };
-        let (votes, misbehavior) = (self.sets[0].iter().map(vote).collect(), self.misbehavior.clone());
+        let votes = self.votes.clone().unwrap_or_else(|| self.sets[0].iter().map(vote).collect());
+        let misbehavior = self.misbehavior.clone();
         Commit { votes, misbehavior, ..Commit::default() }
     }
 
@@ -145,12 +190,12 @@ impl Bed {
         let commit = self.commit();
         self.misbehavior.clear();
         self.signed.insert(height, self.sets[1].clone());
-        self.ctx = Context::new(CHAIN, height, time(height), self.ctx.epoch_blocks);
+        self.ctx = Context::new(CHAIN, height, time(height, self.seconds), self.ctx.epoch_blocks);
         self.ctx.commit = commit;
         for module in MODULES {
             (module.begin_block)(&mut self.ctx, &mut self.state).unwrap();
         }
-        bank::transfer(&mut self.ctx, &mut self.state, PAYER, Pool::FeeCollector, Amount(FEES)).unwrap();
+        bank::transfer(&mut self.ctx, &mut self.state, PAYER, Pool::FeeCollector, Amount(self.fees)).unwrap();
     }
 
     /// Ends the block and verifies all that must hold.
@@ -183,5 +228,19 @@ impl Bed {
         self.state.apply(&changes);
         self.ctx = ctx;
         Ok(response)
+    }
+
+    /// What the ledger shows a delegation to be worth.
+    pub fn worth(&self, by: u8, of: u8) -> u128 {
+        let found = staking::validator(&self.state, &account(of));
+        let found = found.zip(staking::delegation(&self.state, &account(by), &account(of)));
+        found.map_or(0, |(validator, shares)| staking::worth(&validator, shares).0)
+    }
+
+    /// What a query of the state as it is knows besides it.
+    pub fn query(&self) -> QueryContext {
+        let ctx = &self.ctx;
+        let (chain_id, epoch_blocks) = (ctx.chain_id.clone(), ctx.epoch_blocks);
+        QueryContext { chain_id, height: ctx.height, epoch: ctx.epoch, epoch_blocks }
     }
 }
