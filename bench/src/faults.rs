@@ -32,6 +32,8 @@ const BLOCKS: u64 = 2;
 const POLL: Duration = Duration::from_millis(100);
 /// The longest wait for a node, which may stand still.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The longest step of a wait: an answer that does not come, and what a busy machine adds.
+const STEP_MAX: Duration = Duration::from_secs(4);
 /// Accounts that send.
 pub const SENDERS: u64 = 500;
 
@@ -48,8 +50,10 @@ pub enum Fault {
     Restart,
     /// Away for a while with all the others at work.
     Away,
-    /// Stopped, its state removed, started again.
+    /// Stopped, its state removed, started again: it executes all blocks anew.
     Wipe,
+    /// The same, and its state comes from another's snapshot. Not the first validator, which keeps all blocks.
+    Sync,
     /// Cut off from all others for a while.
     Cut,
     /// A second node with the same key.
@@ -58,13 +62,14 @@ pub enum Fault {
 
 impl Fault {
     /// All of them, the last one at most once in a run: its validator is tombstoned.
-    pub const ALL: [Fault; 8] = [
+    pub const ALL: [Fault; 9] = [
         Fault::KillLedger,
         Fault::KillNode,
         Fault::Freeze,
         Fault::Restart,
         Fault::Away,
         Fault::Wipe,
+        Fault::Sync,
         Fault::Cut,
         Fault::DoubleSign,
     ];
@@ -78,6 +83,7 @@ impl Fault {
             Fault::Restart => "restart",
             Fault::Away => "away",
             Fault::Wipe => "wipe",
+            Fault::Sync => "sync",
             Fault::Cut => "cut",
             Fault::DoubleSign => "double_sign",
         }
@@ -111,6 +117,26 @@ pub struct Network {
     pub links: Links,
 }
 
+/// A wait in steps. Where the whole machine stands still (a suspended one), nodes and this process do alike: a step counts
+/// no longer than one can last.
+struct Wait {
+    total: Duration,
+    step: Instant,
+}
+
+impl Wait {
+    fn new() -> Self {
+        Self { total: Duration::ZERO, step: Instant::now() }
+    }
+
+    /// Ends a step; how long it has been.
+    fn so_far(&mut self) -> Duration {
+        let begun = std::mem::replace(&mut self.step, Instant::now());
+        self.total += begun.elapsed().min(STEP_MAX);
+        self.total
+    }
+}
+
 struct Run {
     members: Vec<Member>,
     rpcs: Vec<Rpc>,
@@ -125,16 +151,16 @@ impl Run {
 
     /// Waits until the nodes of these numbers have committed further blocks; in seconds.
     async fn go_on(&self, nodes: &[usize], what: &str) -> Result<f64, BenchError> {
-        let begun = Instant::now();
+        let mut wait = Wait::new();
         let mut from: Option<u64> = None;
         loop {
             let heights = self.heights().await;
             let newest = heights.iter().flatten().max().copied();
             let goal = *from.get_or_insert(newest.unwrap_or(0)) + BLOCKS;
             if nodes.iter().all(|node| heights[*node].is_some_and(|height| height >= goal)) {
-                return Ok(begun.elapsed().as_secs_f64());
+                return Ok(wait.so_far().as_secs_f64());
             }
-            if begun.elapsed() > RECOVERY_MAX {
+            if wait.so_far() > RECOVERY_MAX {
                 let reason = format!("within {} s not all nodes commit again: {heights:?}", RECOVERY_MAX.as_secs());
                 return Err(failed(what, reason));
             }
@@ -165,6 +191,17 @@ impl Run {
                 self.members[node].stop().await;
                 self.members[node].wipe()?;
             }
+            Fault::Sync => {
+                // Who joins trusts a header that it has from elsewhere; here from the one that keeps all.
+                let url = self.members[0].rpc().to_owned();
+                let (hash, _) = self.rpcs[0].hashes(1).await?;
+                self.members[node].stop().await;
+                self.members[node].wipe()?;
+                self.members[node].configure(&format!(
+                    "[statesync]\nenable = true\nrpc_servers = \"{url},{url}\"\ntrust_height = 1\ntrust_hash = \"{hash}\"\n\
+                     trust_period = \"24h\"\ndiscovery_time = \"5s\"\n"
+                ))?;
+            }
             Fault::Cut => {
                 self.links.cut(node, true);
                 let result = self.go_on(&others, "the others of a validator that is cut off").await;
@@ -176,7 +213,16 @@ impl Run {
         }
         self.members[node].start().await?;
         let all: Vec<usize> = (0..self.members.len()).collect();
-        self.go_on(&all, fault.name()).await
+        let mut seconds = self.go_on(&all, fault.name()).await?;
+        if fault == Fault::Sync {
+            // A restored snapshot has a height too; its node commits when it has further ones.
+            seconds += self.go_on(&all, fault.name()).await?;
+            self.members[node].configure("")?;
+            if self.rpcs[node].oldest().await? <= 1 {
+                return Err(failed(fault.name(), "it has executed all blocks, instead of taking a snapshot"));
+            }
+        }
+        Ok(seconds)
     }
 }
 
@@ -202,7 +248,7 @@ pub async fn run(options: &Options, network: Network, mut progress: impl FnMut(&
     let mut recoveries: Vec<(Fault, f64)> = Vec::new();
     let faults = options.faults.iter().filter(|fault| **fault != Fault::DoubleSign).copied();
     for fault in faults.collect::<Vec<_>>().into_iter().cycle().take(options.count) {
-        let node = draw.random_range(0..run.members.len());
+        let node = draw.random_range(usize::from(fault == Fault::Sync)..run.members.len());
         let seconds = run.inflict(fault, node, options.pause).await?;
         progress(&format!("{} of validator {node}: all commit again after {seconds:.1} s", fault.name()));
         recoveries.push((fault, seconds));

@@ -24,7 +24,16 @@ impl Process {
     /// # Errors
     /// [`BenchError::Contestant`] if it cannot be started.
     pub fn start(name: &str, command: &mut Command) -> Result<Self, BenchError> {
-        Self::spawn(name, command, false)
+        Self::spawn(name, command, Stdio::null(), false)
+    }
+
+    /// As [`Process::start`], with a standard input that ends when this process does, however it goes: a program that
+    /// waits for that end does not outlive it.
+    ///
+    /// # Errors
+    /// As [`Process::start`].
+    pub fn start_bound(name: &str, command: &mut Command) -> Result<Self, BenchError> {
+        Self::spawn(name, command, Stdio::piped(), false)
     }
 
     /// Starts it with its standard input and output in the caller's hands.
@@ -32,20 +41,19 @@ impl Process {
     /// # Errors
     /// As [`Process::start`].
     pub fn start_piped(name: &str, command: &mut Command) -> Result<(Self, ChildStdin, ChildStdout), BenchError> {
-        let mut process = Self::spawn(name, command, true)?;
+        let mut process = Self::spawn(name, command, Stdio::piped(), true)?;
         let pipes = process.child.stdin.take().zip(process.child.stdout.take());
         let (input, output) = pipes.ok_or_else(|| failed(name, "its pipes are missing"))?;
         Ok((process, input, output))
     }
 
-    fn spawn(name: &str, command: &mut Command, piped: bool) -> Result<Self, BenchError> {
+    fn spawn(name: &str, command: &mut Command, input: Stdio, piped: bool) -> Result<Self, BenchError> {
         static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let log = std::env::temp_dir().join(format!("polylink-bench-{}-{number}.log", std::process::id()));
         let file = File::create(&log).and_then(|file| Ok((file.try_clone()?, file)));
         let (output, errors) = file.map_err(|source| BenchError::Write { path: log.display().to_string(), source })?;
-        let (input, output) =
-            if piped { (Stdio::piped(), Stdio::piped()) } else { (Stdio::null(), Stdio::from(output)) };
+        let output = if piped { Stdio::piped() } else { Stdio::from(output) };
         command.stdin(input).stdout(output).stderr(errors).kill_on_drop(true);
         let child = command.spawn().map_err(|e| {
             let program = command.as_std().get_program().to_string_lossy().into_owned();

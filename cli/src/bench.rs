@@ -17,6 +17,7 @@ use crate::error::CliError;
 use crate::home::Home;
 use crate::models;
 use crate::output::Output;
+use crate::shutdown;
 
 /// `polylink bench`.
 #[derive(Args, Debug)]
@@ -206,12 +207,20 @@ struct ServeArgs {
     json: Option<PathBuf>,
 }
 
+/// Runs until it has ended or shall end: the processes that it has started, and its folder, go with it.
+async fn unless_stopped(work: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
+    tokio::select! {
+        result = work => result,
+        reason = shutdown::requested() => Err(CliError::role("bench", format!("ended by {}", reason?))),
+    }
+}
+
 /// Runs `polylink bench`.
 pub async fn run(args: &BenchArgs, home: &Path, output: &Output) -> Result<(), CliError> {
     let args = match &args.what {
         What::Engine(args) => return engine::run(args, output).await,
-        What::Ledger(args) => return ledger::run(args, output).await,
-        What::Faults(args) => return faults::run(args, output).await,
+        What::Ledger(args) => return unless_stopped(ledger::run(args, output)).await,
+        What::Faults(args) => return unless_stopped(faults::run(args, output)).await,
         What::LedgerPart(args) => return ledger::part(args),
         What::Model(args) => return make_model(args, output),
         What::Soak(args) => return run_soak(args, output).await,

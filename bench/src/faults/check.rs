@@ -10,7 +10,7 @@ use polylink_protocol::cosmos::cosmos::slashing::v1beta1::{QuerySigningInfosRequ
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::{POLL, SENDERS};
+use super::{POLL, RECOVERY_MAX, SENDERS, Wait};
 use crate::BenchError;
 use crate::ledger::load::Source;
 use crate::ledger::network::Kind;
@@ -98,7 +98,7 @@ async fn follow(rpcs: &[Rpc], counts: &mut Counts) {
 
 /// Waits until a validator is tombstoned for having signed twice.
 pub async fn until_tombstoned(rpc: &Rpc, longest: Duration) -> Result<(), BenchError> {
-    let begun = Instant::now();
+    let mut wait = Wait::new();
     loop {
         let request = QuerySigningInfosRequest::default().encode_to_vec();
         if let Ok(text) = rpc.query("/cosmos.slashing.v1beta1.Query/SigningInfos", &request).await {
@@ -108,17 +108,17 @@ pub async fn until_tombstoned(rpc: &Rpc, longest: Duration) -> Result<(), BenchE
                 return Ok(());
             }
         }
-        if begun.elapsed() > longest {
+        if wait.so_far() > longest {
             return Err(failed("the double", "nobody was tombstoned for having signed twice"));
         }
         tokio::time::sleep(POLL).await;
     }
 }
 
-/// Compares all nodes' chains up to the height that all have: blocks, application hashes, and that nothing that was seen
-/// committed is missing. Returns how many heights.
+/// Compares all nodes' chains up to the height that all have, each from its oldest block on: blocks, application hashes,
+/// and that nothing that was seen committed is missing. Returns how many heights.
 pub async fn same_chain(rpcs: &[Rpc], counts: &Counts) -> Result<u64, BenchError> {
-    let begun = Instant::now();
+    let mut wait = Wait::new();
     let common = loop {
         let mut common = u64::MAX;
         for rpc in rpcs {
@@ -127,39 +127,97 @@ pub async fn same_chain(rpcs: &[Rpc], counts: &Counts) -> Result<u64, BenchError
         if common >= counts.height {
             break common;
         }
-        if begun.elapsed() > super::RECOVERY_MAX {
+        if wait.so_far() > RECOVERY_MAX {
             let reason = format!("a node is at {common}, transactions were seen at {}", counts.height);
             return Err(failed("the chain", reason));
         }
         tokio::time::sleep(POLL).await;
     };
-    let mut missing = counts.committed.clone();
+    let mut oldest = Vec::new();
+    for rpc in rpcs {
+        oldest.push(rpc.oldest().await?);
+    }
+    let mut chain = Compared { missing: counts.committed.clone(), ..Default::default() };
     for height in 1..=common {
-        let mut first: Option<(String, String)> = None;
         for (node, rpc) in rpcs.iter().enumerate() {
-            let found = match rpc.hashes(height).await {
-                Ok(found) => found,
-                // One whose state was wiped and synced from a snapshot has no old blocks.
-                Err(_) if node > 0 && height < common => continue,
-                Err(error) => return Err(error),
-            };
-            match &first {
-                None => first = Some(found),
-                Some(first) if *first == found => {}
-                Some(first) => {
-                    let reason = format!("height {height}: {first:?} here, {found:?} at validator {node}");
-                    return Err(failed("the nodes disagree", reason));
-                }
+            // One that joined from a snapshot has no older blocks; the first one has all.
+            if node == 0 || height >= oldest[node] {
+                chain.hashes(height, node, rpc.hashes(height).await?)?;
             }
         }
-        for (tx, code) in rpcs[0].results(height).await? {
-            if code == 0 {
-                missing.remove(&tx);
+        chain.results(rpcs[0].results(height).await?);
+    }
+    chain.end()?;
+    Ok(common)
+}
+
+/// What the nodes' chains have shown.
+#[derive(Debug, Default)]
+struct Compared {
+    /// The height looked at, and what the first node has there.
+    first: Option<(u64, (String, String))>,
+    /// Seen committed, and in no block yet.
+    missing: BTreeSet<String>,
+}
+
+impl Compared {
+    /// A node's block and application hash.
+    fn hashes(&mut self, height: u64, node: usize, found: (String, String)) -> Result<(), BenchError> {
+        match &self.first {
+            Some((at, first)) if *at == height && *first != found => {
+                let reason = format!("height {height}: {first:?} here, {found:?} at validator {node}");
+                Err(failed("the nodes disagree", reason))
+            }
+            Some((at, _)) if *at == height => Ok(()),
+            _ => {
+                self.first = Some((height, found));
+                Ok(())
             }
         }
     }
-    match missing.len() {
-        0 => Ok(common),
-        lost => Err(failed("the chain", format!("{lost} committed transactions are lost"))),
+
+    /// The transactions of a block.
+    fn results(&mut self, results: Vec<(String, u64)>) {
+        for (tx, _) in results.iter().filter(|(_, code)| *code == 0) {
+            self.missing.remove(tx);
+        }
+    }
+
+    fn end(&self) -> Result<(), BenchError> {
+        match self.missing.len() {
+            0 => Ok(()),
+            lost => Err(failed("the chain", format!("{lost} committed transactions are lost"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(block: &str, app: &str) -> (String, String) {
+        (block.to_owned(), app.to_owned())
+    }
+
+    #[test]
+    fn nodes_that_differ_are_found() {
+        let mut chain = Compared::default();
+        for (height, node) in [(1, 0), (1, 1), (2, 0), (2, 3)] {
+            chain.hashes(height, node, pair(&format!("B{height}"), "A")).unwrap();
+        }
+        for other in [pair("C2", "A"), pair("B2", "X")] {
+            let error = chain.hashes(2, 1, other).unwrap_err().to_string();
+            assert!(error.contains("height 2") && error.contains("validator 1"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_transaction_that_is_lost_or_failed_is_found() {
+        let committed: BTreeSet<String> = ["a", "b"].map(str::to_owned).into();
+        let mut chain = Compared { missing: committed, ..Default::default() };
+        chain.results(vec![("a".into(), 0), ("b".into(), 5), ("c".into(), 0)]);
+        assert!(chain.end().unwrap_err().to_string().contains("1 committed"));
+        chain.results(vec![("b".into(), 0)]);
+        chain.end().unwrap();
     }
 }

@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::time::{Duration, Instant};
-use tokio::process::Command;
 
 use crate::BenchError;
-use crate::ledger::network::{Node, Program};
+use crate::ledger::network::Node;
 use crate::process::{Process, failed};
 
 /// The longest wait for an application that starts, and for a process that shall end by itself.
@@ -18,6 +17,8 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 pub struct Home {
     /// Its programs.
     pub node: Node,
+    /// CometBFT's settings.
+    pub config: PathBuf,
     /// What a wipe removes: all but its keys, its settings, and what it has signed.
     pub wiped: Vec<PathBuf>,
 }
@@ -28,15 +29,13 @@ pub struct Member {
     home: Home,
     app: Option<Process>,
     node: Option<Process>,
-}
-
-async fn start(name: &str, program: &Program) -> Result<Process, BenchError> {
-    Process::start(name, Command::new(&program.path).args(&program.args))
+    /// As they were written first.
+    settings: String,
 }
 
 impl Member {
     pub(super) fn new(name: String, home: Home) -> Self {
-        Self { name, home, app: None, node: None }
+        Self { name, home, app: None, node: None, settings: String::new() }
     }
 
     /// Its RPC.
@@ -52,7 +51,7 @@ impl Member {
         if self.app.is_none() {
             // What a killed one has left behind is no sign of the next.
             let _absent = std::fs::remove_file(&socket);
-            let mut app = start(&self.name, &program).await?;
+            let mut app = program.start(&self.name)?;
             let begun = Instant::now();
             while !socket.exists() {
                 app.check()?;
@@ -64,7 +63,7 @@ impl Member {
             self.app = Some(app);
         }
         if self.node.is_none() {
-            self.node = Some(start(&self.name, &self.home.node.node).await?);
+            self.node = Some(self.home.node.node.start(&self.name)?);
         }
         Ok(())
     }
@@ -102,6 +101,16 @@ impl Member {
         for process in [&self.node, &self.app].into_iter().flatten() {
             signal(process, if still { Signal::STOP } else { Signal::CONT });
         }
+    }
+
+    /// Has its settings end with these lines until it is called again.
+    pub fn configure(&mut self, more: &str) -> Result<(), BenchError> {
+        let path = &self.home.config;
+        let wrong = |e: std::io::Error| failed(&self.name, format!("{}: {e}", path.display()));
+        if self.settings.is_empty() {
+            self.settings = std::fs::read_to_string(path).map_err(wrong)?;
+        }
+        std::fs::write(path, format!("{}\n{more}", self.settings)).map_err(wrong)
     }
 
     /// Removes its state; it must not run.

@@ -29,6 +29,19 @@ pub struct Program {
     pub path: PathBuf,
     /// What it is given.
     pub args: Vec<String>,
+    /// Variables besides this process' own.
+    pub env: Vec<(String, String)>,
+}
+
+impl Program {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// [`BenchError::Contestant`] if it cannot be started.
+    pub(crate) fn start(&self, name: &str) -> Result<Process, BenchError> {
+        let env = self.env.iter().map(|(name, value)| (name, value));
+        Process::start_bound(name, Command::new(&self.path).args(&self.args).envs(env))
+    }
 }
 
 /// One node of a chain.
@@ -126,12 +139,12 @@ impl Chain {
         let begun = Instant::now();
         for Node { app, node, rpc } in nodes {
             if let Some((program, socket)) = app {
-                chain.apps.push(Process::start(&chain.name, Command::new(&program.path).args(&program.args))?);
+                chain.apps.push(program.start(&chain.name)?);
                 while !socket.exists() {
                     chain.wait(begun, "the application does not listen").await?;
                 }
             }
-            chain.nodes.push(Process::start(&chain.name, Command::new(&node.path).args(&node.args))?);
+            chain.nodes.push(node.start(&chain.name)?);
             chain.rpcs.push(Rpc::new(&rpc)?);
         }
         for at in 0..chain.rpcs.len() {

@@ -63,6 +63,12 @@ impl Rpc {
         Ok(number(&info["response"]["last_block_height"]).unwrap_or(0))
     }
 
+    /// The oldest block that it has.
+    pub async fn oldest(&self) -> Result<u64, BenchError> {
+        let status = self.call("status", json!({})).await?;
+        number(&status["sync_info"]["earliest_block_height"]).ok_or_else(|| self.wrong("status", "it names no block"))
+    }
+
     /// The chain's id.
     pub async fn chain_id(&self) -> Result<String, BenchError> {
         let status = self.call("status", json!({})).await?;

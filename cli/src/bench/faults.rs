@@ -15,12 +15,15 @@ use crate::files;
 use crate::home::Home;
 use crate::node::{NodeSettings, ensure_keys, find_binary, node_id, write_config};
 use crate::output::Output;
+use crate::shutdown::SUPERVISED;
 use crate::testnet::{self, Member, Plan};
 
 /// Pause after a block.
 const BLOCK_TIME_MS: u64 = 300;
 /// Blocks of which a validator must sign half.
 const SIGNED_BLOCKS_WINDOW: u32 = 10_000;
+/// Blocks between two snapshots.
+const SNAPSHOT_INTERVAL: &str = "20";
 /// What a validator stakes, in uplk.
 const STAKE: Amount = Amount(5_000_000_000);
 
@@ -39,6 +42,8 @@ enum Kind {
     Away,
     /// Stopped, its state removed, started again
     Wipe,
+    /// The same, and its state comes from another's snapshot
+    Sync,
     /// Cut off from the others
     Cut,
     /// A second node with the same key
@@ -54,6 +59,7 @@ impl From<Kind> for Fault {
             Kind::Restart => Fault::Restart,
             Kind::Away => Fault::Away,
             Kind::Wipe => Fault::Wipe,
+            Kind::Sync => Fault::Sync,
             Kind::Cut => Fault::Cut,
             Kind::DoubleSign => Fault::DoubleSign,
         }
@@ -76,7 +82,7 @@ pub struct FaultsArgs {
     /// What is done, in this order, again and again [default: all]
     #[arg(long, value_enum, value_delimiter = ',')]
     faults: Vec<Kind>,
-    /// How many faults in all [default: 42; with --quick each kind once]
+    /// How many faults in all [default: 56; with --quick each kind once]
     #[arg(long)]
     count: Option<usize>,
     /// Seconds for which a validator is frozen, away or cut off [default: 10; with --quick 1]
@@ -112,7 +118,7 @@ pub async fn run(args: &FaultsArgs, output: &Output) -> Result<(), CliError> {
     let faults: Vec<Fault> = kinds.iter().map(|kind| Fault::from(*kind)).collect();
     let repeated = faults.iter().filter(|fault| **fault != Fault::DoubleSign).count();
     let options = Options {
-        count: args.count.unwrap_or(if args.quick { repeated } else { 42 }),
+        count: args.count.unwrap_or(if args.quick { repeated } else { 56 }),
         pause: Duration::from_secs(args.pause.unwrap_or(if args.quick { 1 } else { 10 })),
         rate: args.rate,
         seed: args.seed,
@@ -187,16 +193,21 @@ fn lying(member: &Member, comet: &Path) -> Result<Lying, CliError> {
     let args = |words: &[&str], path: &Path| {
         words.iter().map(|word| (*word).to_owned()).chain([path.display().to_string()]).collect()
     };
-    let ledger = Program { path: program, args: args(&["ledger", "--home"], home.path()) };
+    let ledger = Program {
+        path: program,
+        args: args(&["ledger", "--snapshot-interval", SNAPSHOT_INTERVAL, "--home"], home.path()),
+        env: vec![(SUPERVISED.into(), "1".into())],
+    };
     let data = home.node().join("data");
     // `priv_validator_state.json` stays: what was signed once is never signed otherwise.
     let databases = ["application.db", "blockstore.db", "cs.wal", "evidence.db", "state.db", "tx_index.db"];
     Ok(Lying {
         node: Node {
             app: Some((ledger, home.socket())),
-            node: Program { path: comet.to_owned(), args: args(&["start", "--home"], &home.node()) },
+            node: Program { path: comet.to_owned(), args: args(&["start", "--home"], &home.node()), env: vec![] },
             rpc: format!("http://127.0.0.1:{}", settings.rpc_port),
         },
+        config: home.node().join("config/config.toml"),
         wiped: databases.iter().map(|name| data.join(name)).chain([home.ledger()]).collect(),
     })
 }

@@ -144,9 +144,10 @@ pub fn part(args: &PartArgs) -> Result<(), CliError> {
 }
 
 /// Runs a part in a process of its own; returns what it printed.
-fn run_part(args: &[&str]) -> Result<Vec<u8>, CliError> {
+async fn run_part(args: &[&str]) -> Result<Vec<u8>, CliError> {
     let program = std::env::current_exe().map_err(|e| CliError::value("this program's path", e))?;
-    let output = std::process::Command::new(program).args(["bench", "ledger-part"]).args(args).output();
+    let mut command = tokio::process::Command::new(program);
+    let output = command.args(["bench", "ledger-part"]).args(args).kill_on_drop(true).output().await;
     let output = output.map_err(|e| CliError::role("ledger-part", e))?;
     match output.status.success() {
         true => Ok(output.stdout),
@@ -155,14 +156,15 @@ fn run_part(args: &[&str]) -> Result<Vec<u8>, CliError> {
 }
 
 /// The figures of one state.
-fn in_process(args: &LedgerArgs, options: &Options, accounts: u64, folder: &Path) -> Result<Vec<Row>, CliError> {
+async fn in_process(args: &LedgerArgs, options: &Options, accounts: u64, folder: &Path) -> Result<Vec<Row>, CliError> {
     let store = folder.join(format!("{accounts}"));
     let (path, number) = (store.display().to_string(), accounts.to_string());
     let begun = Instant::now();
-    run_part(&["--store", &path, "--accounts", &number])?;
+    run_part(&["--store", &path, "--accounts", &number]).await?;
     let filled = begun.elapsed().as_secs_f64();
     let (block_txs, blocks) = (options.block_txs.to_string(), options.blocks.to_string());
-    let printed = run_part(&["--store", &path, "--accounts", &number, "--block-txs", &block_txs, "--blocks", &blocks])?;
+    let measured = ["--store", &path, "--accounts", &number, "--block-txs", &block_txs, "--blocks", &blocks];
+    let printed = run_part(&measured).await?;
     let mut rows: Vec<Row> =
         serde_json::from_slice(&printed).map_err(|e| CliError::role("ledger-part", format!("its rows: {e}")))?;
     if args.state.is_none() {
@@ -207,7 +209,7 @@ pub async fn run(args: &LedgerArgs, output: &Output) -> Result<(), CliError> {
                 let mut rows = Vec::new();
                 for accounts in &accounts {
                     say(&format!("in process, {accounts} accounts"));
-                    rows.extend(in_process(args, &options, *accounts, &folder)?);
+                    rows.extend(in_process(args, &options, *accounts, &folder).await?);
                 }
                 growth(&mut rows, &accounts);
                 report.rows.extend(rows);

@@ -11,6 +11,7 @@ use polylink_protocol::Amount;
 use crate::error::CliError;
 use crate::files;
 use crate::node::{NodeSettings, find_binary, find_tool, write_config};
+use crate::shutdown::SUPERVISED;
 use crate::testnet::{self, Member, Plan};
 
 /// Pause after a block.
@@ -100,17 +101,22 @@ fn node(member: &Member, comet: &Path, app: &App, validators: &[Value]) -> Resul
     let program = match app {
         App::Ledger => {
             let path = std::env::current_exe().map_err(|e| CliError::value("this program's path", e))?;
-            Some(Program { path, args: [vec!["ledger".to_owned()], home_flag(home.path())].concat() })
+            let args = [vec!["ledger".to_owned()], home_flag(home.path())].concat();
+            Some(Program { path, args, env: vec![(SUPERVISED.into(), "1".into())] })
         }
         App::Socket(tool) => {
             let args = ["kvstore", "--address", &socket, "--log_level", "error"];
-            Some(Program { path: tool.clone(), args: args.map(str::to_owned).to_vec() })
+            Some(Program { path: tool.clone(), args: args.map(str::to_owned).to_vec(), env: vec![] })
         }
         App::InNode => None,
     };
     Ok(Node {
         app: program.map(|program| (program, home.socket())),
-        node: Program { path: comet.to_owned(), args: [vec!["start".to_owned()], home_flag(&home.node())].concat() },
+        node: Program {
+            path: comet.to_owned(),
+            args: [vec!["start".to_owned()], home_flag(&home.node())].concat(),
+            env: vec![],
+        },
         rpc: format!("http://127.0.0.1:{}", settings.rpc_port),
     })
 }
