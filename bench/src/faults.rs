@@ -295,6 +295,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_machine_that_stood_still_is_no_long_wait() {
+        let step = Instant::now().checked_sub(Duration::from_secs(100)).unwrap();
+        let mut wait = Wait { total: RECOVERY_MAX - 2 * STEP_MAX, step };
+        assert!(wait.so_far() <= RECOVERY_MAX - STEP_MAX);
+        wait.step = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+        assert!(wait.so_far() > RECOVERY_MAX - STEP_MAX, "steps add up");
+    }
+
+    #[test]
     fn every_fault_that_was_met_has_its_recovery() {
         let options =
             Options { faults: Fault::ALL.to_vec(), count: 3, pause: Duration::from_secs(1), rate: 1, seed: 1 };

@@ -1,6 +1,6 @@
 //! Transactions made and put into requests before the clock runs, and how they are sent.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -102,6 +102,43 @@ pub struct Load {
     positions: HashMap<String, usize>,
 }
 
+/// What of a load was seen in blocks: each once, executed, and nothing else.
+pub struct Committed<'a> {
+    load: &'a Load,
+    seen: HashSet<usize>,
+}
+
+impl<'a> Committed<'a> {
+    /// Nothing yet.
+    pub fn of(load: &'a Load) -> Self {
+        Self { load, seen: HashSet::new() }
+    }
+
+    /// Notes a block's transaction, by its base64, and its code; returns its position.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn note(&mut self, tx: &str, code: u64) -> Result<usize, String> {
+        let at = self.load.positions.get(tx).copied().ok_or("it has a foreign transaction")?;
+        match code {
+            0 if self.seen.insert(at) => Ok(at),
+            0 => Err(format!("transaction {at} was committed before")),
+            code => Err(format!("transaction {at} failed with code {code}")),
+        }
+    }
+
+    /// Looks whether all of it was seen.
+    ///
+    /// # Errors
+    /// How many are missing.
+    pub fn end(&self) -> Result<(), String> {
+        match self.load.txs() - self.seen.len() {
+            0 => Ok(()),
+            missing => Err(format!("{missing} of {} transactions are in no block", self.load.txs())),
+        }
+    }
+}
+
 /// When each request was sent, from the beginning of the run.
 pub struct Sent(Vec<Duration>);
 
@@ -116,11 +153,6 @@ impl Load {
     /// How many transactions.
     pub fn txs(&self) -> usize {
         self.positions.len()
-    }
-
-    /// Which transaction this one is, by its base64.
-    pub fn position(&self, tx: &str) -> Option<usize> {
-        self.positions.get(tx).copied()
     }
 
     /// Sends its first request.
@@ -195,9 +227,24 @@ mod tests {
         let load = source.make(25);
         assert_eq!((load.txs(), load.bodies.len()), (25, 3));
         let first = base64(&[&b"0000000000000001="[..], &[b'v'; 233]].concat());
-        assert_eq!(load.position(&first), Some(0));
-        assert!(source.make(5).position(&first).is_none());
+        assert_eq!(Committed::of(&load).note(&first, 0), Ok(0));
+        assert!(Committed::of(&source.make(5)).note(&first, 0).unwrap_err().contains("foreign"));
         let calls: Vec<serde_json::Value> = serde_json::from_slice(&load.bodies[2]).unwrap();
         assert_eq!((calls.len(), calls[0]["method"].as_str()), (5, Some("broadcast_tx_async")));
+    }
+
+    #[test]
+    fn what_is_lost_failed_or_twice_in_blocks_is_found() {
+        let load = Source::KeyValues(0).make(3);
+        let texts: Vec<&String> = load.positions.keys().collect();
+        let mut committed = Committed::of(&load);
+        for text in &texts[..2] {
+            committed.note(text, 0).unwrap();
+        }
+        assert!(committed.note(texts[0], 0).unwrap_err().contains("before"));
+        assert!(committed.note(texts[2], 5).unwrap_err().contains("code 5"));
+        assert!(committed.end().unwrap_err().contains("1 of 3"));
+        committed.note(texts[2], 0).unwrap();
+        committed.end().unwrap();
     }
 }

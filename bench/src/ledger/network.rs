@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::accounts::SENDERS_MAX;
-use super::load::{Load, Sent};
+use super::load::{Committed, Load, Sent};
 use super::rpc::Rpc;
 use crate::BenchError;
 use crate::process::{Process, cpu_seconds, failed};
@@ -197,15 +197,15 @@ impl Chain {
 
     async fn latencies(&self, load: &Load, applied: &[(u64, Duration)], sent: &Sent) -> Result<Vec<f64>, BenchError> {
         let mut latencies = Vec::with_capacity(load.txs());
+        let mut committed = Committed::of(load);
         for (height, seen) in applied {
             for (tx, code) in self.rpcs[0].results(*height).await? {
-                if code != 0 {
-                    return Err(failed(&self.name, format!("a transaction failed with code {code} in block {height}")));
-                }
-                let at = load.position(&tx).ok_or_else(|| failed(&self.name, "a block has a foreign transaction"))?;
+                let noted = committed.note(&tx, code);
+                let at = noted.map_err(|reason| failed(&self.name, format!("block {height}: {reason}")))?;
                 latencies.push((seen.as_secs_f64() - sent.at(at).as_secs_f64()) * 1e3);
             }
         }
+        committed.end().map_err(|reason| failed(&self.name, reason))?;
         Ok(latencies)
     }
 
