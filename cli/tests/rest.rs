@@ -180,7 +180,8 @@ async fn wallets_and_explorers_find_what_they_ask() {
         page["tx"]["auth_info"]["signer_infos"][0]["mode_info"],
         json!({"single": {"mode": "SIGN_MODE_DIRECT"}})
     );
-    assert_eq!(page["tx_response"]["tx"]["@type"], "/cosmos.tx.v1beta1.Tx");
+    let tx = &page["tx_response"]["tx"];
+    assert_eq!((&tx["@type"], &tx["body"]), (&json!("/cosmos.tx.v1beta1.Tx"), &page["tx"]["body"]));
     let search = format!("/cosmos/tx/v1beta1/txs?events=message.sender='{address}'&order_by=ORDER_BY_DESC&limit=5");
     let found = chain.ok(&search).await;
     assert_eq!((&found["total"], &found["tx_responses"][0]["txhash"]), (&json!("1"), &json!(hash)));
