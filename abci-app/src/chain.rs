@@ -16,7 +16,7 @@ use crate::upgrade::{self, Halt, Upgrades};
 use crate::{bank, distribution, export, staking};
 
 /// The version of the keys and values of the state. A change to either raises it.
-pub const SCHEMA_VERSION: u64 = 4;
+pub const SCHEMA_VERSION: u64 = 5;
 
 /// The chain's id: `0x01` → UTF-8.
 pub const CHAIN_ID: u8 = 0x01;

@@ -336,11 +336,7 @@ fn a_worker_that_goes_silent_is_convicted_and_its_judges_may_leave() {
 fn what_is_not_built_is_refused_by_name() {
     let mut chain = start();
     chain.advance(1);
-    let session = 1;
     let unbuilt = [
-        any(&MsgRevokeSpendKey { payer: address(PAYER), session, spend_key: vec![] }),
-        any(&MsgUpdateModel { provider: address(PAYER), ..Default::default() }),
-        any(&MsgReportOmitted { payer: address(PAYER), ..Default::default() }),
         any(&polylink_protocol::tiqe_v1::MsgChallenge { judge: address(PAYER), ..Default::default() }),
         any(&polylink_protocol::tiqe_v1::MsgAppeal { worker: address(PAYER), trial: 1 }),
     ];

@@ -13,11 +13,12 @@ use polylink_inference_server::chain::ChainClock;
 use polylink_inference_server::client::text::ChoiceText;
 use polylink_inference_server::client::{Ask, Payer, PayerConfig, UpstreamEvent, WorkerRef};
 use polylink_inference_server::model::{ChatMessage, Precision};
-use polylink_protocol::Amount;
+use polylink_protocol::client::ChainClient;
 use polylink_protocol::keys::ServiceKey;
 use polylink_protocol::market::profile_digest;
 use polylink_protocol::market_v1::Sampling;
 use polylink_protocol::transcript::{AnswerRecord, WorkerInfo};
+use polylink_protocol::{Address, Amount, Digest};
 
 use crate::chain::{RpcArgs, parse_amount};
 use crate::error::CliError;
@@ -85,7 +86,10 @@ enum Answerer {
 
 struct Direct {
     payer: Arc<Payer>,
-    worker: WorkerRef,
+    chain: ChainClient,
+    operator: Address,
+    profile: Digest,
+    url: String,
     model: polylink_inference_server::model::LoadedModel,
 }
 
@@ -169,14 +173,20 @@ async fn direct(args: &ChatArgs, url: &str, home: &Path) -> Result<Direct, CliEr
     let profile = profile_digest(&info.profile);
     // What a worker says of itself counts for nothing: keys and prices are the chain's.
     let operator = info.operator.parse().map_err(|e| CliError::value("the worker's operator", e))?;
-    let record = chain
-        .worker(&operator)
-        .await?
-        .ok_or_else(|| wrong(&format!("{} is no worker of this chain", info.operator)))?;
-    let epoch_price = chain.model(&profile).await?.and_then(|m| m.price).unwrap_or_default();
-    let worker = WorkerRef { endpoint: url.to_owned(), ..WorkerRef::new(&record, &profile, &epoch_price) };
     let (model, _) = models::open(&models::resolve(&args.tokenizer), Precision::F32, None)?;
-    Ok(Direct { payer, worker, model })
+    let direct = Direct { payer, chain, operator, profile, url: url.to_owned(), model };
+    // Said now, not after the first question.
+    worker(&direct).await?;
+    Ok(direct)
+}
+
+/// The worker by its records on chain as they stand: key and price hold by epoch.
+async fn worker(direct: &Direct) -> Result<WorkerRef, CliError> {
+    let record = direct.chain.worker(&direct.operator).await?;
+    let missing = || CliError::role("chat", format!("{} is no worker of this chain", direct.operator));
+    let model = direct.chain.model(&direct.profile).await?.unwrap_or_default();
+    let worker = WorkerRef::new(&record.ok_or_else(missing)?, &direct.profile, &model);
+    Ok(WorkerRef { endpoint: direct.url.clone(), ..worker })
 }
 
 async fn answer(answerer: &Answerer, args: &ChatArgs, messages: &[ChatMessage]) -> Result<String, CliError> {
@@ -246,7 +256,7 @@ async fn ask_worker(direct: &Direct, args: &ChatArgs, messages: &[ChatMessage]) 
         Some(seed) => polylink_inference_server::http::client_seed(seed as i64),
         None => random_bytes()?,
     };
-    let session = direct.payer.session(&direct.worker).await.map_err(|e| wrong(&e))?;
+    let session = direct.payer.session(&worker(direct).await?).await.map_err(|e| wrong(&e))?;
     let ask = Ask {
         prompt_token_ids,
         sampling,

@@ -60,7 +60,7 @@ pub struct GatewayArgs {
     /// Epochs from a session's opening to its expiry
     #[arg(long, default_value_t = 1_000)]
     expiry_epochs: u64,
-    /// Ask no worker that wants more than so many times the model's epoch price
+    /// Ask no worker that wants more than so many times the model's registered price
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     max_price_factor: u64,
     /// Instead: ask no worker that wants more uplk for 1,000 prompt/cached/completion tokens than this, such as 20/5/60

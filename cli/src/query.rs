@@ -123,6 +123,26 @@ enum What {
     },
     /// The registered models
     Models,
+    /// The price of 1,000 tokens of a profile in an epoch, and what it came from
+    Price {
+        /// The epoch [default: the current one]
+        epoch: Option<u64>,
+        #[command(flatten)]
+        profile: ProfileArg,
+    },
+    /// The prices of a profile that are kept, oldest first
+    PriceHistory {
+        #[command(flatten)]
+        profile: ProfileArg,
+        /// Epochs at most
+        #[arg(long, default_value_t = 1_000)]
+        limit: u64,
+    },
+    /// Open reports of receipts that a worker is said to have omitted
+    Reports {
+        #[command(flatten)]
+        worker: WorkerArg,
+    },
     /// Sessions of a payer or payee
     Sessions {
         /// poly1… or the name of a key
@@ -244,6 +264,20 @@ async fn answer(chain: &ChainClient, what: &What, home: &Path) -> Result<Value, 
         What::Pots { epoch } => {
             let request = market::QueryPotsRequest { epoch: *epoch, pagination: None };
             json!(chain.query::<_, market::QueryPotsResponse>(&market_path("Pots"), &request).await?)
+        }
+        What::Price { epoch, profile } => {
+            let (profile_digest, epoch) = (profile.get(home)?.to_vec(), epoch.unwrap_or(0));
+            let request = market::QueryPriceRequest { profile_digest, epoch };
+            json!(chain.query::<_, market::QueryPriceResponse>(&market_path("Price"), &request).await?)
+        }
+        What::PriceHistory { profile, limit } => {
+            let pagination = Some(market::PageRequest { key: vec![], limit: *limit });
+            let request = market::QueryPriceHistoryRequest { profile_digest: profile.get(home)?.to_vec(), pagination };
+            json!(chain.query::<_, market::QueryPriceHistoryResponse>(&market_path("PriceHistory"), &request).await?)
+        }
+        What::Reports { worker } => {
+            let request = market::QueryReportsRequest { worker: account(&worker.worker)?.account(), pagination: None };
+            json!(chain.query::<_, market::QueryReportsResponse>(&market_path("Reports"), &request).await?)
         }
         What::Quality { worker, profile } => {
             let (worker, profile_digest) = (account(&worker.worker)?.account(), profile.get(home)?.to_vec());

@@ -4,7 +4,7 @@ mod cosmos;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use polylink_protocol::client::TxTerms;
 use polylink_protocol::cosmos::Any;
@@ -31,6 +31,7 @@ use crate::error::CliError;
 use crate::home::Home;
 use crate::keys::{Keyring, Kind};
 use crate::output::Output;
+use crate::verify;
 
 /// `polylink tx`.
 #[derive(Args, Debug)]
@@ -155,6 +156,24 @@ enum Action {
         #[arg(value_parser = parse_amount)]
         amount: Amount,
     },
+    /// Take a session's spend key back, because somebody else has it: no request any more, the rest back after the dispute window
+    RevokeSpendKey {
+        /// Session id
+        session: u64,
+    },
+    /// Change the royalty of the account's own model, from the epoch after the next one on
+    UpdateModel {
+        /// In basis points
+        royalty_bps: u32,
+        /// Profile digest of the model [default: the local network's]
+        #[arg(long, value_parser = parse_digest)]
+        profile: Option<Digest>,
+    },
+    /// Say that a worker left a receipt out of what it committed: it shows the receipt, or is slashed
+    ReportOmitted {
+        /// The stored answer, as `polylink verify` takes it
+        record: PathBuf,
+    },
     /// Close a session: the payee at any time, the payer after expiry and dispute window
     CloseSession {
         /// Session id
@@ -195,7 +214,17 @@ pub async fn run(args: &TxArgs, home: &Path, output: &Output) -> Result<(), CliE
         Action::OpenSession { .. } => chain.epoch().await?.0,
         _ => 0,
     };
-    let message = message(args, &key, &ring, home, epoch)?;
+    let message = match &args.action {
+        // The key that stands on chain, whether or not this keyring has it.
+        Action::RevokeSpendKey { session } => {
+            let request = market::QuerySessionRequest { session: *session };
+            let path = "/polylink.market.v1.Query/Session";
+            let found: market::QuerySessionResponse = chain.query(path, &request).await?;
+            let spend_key = found.session.unwrap_or_default().spend_key;
+            any(&market::MsgRevokeSpendKey { payer: key.address().account(), session: *session, spend_key })
+        }
+        _ => message(args, &key, &ring, home, epoch)?,
+    };
     let terms = TxTerms { gas_limit: args.gas, fee: args.fee, memo: args.memo.clone() };
     let outcome = chain.broadcast_with(&key, vec![message], terms).await?;
     let mut value = json!({"hash": outcome.hash, "height": outcome.height, "gas_used": outcome.gas_used});
@@ -268,6 +297,17 @@ fn message(args: &TxArgs, key: &AccountKey, ring: &Keyring, home: &Path, epoch: 
         Action::TopUp { session, amount } => {
             any(&market::MsgTopUp { payer: me, session: *session, amount: amount.to_string(), cap: String::new() })
         }
+        Action::RevokeSpendKey { session } => {
+            any(&market::MsgRevokeSpendKey { payer: me, session: *session, spend_key: vec![] })
+        }
+        Action::UpdateModel { royalty_bps, profile } => {
+            let profile = profile.map_or_else(|| default_profile(home), Ok)?;
+            any(&market::MsgUpdateModel { provider: me, profile_digest: profile.to_vec(), royalty_bps: *royalty_bps })
+        }
+        Action::ReportOmitted { record } => {
+            let receipt = Some(verify::read(record)?.answer.receipt);
+            any(&market::MsgReportOmitted { payer: me, receipt })
+        }
         Action::CloseSession { session } => {
             any(&market::MsgCloseSession { signer: me, session: *session, voucher: None })
         }
@@ -313,6 +353,15 @@ fn response(data: &[u8]) -> Value {
         }
         "/polylink.tiqe.v1.MsgUnbondJudgeResponse" => {
             tiqe::MsgUnbondJudgeResponse::decode(value).map_or(Value::Null, |r| json!(r))
+        }
+        "/polylink.market.v1.MsgUpdateModelResponse" => {
+            market::MsgUpdateModelResponse::decode(value).map_or(Value::Null, |r| json!(r))
+        }
+        "/polylink.market.v1.MsgRevokeSpendKeyResponse" => {
+            market::MsgRevokeSpendKeyResponse::decode(value).map_or(Value::Null, |r| json!(r))
+        }
+        "/polylink.market.v1.MsgReportOmittedResponse" => {
+            market::MsgReportOmittedResponse::decode(value).map_or(Value::Null, |r| json!(r))
         }
         "/polylink.market.v1.MsgCloseSessionResponse" => {
             market::MsgCloseSessionResponse::decode(value).map_or(Value::Null, |r| json!(r))

@@ -14,7 +14,7 @@ mod evidence;
 mod fetch;
 
 pub use answer::check_answer;
-pub use command::{VerifyArgs, header, run};
+pub use command::{VerifyArgs, header, read, run};
 pub use evidence::{ChainEvidence, LightBlock, StateProof, check_evidence};
 pub use fetch::{check_signatures_on, evidence, light_block};
 

@@ -8,7 +8,7 @@ use common::books::{Books, uplk};
 use common::stream::{Streamed, Streaming};
 use common::{Net, PATIENCE, content, kill_hard};
 use polylink_protocol::market::answer_amount;
-use polylink_protocol::market_v1::{QueryPriceRequest, QueryPriceResponse, TokenPrices};
+use polylink_protocol::market_v1::{QueryWorkersRequest, QueryWorkersResponse, TokenPrices};
 use polylink_protocol::{Message, market_v1};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ const WHOLE_TOKENS: u64 = 250;
 
 /// The answers that came whole: what the user must have paid, to the micro-unit.
 struct Bill {
+    /// What the worker asks: no epoch price of a network that is hardly used is above it.
     price: TokenPrices,
     answers: u64,
     prompt_tokens: u64,
@@ -32,9 +33,10 @@ struct Bill {
 impl Bill {
     async fn new(net: &Net) -> Self {
         let profile_digest = hex::decode(net.status()["profile"].as_str().unwrap()).unwrap();
-        let request = QueryPriceRequest { profile_digest };
-        let raw = net.abci_query("/polylink.market.v1.Query/Price", &request.encode_to_vec()).await;
-        let price = QueryPriceResponse::decode(raw.as_slice()).unwrap().price.unwrap();
+        let request = QueryWorkersRequest { profile_digest, pagination: None };
+        let raw = net.abci_query("/polylink.market.v1.Query/Workers", &request.encode_to_vec()).await;
+        let worker = QueryWorkersResponse::decode(raw.as_slice()).unwrap().workers.remove(0);
+        let price = worker.terms[0].offers[0].ask.unwrap();
         Self { price, answers: 0, prompt_tokens: 0, completion_tokens: 0, amount: 0 }
     }
 

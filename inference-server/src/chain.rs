@@ -159,6 +159,14 @@ impl dyn Chain {
         Ok(answer.and_then(|a| a.pot))
     }
 
+    /// The first 1,000 open reports of receipts that a worker is said to have omitted.
+    pub async fn reports(&self, worker: &str) -> Result<Vec<market::OmissionReport>, ChainError> {
+        let pagination = Some(market::PageRequest { key: vec![], limit: 1_000 });
+        let request = market::QueryReportsRequest { worker: worker.into(), pagination };
+        let answer: market::QueryReportsResponse = self.get("/polylink.market.v1.Query/Reports", &request).await?;
+        Ok(answer.reports)
+    }
+
     /// The audit round of an epoch.
     pub async fn round(&self, epoch: u64, profile: &[u8]) -> Result<Option<tiqe::Round>, ChainError> {
         let request = tiqe::QueryRoundRequest { epoch, profile_digest: profile.to_vec() };

@@ -7,8 +7,8 @@
 use crate::digest::{self, Digest, Hasher, tag};
 use crate::keys::{KeyError, ServiceKey, verify_ed25519};
 use crate::market_v1::{
-    ModelProfile, Offer, Receipt, Request, SignedReceipt, SignedRequest, SignedVoucher, TokenPrices, Voucher, Worker,
-    WorkerTerms,
+    Model, ModelProfile, Offer, PriceTerms, Receipt, Request, RoyaltyTerms, SignedReceipt, SignedRequest,
+    SignedVoucher, TokenPrices, Voucher, Worker, WorkerTerms,
 };
 use crate::{Amount, amount::AmountError};
 
@@ -191,6 +191,49 @@ pub fn offer_in<'a>(terms: &'a WorkerTerms, profile: &Digest) -> Option<&'a Offe
 pub fn price_in(terms: &WorkerTerms, profile: &Digest, epoch_price: &TokenPrices) -> TokenPrices {
     let ask = offer_in(terms, profile).and_then(|offer| offer.ask).unwrap_or_default();
     max_prices(epoch_price, &ask)
+}
+
+/// The epoch price of a model in an epoch: the newest entry that does not begin after it, the registered price where there
+/// is no entry. None where the entry has been dropped because only older epochs needed it; never another epoch's price.
+/// The price of an epoch is fixed before it begins, so that a record which is read in an epoch has its price.
+pub fn price_at(model: &Model, epoch: u64) -> Option<TokenPrices> {
+    if model.prices.is_empty() {
+        return Some(model.price.unwrap_or_default());
+    }
+    model.prices.iter().rev().find(|entry| entry.from_epoch <= epoch).map(|entry| entry.price.unwrap_or_default())
+}
+
+/// The entry of a later epoch put behind those that stand; what is older than `oldest_needed` is dropped. The first one
+/// puts what was registered before it.
+pub fn set_price(model: &mut Model, entry: PriceTerms, oldest_needed: u64) {
+    if model.prices.is_empty() {
+        model.prices.push(PriceTerms { from_epoch: model.registered_epoch, price: model.price });
+    }
+    model.prices.retain(|old| old.from_epoch < entry.from_epoch);
+    model.prices.push(entry);
+    let in_force = model.prices.iter().rposition(|old| old.from_epoch <= oldest_needed).unwrap_or(0);
+    model.prices.drain(..in_force);
+}
+
+/// The royalty of a model in an epoch, in basis points; the oldest that is known where the entry has been dropped.
+pub fn royalty_at(model: &Model, epoch: u64) -> u32 {
+    let entry = model.royalties.iter().rev().find(|entry| entry.from_epoch <= epoch).or(model.royalties.first());
+    entry.map_or(model.royalty_bps, |entry| entry.royalty_bps)
+}
+
+/// Entries of a model's royalties at most.
+pub const ROYALTY_TERMS_MAX: usize = 16;
+
+/// As [`set_price`]; of more than [`ROYALTY_TERMS_MAX`] entries the oldest are dropped.
+pub fn set_royalty(model: &mut Model, entry: RoyaltyTerms, oldest_needed: u64) {
+    if model.royalties.is_empty() {
+        let (from_epoch, royalty_bps) = (model.registered_epoch, model.royalty_bps);
+        model.royalties.push(RoyaltyTerms { from_epoch, royalty_bps });
+    }
+    model.royalties.retain(|old| old.from_epoch < entry.from_epoch);
+    model.royalties.push(entry);
+    let in_force = model.royalties.iter().rposition(|old| old.from_epoch <= oldest_needed).unwrap_or(0);
+    model.royalties.drain(..in_force.max(model.royalties.len().saturating_sub(ROYALTY_TERMS_MAX)));
 }
 
 /// True when no field of `price` exceeds `max`.

@@ -2,7 +2,7 @@
 //!
 //! Invariant: the balance of the worker bond pool = the sum of all bonds and unbonding entries.
 
-use polylink_protocol::market_v1::{MsgBond, MsgBondResponse, MsgUnbond, MsgUnbondResponse, Unbonding};
+use polylink_protocol::market_v1::{MsgBond, MsgBondResponse, MsgUnbond, MsgUnbondResponse, Params, Unbonding, Worker};
 use polylink_protocol::{Address, Amount, Bps};
 
 use super::error::MarketError;
@@ -132,14 +132,8 @@ pub(super) fn release(ctx: &mut Context, state: &mut dyn StateWrite, limit: usiz
     Ok(())
 }
 
-/// Executes a verdict: burns a share of bond and unbonding (each rounded down), and jails. Returns what was burned.
-pub(crate) fn convict(
-    ctx: &mut Context,
-    state: &mut dyn StateWrite,
-    operator: &Address,
-    share: Bps,
-) -> Result<Amount, TxError> {
-    let Some(mut record) = worker(state, operator) else { return Ok(Amount::ZERO) };
+/// Takes a share of bond and unbonding, each rounded down, out of a worker's record. The money is the caller's to move.
+fn take(record: &mut Worker, share: Bps) -> Amount {
     let mut total = Amount::ZERO;
     let mut slash = |text: &mut String| {
         let (bond, part) = (uplk(text), share.of_floor(uplk(text)));
@@ -148,6 +142,37 @@ pub(crate) fn convict(
     };
     slash(&mut record.bond);
     record.unbonding.iter_mut().for_each(|entry| slash(&mut entry.amount));
+    total
+}
+
+/// Takes a share of bond and unbonding for a single fault. A worker that is left with less than the minimum loses its
+/// places, as after an unbonding. Returns what is for the caller to pay out of the pool of bonds or burn.
+pub(super) fn slash(
+    ctx: &mut Context,
+    state: &mut dyn StateWrite,
+    operator: &Address,
+    share: Bps,
+    params: &Params,
+) -> Result<Amount, TxError> {
+    let Some(mut record) = worker(state, operator) else { return Ok(Amount::ZERO) };
+    let total = take(&mut record, share);
+    if uplk(&record.bond) < min_bond(params) {
+        places::leave(ctx, state, operator, &mut record, |_| true);
+    }
+    save(state, keys::worker(operator), &record);
+    ctx.emit("slash_worker", &[("operator", operator.account()), ("amount", format!("{total}uplk"))]);
+    Ok(total)
+}
+
+/// Executes a verdict: burns a share of bond and unbonding, and jails. Returns what was burned.
+pub(crate) fn convict(
+    ctx: &mut Context,
+    state: &mut dyn StateWrite,
+    operator: &Address,
+    share: Bps,
+) -> Result<Amount, TxError> {
+    let Some(mut record) = worker(state, operator) else { return Ok(Amount::ZERO) };
+    let total = take(&mut record, share);
     record.jailed = true;
     places::leave(ctx, state, operator, &mut record, |_| true);
     save(state, keys::worker(operator), &record);

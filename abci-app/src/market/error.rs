@@ -204,6 +204,26 @@ pub enum MarketError {
         /// The current one.
         now: u64,
     },
+    /// The payer took the spend key back.
+    #[error("the spend key of session {0} was revoked; open another session with another key")]
+    Revoked(u64),
+    /// Somebody else's model.
+    #[error("the model of profile {profile} is changed by its provider {provider} alone")]
+    NotProvider {
+        /// Which profile.
+        profile: Digest,
+        /// Who may.
+        provider: String,
+    },
+    /// A report that accuses nobody.
+    #[error("the report: {0}")]
+    Report(String),
+    /// No such report, or it is decided.
+    #[error("there is no open report {0}")]
+    UnknownReport(u64),
+    /// The path does not lead from the reported receipt to the root.
+    #[error("the receipt is not shown: {0}")]
+    NotShown(String),
     /// An epoch that has not begun, or that the session does not reach.
     #[error("the voucher's epoch {found}: {reason}")]
     VoucherEpoch {
@@ -255,6 +275,11 @@ impl MarketError {
             Expired { .. } => 35,
             VoucherEpoch { .. } => 36,
             AboveDeposits { .. } => 37,
+            Revoked(_) => 38,
+            NotProvider { .. } => 39,
+            Report(_) => 40,
+            UnknownReport(_) => 41,
+            NotShown(_) => 42,
         }
     }
 }

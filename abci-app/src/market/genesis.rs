@@ -4,7 +4,9 @@
 //! worker's bond comes out of its genesis balance.
 
 use polylink_protocol::market_v1::{MsgRegisterModel, MsgRegisterWorker, Params};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use super::{params, settle};
 use crate::context::Context;
@@ -18,12 +20,21 @@ use crate::tiqe;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MarketGenesis {
-    /// Version 1 of the parameters.
+    /// Version 1 of the parameters; what the document does not name is as in the defaults.
+    #[serde(deserialize_with = "over_defaults")]
     pub params: Params,
     /// Models, in order.
     pub models: Vec<MsgRegisterModel>,
     /// Workers, in order.
     pub workers: Vec<MsgRegisterWorker>,
+}
+
+/// Parameters of which only some are named, as in documents that are older than the others.
+fn over_defaults<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Params, D::Error> {
+    let named = serde_json::Map::<String, Value>::deserialize(deserializer)?;
+    let mut all = serde_json::to_value(params::default()).map_err(D::Error::custom)?;
+    all.as_object_mut().into_iter().for_each(|all| all.extend(named.clone()));
+    serde_json::from_value(all).map_err(D::Error::custom)
 }
 
 impl Default for MarketGenesis {

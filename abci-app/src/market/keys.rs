@@ -39,6 +39,21 @@ pub const DEPOSITS: u8 = 0x4f;
 /// `0x50 ‖ epoch of the close ‖ id` → 1: closed sessions, until they are dropped.
 pub const SESSION_CLOSED: u8 = 0x50;
 
+/// `0x51 ‖ profile ‖ epoch` → `market.v1.EpochPrice`.
+pub const PRICE: u8 = 0x51;
+/// `0x52` → where the prices' turns stand: epoch of the last whole circle + 1, 8 bytes ‖ last profile of the running one.
+pub const PRICE_TURN: u8 = 0x52;
+/// `0x53 ‖ id` → `market.v1.OmissionReport` that waits for its worker.
+pub const REPORT: u8 = 0x53;
+/// `0x54` → the next report's id, 8 bytes.
+pub const REPORT_NEXT: u8 = 0x54;
+/// `0x55 ‖ worker ‖ id` → 1: its open reports.
+pub const REPORT_BY_WORKER: u8 = 0x55;
+/// `0x56 ‖ deadline epoch ‖ id` → 1.
+pub const REPORT_DUE: u8 = 0x56;
+/// `0x57 ‖ the receipt's epoch ‖ session ‖ index` → 1: receipts that were reported, so that each is once.
+pub const REPORTED: u8 = 0x57;
+
 /// The value of a key that is only there or not.
 pub const THERE: [u8; 1] = [1];
 
@@ -94,6 +109,26 @@ pub(super) fn deposits(worker: &Address, profile: &Digest) -> Vec<u8> {
 
 pub(super) fn session_closed(epoch: u64, id: u64) -> Vec<u8> {
     KeyBuilder::new(SESSION_CLOSED).u64(epoch).u64(id).finish()
+}
+
+pub(super) fn prices_of(profile: &Digest) -> Vec<u8> {
+    KeyBuilder::new(PRICE).bytes(&profile.0).finish()
+}
+pub(super) fn price(profile: &Digest, epoch: u64) -> Vec<u8> {
+    KeyBuilder::new(PRICE).bytes(&profile.0).u64(epoch).finish()
+}
+
+pub(super) fn report(id: u64) -> Vec<u8> {
+    KeyBuilder::new(REPORT).u64(id).finish()
+}
+pub(super) fn reports_of(worker: &Address) -> KeyBuilder {
+    KeyBuilder::new(REPORT_BY_WORKER).bytes(&worker.0)
+}
+pub(super) fn report_due(deadline_epoch: u64, id: u64) -> Vec<u8> {
+    KeyBuilder::new(REPORT_DUE).u64(deadline_epoch).u64(id).finish()
+}
+pub(super) fn reported(epoch: u64, session: u64, index: u64) -> Vec<u8> {
+    KeyBuilder::new(REPORTED).u64(epoch).u64(session).u64(index).finish()
 }
 
 /// The address that a key ends with.

@@ -4,7 +4,7 @@
 //! worker commits to the receipts of the epoch, the audit (`tiqe`) scores samples of them, and the settlement shares
 //! the pot out: royalty, judges, the worker's vesting pay, and what is withheld and burned.
 //!
-//! Invariants: escrow = Σ (deposit − redeemed) of open sessions; pots = Σ (redeemed + carried in) of pots that are not
+//! Invariants: escrow = Σ (deposit − redeemed) of open sessions + Σ deposits of open reports; pots = Σ (redeemed + carried in) of pots that are not
 //! settled; vesting = Σ buckets; worker bonds = Σ (bond + unbonding). What is paid is at most what was committed.
 
 pub mod bonds;
@@ -15,10 +15,14 @@ pub mod keys;
 pub mod models;
 pub mod params;
 mod places;
+pub mod price;
+pub mod prices;
 mod query;
 pub mod receipts;
 pub(crate) mod records;
 pub mod redeem;
+pub mod reports;
+pub mod revoke;
 pub mod schedule;
 pub mod sessions;
 pub(crate) mod settle;
@@ -61,22 +65,22 @@ pub const MODULE: Module = Module {
     name: "market",
     messages: &[
         MessageRoute::of::<MsgRegisterModel>(),
+        MessageRoute::of::<MsgUpdateModel>(),
         MessageRoute::of::<MsgRegisterWorker>(),
         MessageRoute::of::<MsgUpdateWorker>(),
         MessageRoute::of::<MsgBond>(),
         MessageRoute::of::<MsgUnbond>(),
         MessageRoute::of::<MsgOpenSession>(),
         MessageRoute::of::<MsgTopUp>(),
+        MessageRoute::of::<MsgRevokeSpendKey>(),
         MessageRoute::of::<MsgCommitReceipts>(),
         MessageRoute::of::<MsgRedeem>(),
         MessageRoute::of::<MsgCloseSession>(),
+        MessageRoute::of::<MsgReportOmitted>(),
+        MessageRoute::of::<MsgShowReceipt>(),
         MessageRoute::of::<MsgUpdateParams>(),
     ],
-    refused: &[
-        "/polylink.market.v1.MsgUpdateModel",
-        "/polylink.market.v1.MsgRevokeSpendKey",
-        "/polylink.market.v1.MsgReportOmitted",
-    ],
+    refused: &[],
     queries: &[
         QueryRoute::of::<QueryModelsRequest>(),
         QueryRoute::of::<QueryModelRequest>(),
@@ -85,9 +89,12 @@ pub const MODULE: Module = Module {
         QueryRoute::of::<QuerySessionsRequest>(),
         QueryRoute::of::<QuerySessionRequest>(),
         QueryRoute::of::<QueryPriceRequest>(),
+        QueryRoute::of::<QueryPriceHistoryRequest>(),
         QueryRoute::of::<QueryPotRequest>(),
         QueryRoute::of::<QueryPotsRequest>(),
         QueryRoute::of::<QueryEpochRequest>(),
+        QueryRoute::of::<QueryReportRequest>(),
+        QueryRoute::of::<QueryReportsRequest>(),
         QueryRoute::of::<QueryParamsRequest>(),
     ],
     begin_block: settle::begin_block,

@@ -1,7 +1,13 @@
 //! Models: a profile, its provider, its royalty and its price.
+//!
+//! A royalty holds by epoch. A change holds from the epoch after the next one: pots of the running epoch and the next one
+//! keep their terms, and a worker that does not want the new ones has a whole epoch to raise its ask or leave.
 
-use polylink_protocol::market::{check_profile, profile_digest};
-use polylink_protocol::market_v1::{Model, ModelProfile, MsgRegisterModel, MsgRegisterModelResponse, TokenPrices};
+use polylink_protocol::market::{check_profile, profile_digest, set_royalty};
+use polylink_protocol::market_v1::{
+    Model, ModelProfile, MsgRegisterModel, MsgRegisterModelResponse, MsgUpdateModel, MsgUpdateModelResponse,
+    RoyaltyTerms, TokenPrices,
+};
 use polylink_protocol::{Address, Digest};
 
 use super::error::MarketError;
@@ -38,6 +44,13 @@ pub(super) fn check_price(price: Option<&TokenPrices>) -> Result<&TokenPrices, M
     Ok(price)
 }
 
+fn check_royalty(found: u32) -> Result<(), MarketError> {
+    if found > ROYALTY_BPS_MAX {
+        return Err(MarketError::Royalty { found, max: ROYALTY_BPS_MAX });
+    }
+    Ok(())
+}
+
 /// A profile named by a message.
 pub(crate) fn digest(bytes: &[u8]) -> Result<Digest, MarketError> {
     Digest::from_slice(bytes)
@@ -61,9 +74,7 @@ impl Handle for MsgRegisterModel {
     fn check(&self) -> Result<(), TxError> {
         profile_of(self)?;
         check_price(self.price.as_ref())?;
-        if self.royalty_bps > ROYALTY_BPS_MAX {
-            return Err(MarketError::Royalty { found: self.royalty_bps, max: ROYALTY_BPS_MAX }.into());
-        }
+        check_royalty(self.royalty_bps)?;
         if !(1..=CONTEXT_LENGTH_MAX).contains(&self.context_length) {
             return Err(MarketError::ContextLength { found: self.context_length, max: CONTEXT_LENGTH_MAX }.into());
         }
@@ -91,6 +102,7 @@ impl Handle for MsgRegisterModel {
             royalty_bps: self.royalty_bps,
             price: self.price,
             registered_epoch: ctx.epoch,
+            ..Default::default()
         };
         save(state, keys::model(&digest), &record);
         ctx.emit(
@@ -98,5 +110,44 @@ impl Handle for MsgRegisterModel {
             &[("profile", digest.to_string()), ("id", profile.id.clone()), ("provider", self.provider.clone())],
         );
         Ok(MsgRegisterModelResponse { profile_digest: digest.to_vec() })
+    }
+}
+
+impl Handle for MsgUpdateModel {
+    const AMINO_NAME: &'static str = "polylink/market/UpdateModel";
+    type Response = MsgUpdateModelResponse;
+
+    fn signer(&self) -> Result<Address, TxError> {
+        Ok(self.provider.parse()?)
+    }
+
+    fn check(&self) -> Result<(), TxError> {
+        digest(&self.profile_digest)?;
+        Ok(check_royalty(self.royalty_bps)?)
+    }
+
+    /// A second change before the first one holds replaces it if both are for one epoch.
+    fn execute(&self, ctx: &mut Context, state: &mut dyn StateWrite) -> Result<MsgUpdateModelResponse, TxError> {
+        let (profile, mut record) = known(state, &self.profile_digest)?;
+        if record.provider.parse::<Address>()? != self.signer()? {
+            return Err(MarketError::NotProvider { profile, provider: record.provider }.into());
+        }
+        let from_epoch = ctx.epoch.saturating_add(2);
+        // Pots are settled by their own epoch's royalty, however long they wait.
+        let oldest_pot = state.iter_prefix(&[keys::POT_DUE]).next().and_then(|(key, _)| keys::split_pot(&key));
+        let running = ctx.epoch.saturating_sub(1);
+        let oldest_needed = oldest_pot.map_or(running, |(epoch, _, _)| epoch.min(running));
+        set_royalty(&mut record, RoyaltyTerms { from_epoch, royalty_bps: self.royalty_bps }, oldest_needed);
+        save(state, keys::model(&profile), &record);
+        ctx.emit(
+            "update_model",
+            &[
+                ("profile", profile.to_string()),
+                ("provider", record.provider),
+                ("royalty_bps", self.royalty_bps.to_string()),
+                ("from_epoch", from_epoch.to_string()),
+            ],
+        );
+        Ok(MsgUpdateModelResponse { from_epoch })
     }
 }

@@ -12,6 +12,9 @@ use polylink_protocol::Message as _;
 /// The longest vesting, in epochs: it bounds what one reward writes and one claw-back reads.
 pub const VESTING_EPOCHS_MAX: u64 = 64;
 
+/// The longest windows of reports, in epochs.
+pub const REPORT_EPOCHS_MAX: u64 = 64;
+
 /// The parameters of a network that names none. Epochs of 20 blocks: 5 receipts, 4 beacon, 5 commit, 4 reveal, 2 settle.
 pub fn default() -> Params {
     Params {
@@ -32,6 +35,17 @@ pub fn default() -> Params {
         max_window: 256,
         max_pots_settled_per_block: 64,
         emission_per_epoch: "1000000000".into(),
+        price_band_low_bps: 4_000,
+        price_band_high_bps: 6_000,
+        // A whole band's distance from it, which is no use or full use, makes the largest step.
+        price_gain_bps: 3_125,
+        price_step_max_bps: 1_250,
+        price_floor_bps: 1_000,
+        capacity_tokens_per_plk: 10_000,
+        report_epochs: 4,
+        report_answer_epochs: 4,
+        report_deposit: "100000".into(),
+        slash_omission_bps: 500,
     }
 }
 
@@ -74,12 +88,51 @@ pub fn check(params: &Params) -> Result<(), GenesisError> {
     if !(1..=1_024).contains(&params.max_pots_settled_per_block) {
         return wrong("max_pots_settled_per_block", "1 to 1,024 pots are expected");
     }
-    for (field, text) in
-        [("min_worker_bond", &params.min_worker_bond), ("emission_per_epoch", &params.emission_per_epoch)]
-    {
+    check_prices(params)?;
+    if params.report_epochs > REPORT_EPOCHS_MAX || params.report_answer_epochs > REPORT_EPOCHS_MAX {
+        return wrong("report_epochs, report_answer_epochs", "at most 64 epochs are expected");
+    }
+    if params.report_epochs > 0 && params.report_answer_epochs == 0 {
+        return wrong("report_answer_epochs", "1 to 64 epochs are expected: the worker must be able to answer");
+    }
+    if params.slash_omission_bps > 10_000 {
+        return wrong("slash_omission_bps", "at most 10,000 basis points are expected");
+    }
+    // Empty in parameters that are older than reports, of which they take none.
+    let deposit =
+        if params.report_epochs == 0 && params.report_deposit.is_empty() { "0" } else { &params.report_deposit };
+    for (field, text) in [
+        ("min_worker_bond", params.min_worker_bond.as_str()),
+        ("emission_per_epoch", &params.emission_per_epoch),
+        ("report_deposit", deposit),
+    ] {
         if let Err(error) = text.parse::<Amount>() {
             return wrong(field, &error.to_string());
         }
+    }
+    Ok(())
+}
+
+/// Those of the price; with a gain of 0, as parameters without them have, prices are fixed and the others not looked at.
+fn check_prices(params: &Params) -> Result<(), GenesisError> {
+    let wrong = |field: &str, reason: &str| Err(GenesisError::invalid(format!("market.params.{field}"), reason));
+    if params.price_gain_bps == 0 {
+        return Ok(());
+    }
+    if params.price_gain_bps > 100_000 {
+        return wrong("price_gain_bps", "at most 100,000 basis points are expected");
+    }
+    if params.price_band_low_bps > params.price_band_high_bps || params.price_band_high_bps > 10_000 {
+        return wrong("price_band_low_bps, price_band_high_bps", "ascending, at most 10,000 basis points are expected");
+    }
+    if !(1..=5_000).contains(&params.price_step_max_bps) {
+        return wrong("price_step_max_bps", "1 to 5,000 basis points are expected");
+    }
+    if !(1..=10_000).contains(&params.price_floor_bps) {
+        return wrong("price_floor_bps", "1 to 10,000 basis points are expected");
+    }
+    if params.capacity_tokens_per_plk == 0 {
+        return wrong("capacity_tokens_per_plk", "more than 0 tokens are expected");
     }
     Ok(())
 }
@@ -121,7 +174,7 @@ mod tests {
     #[test]
     fn the_defaults_run_and_nonsense_is_refused() {
         check(&default()).unwrap();
-        let cases: [fn(&mut Params); 9] = [
+        let cases: [fn(&mut Params); 17] = [
             |p| p.dispute_epochs = 0,
             |p| p.epoch_blocks = 18,
             |p| p.beacon_window_blocks = 0,
@@ -131,6 +184,14 @@ mod tests {
             |p| p.max_pots_settled_per_block = 0,
             |p| p.min_worker_bond = "-1".into(),
             |p| p.max_window = 0,
+            |p| p.price_gain_bps = 100_001,
+            |p| p.price_band_low_bps = 6_001,
+            |p| p.price_step_max_bps = 0,
+            |p| p.price_floor_bps = 0,
+            |p| p.capacity_tokens_per_plk = 0,
+            |p| p.report_answer_epochs = 0,
+            |p| p.report_deposit = "".into(),
+            |p| p.slash_omission_bps = 10_001,
         ];
         for (number, alter) in cases.iter().enumerate() {
             let mut params = default();

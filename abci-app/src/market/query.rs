@@ -1,10 +1,11 @@
 //! The market's queries.
 
+use polylink_protocol::market::price_at;
 use polylink_protocol::market_v1::*;
 use polylink_protocol::{Address, DENOM, Digest, Message};
 
 use super::records::{load, model, pot, session, uplk, worker};
-use super::{keys, params, vesting};
+use super::{POT_RETENTION_EPOCHS, keys, params, prices, vesting};
 use crate::bank;
 use crate::error::QueryError;
 use crate::modules::{Answer, QueryContext};
@@ -124,7 +125,46 @@ impl Answer for QueryPriceRequest {
     fn answer(&self, ctx: &QueryContext, state: &dyn StateRead) -> Result<Self::Response, QueryError> {
         let digest = profile(&self.profile_digest)?;
         let model = model(state, &digest).ok_or_else(|| not_found(format!("model of profile {digest}")))?;
-        Ok(QueryPriceResponse { price: model.price, epoch: ctx.epoch })
+        let epoch = if self.epoch == 0 { ctx.epoch } else { self.epoch };
+        let record = prices::record(state, &digest, epoch);
+        let missing = || not_found(format!("price of {digest} in epoch {epoch}"));
+        // The price of the next epoch is known once a turn has fixed it.
+        if epoch < model.registered_epoch || (epoch > ctx.epoch && record.is_none()) {
+            return Err(missing());
+        }
+        let older = || prices::newest(state, &digest, epoch).and_then(|record| record.price);
+        // Before the first record it was as registered; what is dropped may have been one.
+        let kept = epoch.saturating_add(POT_RETENTION_EPOCHS) >= ctx.epoch;
+        let registered = model.price.filter(|_| kept);
+        let price = price_at(&model, epoch).or_else(older).or(registered).ok_or_else(missing)?;
+        Ok(QueryPriceResponse { price: Some(price), epoch, record })
+    }
+}
+
+impl Answer for QueryPriceHistoryRequest {
+    type Response = QueryPriceHistoryResponse;
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<Self::Response, QueryError> {
+        let prefix = keys::prices_of(&profile(&self.profile_digest)?);
+        let (prices, pagination) = rows(state, &prefix, &self.pagination, |_| true);
+        Ok(QueryPriceHistoryResponse { prices, pagination })
+    }
+}
+
+impl Answer for QueryReportRequest {
+    type Response = QueryReportResponse;
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<Self::Response, QueryError> {
+        let report = load(state, &keys::report(self.report));
+        let report = report.ok_or_else(|| not_found(format!("open report {}", self.report)))?;
+        Ok(QueryReportResponse { report: Some(report) })
+    }
+}
+
+impl Answer for QueryReportsRequest {
+    type Response = QueryReportsResponse;
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<Self::Response, QueryError> {
+        let prefix = keys::reports_of(&self.worker.parse()?).finish();
+        let (reports, pagination) = indexed(state, &prefix, &self.pagination, keys::REPORT, |_| true);
+        Ok(QueryReportsResponse { reports, pagination })
     }
 }
 

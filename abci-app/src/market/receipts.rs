@@ -4,7 +4,7 @@
 //! at: the worker's terms in that epoch, whatever it changed since. One record then says all that a receipt is checked
 //! against.
 
-use polylink_protocol::market::{offer_in, price_in, terms_at};
+use polylink_protocol::market::{offer_in, price_at, price_in, terms_at};
 use polylink_protocol::market_v1::{MsgCommitReceipts, MsgCommitReceiptsResponse, SumNode};
 use polylink_protocol::merkle_sum::Sum;
 use polylink_protocol::{Address, Amount};
@@ -90,7 +90,7 @@ impl Handle for MsgCommitReceipts {
             None => pot.root = Some(node),
         }
         pot.receipt_key.clone_from(&terms.receipt_key);
-        pot.price = Some(price_in(terms, &profile, &model.price.unwrap_or_default()));
+        pot.price = Some(price_in(terms, &profile, &price_at(&model, self.epoch).unwrap_or_default()));
         save_pot(state, &profile, &operator, &pot);
         record.last_heartbeat_epoch = self.epoch;
         save(state, keys::worker(&operator), &record);

@@ -135,6 +135,7 @@ impl Handle for MsgOpenSession {
             redeemed_count: 0,
             redeemed_epoch: 0,
             closed: false,
+            revoked: false,
         };
         count_deposits(state, &record, |sum| Amount(sum.0.saturating_add(deposit.0)))?;
         save(state, keys::session(id), &record);
@@ -177,6 +178,9 @@ impl Handle for MsgTopUp {
         }
         if record.closed {
             return Err(MarketError::Closed(self.session).into());
+        }
+        if record.revoked {
+            return Err(MarketError::Revoked(self.session).into());
         }
         if ctx.epoch > record.expiry_epoch {
             let (until, now) = (record.expiry_epoch, ctx.epoch);

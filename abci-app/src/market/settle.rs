@@ -3,6 +3,7 @@
 //! Pots wait in a queue by (epoch, profile, worker) and leave it once settled; what one block does not reach the next
 //! one does, into the next epoch if it must be. A pot waits for its round to be scored.
 
+use polylink_protocol::market::royalty_at;
 use polylink_protocol::market_v1::{Epoch, Pot};
 use polylink_protocol::{Address, Amount, Bps, DENOM, Digest};
 
@@ -10,7 +11,7 @@ use super::params;
 use super::records::{amount, committed, model, pot, pot_or_new, save, save_pot, uplk, worker};
 use super::schedule::{Schedule, Window};
 use super::settlement::{Cover, Split, Terms, by_weight, cover, split};
-use super::{POT_RETENTION_EPOCHS, RELEASES_PER_BLOCK, bonds, keys, sessions, vesting};
+use super::{POT_RETENTION_EPOCHS, RELEASES_PER_BLOCK, bonds, keys, prices, reports, sessions, vesting};
 use crate::bank::{self, Pool};
 use crate::context::Context;
 use crate::error::TxError;
@@ -29,7 +30,7 @@ pub(super) fn begin_block(ctx: &mut Context, state: &mut dyn StateWrite) -> Resu
     Ok(())
 }
 
-/// Settles pots that are due, releases what has vested and unbonded, and drops what is past its retention.
+/// Settles pots that are due, fixes prices of the next epoch, ends what waited for a worker's word, releases what has vested and unbonded, and drops what is past its retention.
 pub(super) fn end_block(ctx: &mut Context, state: &mut dyn StateWrite) -> Result<(), TxError> {
     let params = params::at(state, ctx.epoch);
     let schedule = Schedule::new(&params);
@@ -45,12 +46,15 @@ pub(super) fn end_block(ctx: &mut Context, state: &mut dyn StateWrite) -> Result
         }
         settle(ctx, state, epoch, &profile, &operator)?;
     }
+    prices::end_block(ctx, state, &params, &schedule);
+    reports::end_block(ctx, state, RELEASES_PER_BLOCK)?;
     vesting::release(ctx, state, RELEASES_PER_BLOCK)?;
     bonds::release(ctx, state, RELEASES_PER_BLOCK)?;
     sessions::forget(ctx, state, RELEASES_PER_BLOCK)?;
     prune(state, keys::POT, ctx.epoch);
     prune(state, keys::EMITTED, ctx.epoch);
     prune(state, keys::EPOCH, ctx.epoch);
+    prune(state, keys::REPORTED, ctx.epoch);
     Ok(())
 }
 
@@ -111,7 +115,7 @@ fn settle(
     let verdict = tiqe::verdict(state, epoch, profile, operator);
     let alpha = if jailed { Bps::ZERO } else { alpha(state, &pot, &cover, verdict.alpha, profile, operator) };
     let emitted = amount(state, &keys::emitted(epoch));
-    let royalty = model(state, profile).map_or(0, |model| model.royalty_bps);
+    let royalty = model(state, profile).map_or(0, |model| royalty_at(&model, epoch));
     let terms = Terms {
         fee_burn: Bps::clamped(params.fee_burn_bps),
         kappa: Bps::clamped(params.kappa_bps),

@@ -311,7 +311,11 @@ impl Bed {
             .filter(|session| !session.closed)
             .map(|session| uplk(&session.deposit) - uplk(&session.redeemed))
             .sum();
-        assert_eq!(self.balance(Pool::MarketEscrow), escrow, "escrow");
+        let reports = all(keys::REPORT);
+        let reports = reports.iter().map(|value| uplk(&OmissionReport::decode(value.as_slice()).unwrap().deposit));
+        assert_eq!(self.balance(Pool::MarketEscrow), escrow + reports.sum::<u128>(), "escrow");
+        let open = |prefix: u8| self.state.iter_prefix(&[prefix]).count();
+        assert_eq!([keys::REPORT_DUE, keys::REPORT_BY_WORKER].map(open), [open(keys::REPORT); 2], "open reports");
         let mut deposits = std::collections::BTreeMap::new();
         for session in all(keys::SESSION).iter().map(|value| Session::decode(value.as_slice()).unwrap()) {
             if !session.closed && !session.profile_digest.is_empty() {

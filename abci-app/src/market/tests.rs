@@ -1,7 +1,11 @@
 //! Tests of the market: refusals, the life of sessions, pots and bonds, and the books after random messages.
 
 mod epochs;
+mod models;
 mod places;
+mod prices;
 mod random;
 mod refusals;
+mod reports;
+mod revoke;
 mod terms;

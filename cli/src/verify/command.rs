@@ -42,10 +42,14 @@ pub struct VerifyArgs {
 /// The largest receipt file that is read: a transcript of a million tokens fits.
 const RECEIPT_BYTES_MAX: u64 = 16 << 20;
 
+/// A receipt file.
+pub fn read(path: &Path) -> Result<ReceiptFile, CliError> {
+    Ok(ReceiptFile::from_json(&files::read_text(path, RECEIPT_BYTES_MAX)?)?)
+}
+
 /// Runs `polylink verify`.
 pub async fn run(args: &VerifyArgs, home: &Path, output: &Output) -> Result<(), CliError> {
-    let text = files::read_text(&args.file, RECEIPT_BYTES_MAX)?;
-    let mut file = ReceiptFile::from_json(&text)?;
+    let mut file = read(&args.file)?;
     check_answer(&file.answer)?;
     if let Some(path) = &args.trusted_header {
         let evidence = file.chain.as_ref().ok_or_else(|| {

@@ -74,6 +74,10 @@ impl Payer {
                 self.clock().ask().await?;
                 self.ask_once(session, ask, charge).await
             }
+            Err(error) if error.is_revoked() => {
+                session.record.lock().unwrap_or_else(PoisonError::into_inner).revoked = true;
+                Err(error)
+            }
             other => other,
         }
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use axum::http::StatusCode;
 use polylink_protocol::keys::{AccountKey, ServiceKey};
-use polylink_protocol::market_v1::{MsgOpenSession, MsgTopUp, Session, TokenPrices};
+use polylink_protocol::market_v1::{Model, MsgOpenSession, MsgTopUp, Session};
 use polylink_protocol::{Amount, Digest, tx};
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
@@ -56,6 +56,9 @@ pub enum PayerError {
     /// The session's record on chain cannot be read.
     #[error("the new session to {0} is not on chain")]
     NoSession(String),
+    /// Somebody else had the key.
+    #[error("the spend key was revoked in session {0}: give this service another spend key")]
+    Revoked(u64),
     /// Terms hold by epoch: it left the profile, or comes with the next epoch.
     #[error("the worker {worker} does not offer the profile in epoch {epoch}: ask another one")]
     NotOffered {
@@ -76,6 +79,7 @@ impl PayerError {
             self,
             Self::Chain(_)
                 | Self::NoSession(_)
+                | Self::Revoked(_)
                 | Self::NotOffered { .. }
                 | Self::Pay(PayError::Book(_))
                 | Self::Call(_)
@@ -93,6 +97,11 @@ impl PayerError {
     /// Whether the worker's clock is ahead of ours, or the epoch ended on the way.
     pub(super) fn is_stale_epoch(&self) -> bool {
         matches!(self, Self::Call(CallError::Refused { error, .. }) if ["epoch_closed", "epoch_ahead"].contains(&error.code()))
+    }
+
+    /// Whether the worker says that the session's key was revoked: this payer's record is older.
+    pub(super) fn is_revoked(&self) -> bool {
+        matches!(self, Self::Call(CallError::Refused { error, .. }) if error.code() == "spend_key_revoked")
     }
 
     /// Whether the worker is to be left alone for a while.
@@ -125,7 +134,7 @@ impl PayerError {
                 }
                 error
             }
-            Self::Call(_) | Self::Chain(_) | Self::NoSession(_) | Self::NotOffered { .. } => {
+            Self::Call(_) | Self::Chain(_) | Self::NoSession(_) | Self::Revoked(_) | Self::NotOffered { .. } => {
                 ApiError::unavailable("worker_unavailable", self.to_string())
             }
             Self::Journal(_) | Self::Pay(PayError::Journal(_)) | Self::Random(_) => {
@@ -310,7 +319,7 @@ impl Payer {
             let Some(profile) = Digest::from_slice(&record.profile_digest) else { continue };
             let Some(found) = self.clock.chain().worker(&record.payee).await? else { continue };
             // Nothing is asked of it: what it takes by now does not matter.
-            let worker = WorkerRef::new(&found, &profile, &TokenPrices::default());
+            let worker = WorkerRef::new(&found, &profile, &Model::default());
             tracing::info!(session = id, worker = worker.operator, "an older session is settled");
             self.settle(record, &worker);
         }
@@ -328,13 +337,17 @@ impl Payer {
     }
 
     fn expires_soon(&self, session: &PayerSession, epoch: u64) -> bool {
-        let expiry = session.record.lock().unwrap_or_else(std::sync::PoisonError::into_inner).expiry_epoch;
-        expiry < epoch + 2
+        let record = session.record.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        record.revoked || record.expiry_epoch < epoch + 2
     }
 
+    /// A key that was revoked once opens no further session.
     async fn find(&self, worker: &WorkerRef, epoch: u64) -> Result<Option<Session>, PayerError> {
         let spend_key = self.config.spend_key.public_key();
         let sessions = self.clock.chain().sessions(&self.config.account.address(), &worker.operator).await?;
+        if let Some(revoked) = sessions.iter().find(|session| session.revoked && session.spend_key == spend_key) {
+            return Err(PayerError::Revoked(revoked.id));
+        }
         Ok(sessions.into_iter().rev().find(|session| {
             !session.closed
                 && session.spend_key == spend_key

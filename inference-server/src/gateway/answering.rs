@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::{Receiver, channel};
 
 use super::keys::ApiKey;
-use super::workers::Registry;
-use super::{Gateway, Offered};
+use super::workers::{Registry, epoch_price};
+use super::{Gateway, Offered, refresh};
 use crate::client::store::{Charge, PayError};
 use crate::client::text::ChoiceText;
 use crate::client::{Ask, PayerError, Upstream, UpstreamEvent, WorkerRef};
@@ -73,6 +73,7 @@ impl Answerer for Gateway {
 impl Gateway {
     /// Models that have workers.
     fn cards(&self) -> Vec<ModelCard> {
+        let epoch = self.payer.clock().now().map_or(0, |time| time.epoch);
         let registry = self.registry();
         let card = |offered: Offered| {
             let workers = registry.workers.get(&offered.digest).map_or(0, Vec::len);
@@ -83,7 +84,7 @@ impl Gateway {
                 context_length: offered.text.context_length,
                 polylink: json!({
                     "profile_digest": offered.digest.to_string(), "workers": workers,
-                    "price_uplk_per_1k": offered.model.price, "profile": offered.model.profile,
+                    "price_uplk_per_1k": epoch_price(&offered.model, epoch), "profile": offered.model.profile,
                 }),
             })
         };
@@ -119,10 +120,13 @@ impl Gateway {
     }
 
     async fn funds(&self, session: u64) -> Result<Amount, ApiError> {
+        let now = self.payer.clock().now().map_err(|e| ApiError::unavailable("chain_unavailable", e.to_string()))?;
         {
             let known = self.user_funds.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if let Some((funds, at)) = known.get(&session)
+            // What a key signs is still paid in the epoch after its revocation: who looks in every epoch loses nothing.
+            if let Some((funds, at, read)) = known.get(&session)
                 && at.elapsed() < FUNDS_FRESH
+                && *read == now.epoch
             {
                 return Ok(*funds);
             }
@@ -131,7 +135,6 @@ impl Gateway {
         let found = self.payer.clock().chain().session(session).await;
         let found = found
             .map_err(|e| ApiError::unavailable("chain_unavailable", format!("the session cannot be read: {e}")))?;
-        let now = self.payer.clock().now().map_err(|e| ApiError::unavailable("chain_unavailable", e.to_string()))?;
         let payment = |reason: &str| {
             let message = format!(
                 "the API key's session {session} with this gateway {reason}: open a new one and make a key for it"
@@ -139,6 +142,9 @@ impl Gateway {
             ApiError::new(StatusCode::PAYMENT_REQUIRED, "no_session", message)
         };
         let record = found.filter(|s| s.payee == me).ok_or_else(|| payment("does not exist"))?;
+        if record.revoked {
+            return Err(payment("has a spend key that was revoked"));
+        }
         if record.closed || record.expiry_epoch < now.epoch {
             return Err(payment("is closed or has expired"));
         }
@@ -148,7 +154,7 @@ impl Gateway {
         if known.len() >= FUNDS_MAX {
             known.clear();
         }
-        known.insert(session, (funds, Instant::now()));
+        known.insert(session, (funds, Instant::now(), now.epoch));
         Ok(funds)
     }
 
@@ -235,6 +241,9 @@ impl Gateway {
         let mut attempt = 0;
         while attempt < ATTEMPTS_MAX {
             let epoch = self.payer.clock().now().map_err(|e| PayerError::from(e).api())?.epoch;
+            if self.registry().epoch < epoch {
+                refresh::follow(self, epoch).await;
+            }
             let picked = self.registry().pick(&offered.digest, epoch, &excluded, Instant::now());
             let worker = match (picked, attempt) {
                 (Some(worker), _) => worker,

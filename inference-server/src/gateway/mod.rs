@@ -101,8 +101,10 @@ pub(crate) struct Gateway {
     pub(crate) keys: ApiKeys,
     pub(crate) offered: Mutex<Vec<Offered>>,
     pub(crate) registry: Arc<Mutex<Registry>>,
-    /// Funds of users' sessions, and when they were looked up.
-    pub(crate) user_funds: Mutex<HashMap<u64, (Amount, Instant)>>,
+    /// Held by whoever reads the registry for a new epoch.
+    pub(crate) following: tokio::sync::Mutex<()>,
+    /// Funds of users' sessions, and when and in which epoch they were looked up.
+    pub(crate) user_funds: Mutex<HashMap<u64, (Amount, Instant, u64)>>,
     pub(crate) retries: IntCounter,
     pub(crate) answers: IntCounter,
     /// Answers that arrive.
@@ -168,6 +170,7 @@ pub async fn start(
         keys,
         offered: Mutex::default(),
         registry: Arc::default(),
+        following: tokio::sync::Mutex::default(),
         user_funds: Mutex::default(),
         pumps: TaskTracker::new(),
         config,

@@ -58,8 +58,22 @@ pub(super) fn name(profile: &ModelProfile) -> String {
     }
 }
 
+/// Sees to it that the registry knows an epoch's prices before anything is asked for in it; requests wait for one look.
+pub(super) async fn follow(gateway: &Gateway, epoch: u64) {
+    let _one = gateway.following.lock().await;
+    let known = gateway.registry().epoch;
+    if known >= epoch {
+        return;
+    }
+    if let Err(error) = models_and_workers(gateway).await {
+        tracing::warn!(%error, "the epoch's prices cannot be read; what was known stays in use");
+    }
+}
+
 async fn models_and_workers(gateway: &Gateway) -> Result<(), ChainError> {
     let chain = gateway.payer.clock().chain();
+    // Before the reading: what is read is at least as new.
+    let epoch = gateway.payer.clock().now()?.epoch;
     let mut offered = Vec::with_capacity(gateway.models.len());
     for known in &gateway.models {
         let digest = profile_digest(&known.profile);
@@ -68,7 +82,6 @@ async fn models_and_workers(gateway: &Gateway) -> Result<(), ChainError> {
             offered.push(offer(known, digest, model));
         }
     }
-    let epoch = gateway.payer.clock().now()?.epoch;
     let (mut workers, mut dear) = (HashMap::new(), HashMap::new());
     for offer in &offered {
         let found = chain.workers(&offer.digest).await?;
@@ -79,7 +92,7 @@ async fn models_and_workers(gateway: &Gateway) -> Result<(), ChainError> {
     }
     {
         let mut registry = gateway.registry();
-        (registry.workers, registry.dear) = (workers, dear);
+        (registry.workers, registry.dear, registry.epoch) = (workers, dear, epoch);
     }
     *gateway.offered.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = offered;
     Ok(())

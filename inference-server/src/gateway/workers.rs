@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use polylink_protocol::Digest;
-use polylink_protocol::market::within;
+use polylink_protocol::market::{price_at, within};
 use polylink_protocol::market_v1::{Model, TokenPrices, Worker};
 
 use crate::client::WorkerRef;
@@ -18,23 +18,24 @@ const COOL_DOWN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_
 /// The most that a gateway pays for 1,000 tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PriceLimit {
-    /// So many times the model's epoch price, in each of the three.
+    /// So many times the model's registered price, in each of the three. (The epoch price is no measure: it falls where
+    /// nobody asks, and a worker's ask does not.)
     Factor(u64),
-    /// This much, whatever the epoch price is.
+    /// This much, whatever the price is.
     Fixed(TokenPrices),
 }
 
 impl PriceLimit {
-    /// Where no limit is set: twice the epoch price.
+    /// Where no limit is set: twice the registered price.
     pub const DEFAULT: Self = Self::Factor(2);
 
-    /// As prices, for a model with this epoch price.
-    pub fn of(&self, epoch_price: &TokenPrices) -> TokenPrices {
+    /// As prices, for a model with this registered price.
+    pub fn of(&self, registered: &TokenPrices) -> TokenPrices {
         match self {
             Self::Factor(factor) => TokenPrices {
-                prompt: epoch_price.prompt.saturating_mul(*factor),
-                cached_prompt: epoch_price.cached_prompt.saturating_mul(*factor),
-                completion: epoch_price.completion.saturating_mul(*factor),
+                prompt: registered.prompt.saturating_mul(*factor),
+                cached_prompt: registered.cached_prompt.saturating_mul(*factor),
+                completion: registered.completion.saturating_mul(*factor),
             },
             Self::Fixed(prices) => *prices,
         }
@@ -94,6 +95,13 @@ pub(crate) struct Registry {
     /// Per profile, where there are any.
     pub(crate) dear: HashMap<Digest, Dear>,
     pub(crate) health: HashMap<String, Health>,
+    /// In which epoch it was read: the prices of a later one are not in it.
+    pub(crate) epoch: u64,
+}
+
+/// The epoch price of a model; where its entry is dropped already, as registered.
+pub(crate) fn epoch_price(model: &Model, epoch: u64) -> TokenPrices {
+    price_at(model, epoch).or(model.price).unwrap_or_default()
 }
 
 /// The workers of a model that may be asked: not jailed, with an endpoint, at a price within the limit now and later; and
@@ -105,9 +113,8 @@ pub(crate) fn candidates(
     epoch: u64,
     limit: &TokenPrices,
 ) -> (Vec<WorkerRef>, Option<Dear>) {
-    let epoch_price = model.price.unwrap_or_default();
     let callable = workers.iter().filter(|w| !w.jailed && !w.endpoint.is_empty());
-    let offered = callable.map(|worker| WorkerRef::new(worker, profile, &epoch_price));
+    let offered = callable.map(|worker| WorkerRef::new(worker, profile, model));
     let offered = offered.filter(|worker| worker.is_within(epoch, None));
     let (affordable, above): (Vec<_>, Vec<_>) = offered.partition(|worker| worker.is_within(epoch, Some(limit)));
     // What puts a worker above the limit may be what it takes from the next epoch on.

@@ -99,6 +99,10 @@ pub(crate) fn check_session(
     if session.closed {
         return Err(payment("session_closed", format!("session {id} is closed: open a new one")));
     }
+    if session.revoked {
+        let message = format!("the spend key of session {id} was revoked: open a new session with another key");
+        return Err(payment("spend_key_revoked", message));
+    }
     if session.profile_digest != here.profile.0 {
         return Err(payment("no_session", format!("session {id} is for another profile than {}", here.profile)));
     }

@@ -1,15 +1,17 @@
 //! What a worker owes the chain at each epoch's end: the root of its receipts (an empty one is its heartbeat), and the
-//! redemption of the newest vouchers.
+//! redemption of the newest vouchers; and to each report of an omitted receipt its answer.
 //!
 //! The commit waits for answers that still run under the ended epoch, until the receipts window is about to close; an
 //! answer that is later than that fails with `epoch_closed` and is not billed.
+
+use std::sync::Arc;
 
 use polylink_protocol::cosmos::Any;
 use polylink_protocol::market_v1::{MsgCommitReceipts, MsgRedeem, SignedVoucher};
 use polylink_protocol::tx;
 
-use super::Worker;
 use super::register::{refresh, send, size};
+use super::{Worker, reports};
 use crate::chain::{ChainError, ChainTime};
 
 /// Blocks of the receipts window kept for a second attempt.
@@ -49,7 +51,7 @@ pub(super) fn duty(time: &ChainTime, done_before: u64, running: usize) -> Duty {
 }
 
 /// Does the duties until it is dropped.
-pub(super) async fn run(worker: &Worker) {
+pub(super) async fn run(worker: &Arc<Worker>) {
     let mut clock = worker.clock.clone();
     // Epochs before the restart: the chain says whether they are committed, the journal what the root was.
     let mut done_before = 0;
@@ -57,6 +59,7 @@ pub(super) async fn run(worker: &Worker) {
     let mut tried_at = 0;
     let mut refreshed = 0;
     let mut forget_from = 0;
+    let mut shown = 0;
     loop {
         clock.tick().await;
         let Ok(time) = clock.now() else { continue };
@@ -64,6 +67,12 @@ pub(super) async fn run(worker: &Worker) {
             match refresh(worker).await {
                 Ok(()) => refreshed = time.epoch,
                 Err(error) => tracing::debug!(%error, "the worker's record cannot be read now"),
+            }
+        }
+        if time.epoch > shown {
+            match reports::answer(worker).await {
+                Ok(()) => shown = time.epoch,
+                Err(error) => tracing::warn!(%error, "reports of omitted receipts are not answered yet; tried again"),
             }
         }
         // Vouchers for the last answers of an epoch may come after its receipts were committed; its pot still takes them.
@@ -115,7 +124,9 @@ async fn commit(worker: &Worker, epoch: u64) -> Result<(), String> {
     redeem(worker, epoch).await;
     if root.count > 0 || worker.store.written() >= SEGMENT_BYTES {
         let trial_epochs = worker.clock.chain().tiqe_params().await.map_err(|e| e.to_string())?.trial_epochs;
-        let oldest = epoch.saturating_sub(worker.config.keep_epochs.max(asked_for(trial_epochs)));
+        let market = worker.clock.chain().market_params().await.map_err(|e| e.to_string())?;
+        let reported = market.report_epochs.saturating_add(market.report_answer_epochs).saturating_add(1);
+        let oldest = epoch.saturating_sub(worker.config.keep_epochs.max(asked_for(trial_epochs)).max(reported));
         worker.store.rotate(oldest).await.map_err(|e| e.to_string())?;
     }
     Ok(())
@@ -126,7 +137,7 @@ async fn commit(worker: &Worker, epoch: u64) -> Result<(), String> {
 async fn forget(worker: &Worker, epoch: u64, from: u64) -> u64 {
     let sessions = worker.store.sessions(from, FORGET_LOOKS);
     for id in &sessions {
-        let Ok(found) = worker.sessions.get(*id, false).await else { return *id };
+        let Ok(found) = worker.sessions.get(*id, 0, false).await else { return *id };
         // What a node does not know may be too new for it.
         let Some(session) = found else { continue };
         let expired = session.expiry_epoch.saturating_add(worker.config.keep_epochs) < epoch;

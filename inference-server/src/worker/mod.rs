@@ -11,6 +11,7 @@ mod disclose;
 mod duties;
 pub mod records;
 mod register;
+mod reports;
 mod service;
 mod serving;
 mod sessions;
@@ -69,7 +70,7 @@ pub struct WorkerConfig {
 pub struct ProviderConfig {
     /// Share of the fees, in basis points.
     pub royalty_bps: u32,
-    /// The epoch price.
+    /// The price that it begins with.
     pub price: TokenPrices,
 }
 

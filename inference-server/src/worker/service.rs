@@ -106,7 +106,9 @@ async fn try_generate(worker: &Arc<Worker>, body: Body) -> Result<Serving, ApiEr
     if request.epoch > epoch {
         epoch = worker.clock.ask().await.map_err(chain_error)?.epoch;
     }
-    let epoch_price = worker.sessions.price(&worker.profile_digest, epoch).await.map_err(chain_error)?;
+    // The receipt names the request's epoch of admission, and its pot that epoch's price.
+    let epoch_price = worker.sessions.price(&worker.profile_digest, epoch, request.epoch).await.map_err(chain_error)?;
+    let epoch_price = epoch_price.ok_or_else(|| store_error(StoreError::EpochClosed(request.epoch)))?;
     let receipt_key = worker.config.receipt_key.public_key();
     let record = worker.record.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     let ask = ask_in_force(&record, request.epoch, &worker.profile_digest, &receipt_key)?;
@@ -146,7 +148,7 @@ async fn reserve(
 ) -> Result<(), ApiError> {
     let mut refused = None;
     for fresh in [false, true] {
-        let session = worker.sessions.get(request.session, fresh).await.map_err(chain_error)?;
+        let session = worker.sessions.get(request.session, epoch, fresh).await.map_err(chain_error)?;
         let begun = check_session(call, request, session.as_ref(), here, epoch).and_then(|limits| {
             worker.store.begin(request.session, request.index, running.clone(), limits).map_err(store_error)
         });
@@ -170,7 +172,7 @@ async fn take_voucher(worker: &Worker, call: &VoucherCall) -> Result<VoucherAck,
     let id = voucher.session;
     let mut refused = None;
     for fresh in [false, true] {
-        let session = worker.sessions.get(id, fresh).await.map_err(chain_error)?;
+        let session = worker.sessions.get(id, 0, fresh).await.map_err(chain_error)?;
         let Some(session) = session.filter(|s| s.payee == worker.operator) else {
             let message = format!("there is no session {id} that pays this worker {}", worker.operator);
             return Err(ApiError::new(StatusCode::PAYMENT_REQUIRED, "no_session", message));

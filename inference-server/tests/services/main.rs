@@ -10,6 +10,7 @@ mod claims;
 mod cuts;
 mod http;
 mod local;
+mod market;
 mod network;
 mod payer;
 mod prompts;

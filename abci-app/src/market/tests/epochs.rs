@@ -239,5 +239,8 @@ fn queries_are_paged_and_say_what_is_missing() {
     assert!(
         bed.ask(&QueryModelRequest { profile_digest: vec![1] }).unwrap_err().to_string().contains("InvalidArgument")
     );
-    assert_eq!(bed.ask(&QueryPriceRequest { profile_digest: bed.profile.to_vec() }).unwrap().price, Some(price()));
+    assert_eq!(
+        bed.ask(&QueryPriceRequest { profile_digest: bed.profile.to_vec(), epoch: 0 }).unwrap().price,
+        Some(price())
+    );
 }

@@ -60,7 +60,7 @@ fn an_update_holds_from_the_next_epoch_and_the_last_one_of_an_epoch_counts() {
 
 #[test]
 fn a_commitment_after_a_rotation_names_the_key_and_the_price_of_its_epoch() {
-    let mut bed = Bed::new(3);
+    let mut bed = Bed::with(3, |genesis| genesis.market.params.price_gain_bps = 0);
     let dear = vec![offer(&bed.profile, prices(500, 400, 9_000))];
     let plain = vec![offer(&bed.profile, price())];
     bed.open_session(1_000);

@@ -117,6 +117,7 @@ fn without_a_session_that_pays_there_is_no_answer() {
     let table: &[(&str, Change, u16, &str)] = &[
         ("payee", |s| s.payee = "poly1other".into(), 402, "no_session"),
         ("closed", |s| s.closed = true, 402, "session_closed"),
+        ("revoked", |s| s.revoked = true, 402, "spend_key_revoked"),
         ("profile", |s| s.profile_digest = vec![5; 32], 402, "no_session"),
         ("private", |s| s.private = true, 402, "no_session"),
         ("key", |s| s.spend_key = ServiceKey::from_bytes(&[8; 32]).public_key().to_vec(), 401, "wrong_signature"),
