@@ -1,5 +1,6 @@
 //! Tests of the market: refusals, the life of sessions, pots and bonds, and the books after random messages.
 
+mod agreement;
 mod epochs;
 mod models;
 mod places;
