@@ -109,7 +109,8 @@ impl Application for Quiet {}
 pub fn frame(data: &[u8]) {
     let options = server::Options { frame_bytes_max: FRAME_BYTES_MAX, ..server::Options::default() };
     let mut answers = Vec::new();
-    let _ = server::serve_connection(0, data, &mut answers, &Quiet, &options);
+    let frames = server::FrameReader::new(data, FRAME_BYTES_MAX);
+    let _ = server::serve_connection(0, frames, &mut answers, &Quiet, &options);
 }
 
 /// Reads the bytes as the first chunk of a snapshot, and verifies them against a root.

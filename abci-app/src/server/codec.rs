@@ -6,7 +6,7 @@
 
 use std::io::{self, Read};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use prost_014::Message;
 use tendermint_proto::v0_38::abci::Response;
 
@@ -44,48 +44,65 @@ pub enum FrameError {
 /// Takes frames off a byte stream.
 pub struct FrameReader<R> {
     source: R,
-    buffer: BytesMut,
+    /// What was read and not taken lies between `start` and `end`.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
     limit: usize,
 }
 
 impl<R: Read> FrameReader<R> {
     /// Reads frames of at most `limit` bytes from `source`.
     pub fn new(source: R, limit: usize) -> Self {
-        FrameReader { source, buffer: BytesMut::with_capacity(READ_BYTES), limit }
+        FrameReader { source, buffer: vec![0; READ_BYTES], start: 0, end: 0, limit }
     }
 
-    /// The next frame, or `None` where the stream ends between two frames.
+    /// The next frame, or `None` where the stream ends between two frames. It holds no memory but its own.
     pub fn next_frame(&mut self) -> Result<Option<Bytes>, FrameError> {
         loop {
             if let Some((header, length)) = self.announced()? {
-                let total = header + length;
-                if self.buffer.len() >= total {
-                    let mut frame = self.buffer.split_to(total);
-                    return Ok(Some(frame.split_off(header).freeze()));
+                let first = self.start + header;
+                if self.end - self.start >= header + length {
+                    self.start = first + length;
+                    return Ok(Some(Bytes::copy_from_slice(&self.buffer[first..self.start])));
                 }
             }
-            let held = self.buffer.len();
-            self.buffer.resize(held + READ_BYTES, 0);
+            self.make_room();
+            let held = self.end - self.start;
             let read = loop {
-                match self.source.read(&mut self.buffer[held..]) {
+                match self.source.read(&mut self.buffer[self.end..]) {
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                     other => break other,
                 }
             };
-            self.buffer.truncate(held + *read.as_ref().unwrap_or(&0));
             match read {
                 Ok(0) if held == 0 => return Ok(None),
                 Ok(0) => return Err(FrameError::Truncated { have: held }),
-                Ok(_) => {}
+                Ok(read) => self.end += read,
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+
+    /// Moves what is held to the front, and doubles the buffer when it is full of one frame.
+    fn make_room(&mut self) {
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        if self.end == 0 && self.buffer.len() > READ_BYTES {
+            self.buffer = vec![0; READ_BYTES];
+        }
+        if self.end == self.buffer.len() {
+            self.buffer.resize(2 * self.end, 0);
         }
     }
 
     /// The bytes of the length prefix and the length it announces, once it is complete.
     fn announced(&self) -> Result<Option<(usize, usize)>, FrameError> {
         let mut length = 0u64;
-        for (index, &byte) in self.buffer.iter().take(MAX_VARINT_BYTES).enumerate() {
+        let held = &self.buffer[self.start..self.end];
+        for (index, &byte) in held.iter().take(MAX_VARINT_BYTES).enumerate() {
             if index == MAX_VARINT_BYTES - 1 && byte > 1 {
                 return Err(FrameError::Length);
             }
@@ -97,7 +114,7 @@ impl<R: Read> FrameReader<R> {
                 };
             }
         }
-        if self.buffer.len() >= MAX_VARINT_BYTES { Err(FrameError::Length) } else { Ok(None) }
+        if held.len() >= MAX_VARINT_BYTES { Err(FrameError::Length) } else { Ok(None) }
     }
 }
 

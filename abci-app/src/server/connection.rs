@@ -1,24 +1,29 @@
 //! One connection: requests in, responses out, in order.
 //!
 //! Invariants: responses are buffered and written on `Flush` (or when the buffer is full), so that a
-//! call costs one write; whatever cannot be understood is answered with `Exception` and ends this
+//! call costs one write, and a burst of calls few: where the next request is there already, its
+//! response goes with them; whatever cannot be understood is answered with `Exception` and ends this
 //! connection; a panic of the application ends the process, for a state machine that broke an
 //! invariant must not go on answering. The one exception is a query, which reads a committed
 //! snapshot and leaves nothing behind: its panic is an error code, so that no reader can stop a node.
 
 use std::any::Any;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use prost_014::Message;
 use tendermint_abci::Application;
 use tendermint_proto::v0_38::abci::{Request, Response, ResponseException, ResponseQuery, request, response};
 
-use super::codec::{FrameError, FrameReader, put_frame};
+use super::codec::{FrameError, put_frame};
+use super::intake::Frames;
 use super::{ConnectionId, Options};
 
 /// Responses held back for a `Flush` before they are written anyway.
 const OUT_BYTES_MAX: usize = 1 << 20;
+
+/// Responses that wait for those of requests that are there already: some milliseconds of CheckTx.
+const BURST_BYTES_MAX: usize = 16 << 10;
 
 /// The Cosmos SDK's code and codespace for a recovered panic.
 const PANIC_CODE: u32 = 111_222;
@@ -43,12 +48,11 @@ pub enum ConnectionError {
 /// Serves one connection until its peer leaves.
 pub(crate) fn serve<A: Application>(
     id: ConnectionId,
-    source: impl Read,
+    mut frames: impl Frames,
     mut sink: impl Write,
     app: &A,
     options: &Options,
 ) -> Result<(), ConnectionError> {
-    let mut frames = FrameReader::new(source, options.frame_bytes_max);
     let mut out = Vec::with_capacity(4096);
     let ended = loop {
         let value = match next_request(&mut frames) {
@@ -61,7 +65,8 @@ pub(crate) fn serve<A: Application>(
             observer(id, &value);
         }
         put_frame(&mut out, &Response { value: Some(guarded(app, value)) });
-        if flush || out.len() >= OUT_BYTES_MAX {
+        let wanted = flush && (out.len() >= BURST_BYTES_MAX || !frames.is_ready());
+        if wanted || out.len() >= OUT_BYTES_MAX {
             write_all(&mut sink, &mut out)?;
         }
     };
@@ -79,7 +84,7 @@ pub(super) fn exception(error: String) -> Response {
     Response { value: Some(response::Value::Exception(ResponseException { error })) }
 }
 
-fn next_request(frames: &mut FrameReader<impl Read>) -> Result<Option<request::Value>, ConnectionError> {
+fn next_request(frames: &mut impl Frames) -> Result<Option<request::Value>, ConnectionError> {
     let Some(frame) = frames.next_frame()? else { return Ok(None) };
     Request::decode(frame)?.value.map(Some).ok_or(ConnectionError::Unknown)
 }

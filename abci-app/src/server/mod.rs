@@ -6,7 +6,8 @@
 //! every message, has no limit on a frame, cannot be shut down, and panics on an unknown request.
 //!
 //! CometBFT opens four connections (consensus, mempool, snapshot, query), each of which gets a
-//! thread and a clone of the application; the calls of one connection are strictly in order.
+//! clone of the application, a thread that executes its calls strictly in order, and one that reads
+//! ahead of it.
 //!
 //! Invariants: a frame, the buffers and the number of connections are bounded; no input makes the
 //! server panic; after [`ServerHandle::shutdown`] no thread of it runs and its socket file is gone.
@@ -17,6 +18,7 @@ mod address;
 mod codec;
 mod connection;
 mod grammar;
+mod intake;
 mod listener;
 mod log;
 #[cfg(test)]
@@ -39,6 +41,7 @@ pub use log::{LogEntry, RequestLog};
 
 pub(crate) use connection::serve as serve_connection;
 
+use intake::Intake;
 use listener::{Listener, Stream};
 
 /// The exit code of a process whose application panicked (EX_SOFTWARE of sysexits).
@@ -127,6 +130,7 @@ struct Shared {
 
 struct Connection {
     stream: Stream,
+    intake: Intake,
     thread: JoinHandle<()>,
 }
 
@@ -206,9 +210,18 @@ fn start<A: Application>(
         }
     }));
     let closer = stream.try_clone()?;
-    let thread = std::thread::Builder::new().name(format!("abci-{id}")).spawn(move || {
-        let result = connection::serve(id, source, sink, &app, &options);
+    let intake = Intake::default();
+    let frames = FrameReader::new(source, options.frame_bytes_max);
+    let named = |name: String| std::thread::Builder::new().name(name);
+    let reading = intake.clone();
+    let reader = named(format!("abci-{id}-read")).spawn(move || reading.read(frames))?;
+    let taken = intake.clone();
+    let executor = named(format!("abci-{id}")).spawn(move || {
+        let result = connection::serve(id, taken.clone(), sink, &app, &options);
+        taken.close();
         closer.shutdown();
+        // It only waits for the socket or for room, and does neither any more.
+        let _ = reader.join();
         match result {
             Ok(()) => tracing::debug!("ABCI: connection {id} closed"),
             Err(_) if shared.stopping.load(Ordering::SeqCst) => {}
@@ -220,8 +233,10 @@ fn start<A: Application>(
                 }
             }
         }
-    })?;
-    Ok(Connection { stream, thread })
+    });
+    // Without an executor the reader ends when the stream does.
+    let thread = executor.inspect_err(|_| stream.shutdown())?;
+    Ok(Connection { stream, intake, thread })
 }
 
 impl ServerHandle {
@@ -259,6 +274,7 @@ impl ServerHandle {
         let _ = acceptor.join();
         let connections = std::mem::take(&mut *lock(&self.shared.connections));
         for connection in &connections {
+            connection.intake.close();
             connection.stream.shutdown();
         }
         for connection in connections {

@@ -24,6 +24,10 @@ impl Application for Toy {
     }
     fn query(&self, request: RequestQuery) -> ResponseQuery {
         assert_ne!(request.path, "/panic", "a query that breaks an invariant");
+        // Busy until there is a file of the name that is asked for.
+        while request.path == "/wait" && !std::path::Path::new(&*String::from_utf8_lossy(&request.data)).exists() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         ResponseQuery { value: request.data, ..Default::default() }
     }
     fn commit(&self) -> ResponseCommit {
@@ -178,6 +182,27 @@ fn announced_lengths_allocate_nothing() {
     // 64 MiB announced, nothing sent: the reader may hold one read's worth.
     let mut reader = FrameReader::new(&[0x80, 0x80, 0x80, 0x20][..], 64 << 20);
     assert!(matches!(reader.next_frame(), Err(FrameError::Truncated { have: 4 })));
+}
+
+#[test]
+fn a_peer_never_waits_for_a_request_in_execution() {
+    let (dir, handle) = start(Options::default());
+    let mut stream = connect(&handle);
+    let done = dir.path().join("done");
+    let data = done.display().to_string().into_bytes().into();
+    let busy = frame(request::Value::Query(RequestQuery { path: "/wait".into(), data, ..Default::default() }));
+    stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
+    let texts: Vec<String> = (0..64).map(|n| format!("{n} {}", "x".repeat(64 << 10))).collect();
+    let echoes = texts.iter().flat_map(|text| [echo(text), flush()]).flatten();
+    // More than a socket holds.
+    stream.write_all(&busy.into_iter().chain(echoes).collect::<Vec<u8>>()).unwrap();
+    std::fs::write(done, "").unwrap();
+    let mut next = responses(&stream);
+    assert!(matches!(next(), Some(response::Value::Query(_))));
+    for text in texts {
+        assert_eq!(echoed(next()), text);
+        assert!(matches!(next(), Some(response::Value::Flush(_))));
+    }
 }
 
 #[test]
