@@ -79,13 +79,24 @@ pub struct Misbehavior {
     pub time: BlockTime,
 }
 
-/// An event: its type and its attributes, all of them indexed. Keys and values are not empty.
+/// An event: its type and its attributes. Keys and values are not empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// The event's type. `tx` is reserved by CometBFT's index for the keys `hash` and `height`.
-    pub kind: String,
+    pub kind: &'static str,
     /// Key and value.
-    pub attributes: Vec<(String, String)>,
+    pub attributes: Vec<(&'static str, String)>,
+    /// Whether it is to be found by its attributes. What another event of the same transaction says as well is not.
+    pub indexed: bool,
+}
+
+impl Event {
+    /// Key and value of each attribute, and whether the node shall index it: nobody looks for an amount, a fee or a message's
+    /// number, and every entry of the index is written, sorted and compacted.
+    pub fn into_attributes(self) -> impl Iterator<Item = (String, String, bool)> {
+        let searched = move |key| self.indexed && !matches!(key, "amount" | "fee" | "msg_index");
+        self.attributes.into_iter().map(move |(key, value)| (key.to_owned(), value, searched(key)))
+    }
 }
 
 /// A validator's new power.
@@ -122,6 +133,8 @@ pub struct Context {
     pub gas: GasMeter,
     /// True while a transaction is only checked or simulated: its effects will be thrown away.
     pub dry_run: bool,
+    /// True while a transaction is only checked: nobody reads its events.
+    pub silent: bool,
 }
 
 impl Context {
@@ -140,6 +153,7 @@ impl Context {
             events: Vec::new(),
             gas: GasMeter::unlimited(),
             dry_run: false,
+            silent: false,
         }
     }
 
@@ -157,13 +171,11 @@ impl Context {
     }
 
     /// Emits an event. Attributes with an empty value are left out, since clients refuse them.
-    pub fn emit(&mut self, kind: &str, attributes: &[(&str, String)]) {
-        let attributes = attributes
-            .iter()
-            .filter(|(key, value)| !key.is_empty() && !value.is_empty())
-            .map(|(key, value)| ((*key).to_owned(), value.clone()))
-            .collect();
-        self.events.push(Event { kind: kind.to_owned(), attributes });
+    pub fn emit<const N: usize>(&mut self, kind: &'static str, attributes: [(&'static str, String); N]) {
+        if !self.silent {
+            let attributes = attributes.into_iter().filter(|(key, value)| !key.is_empty() && !value.is_empty());
+            self.events.push(Event { kind, attributes: attributes.collect(), indexed: true });
+        }
     }
 
     /// Charges gas for work other than reads and writes.

@@ -113,13 +113,10 @@ fn simulate(snapshot: &Snapshot, data: &[u8]) -> Result<Vec<u8>, QueryError> {
     let Outcome { result, gas_wanted, gas_used, events } = tx::run(&ctx, &mut state, &request.tx_bytes, Mode::Simulate);
     let data = result.map_err(QueryError::Simulation)?;
     let msg_responses = TxMsgData::decode(data.as_slice()).map(|data| data.msg_responses).unwrap_or_default();
-    let event = |event: crate::context::Event| ProtoEvent {
-        r#type: event.kind,
-        attributes: event
-            .attributes
-            .into_iter()
-            .map(|(key, value)| EventAttribute { key, value, index: true })
-            .collect(),
+    let event = |event: crate::context::Event| {
+        let kind = event.kind.to_owned();
+        let attribute = |(key, value, index)| EventAttribute { key, value, index };
+        ProtoEvent { r#type: kind, attributes: event.into_attributes().map(attribute).collect() }
     };
     let result =
         SimulationResult { events: events.into_iter().map(event).collect(), msg_responses, ..Default::default() };

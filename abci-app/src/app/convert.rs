@@ -50,9 +50,9 @@ pub(super) fn commit(last: Option<pb::CommitInfo>, misbehavior: Vec<pb::Misbehav
 }
 
 pub(super) fn event(event: Event) -> pb::Event {
-    let attributes =
-        event.attributes.into_iter().map(|(key, value)| pb::EventAttribute { key, value, index: true }).collect();
-    pb::Event { r#type: event.kind, attributes }
+    let kind = event.kind.to_owned();
+    let attribute = |(key, value, index)| pb::EventAttribute { key, value, index };
+    pb::Event { r#type: kind, attributes: event.into_attributes().map(attribute).collect() }
 }
 
 pub(super) fn validator_update(update: ValidatorUpdate) -> pb::ValidatorUpdate {

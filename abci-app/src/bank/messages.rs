@@ -73,7 +73,6 @@ impl Handle for MsgSend {
         for coin in &self.amount {
             transfer_coin(ctx, state, &from, &to, &coin.denom, coin.amount.parse()?)?;
         }
-        ctx.emit("message", &[("module", "bank".into())]);
         Ok(MsgSendResponse {})
     }
 }
@@ -127,7 +126,6 @@ impl Handle for MsgMultiSend {
                 transfer_coin(ctx, state, &from, &to, &coin.denom, coin.amount.parse()?)?;
             }
         }
-        ctx.emit("message", &[("module", "bank".into())]);
         Ok(MsgMultiSendResponse {})
     }
 }

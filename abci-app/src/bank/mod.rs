@@ -227,10 +227,13 @@ pub fn transfer_coin(
     let locked = if denom == DENOM { vesting::locked(state, from, ctx.time) } else { Amount::ZERO };
     subtract(state, from, denom, amount, locked)?;
     add(state, to, denom, amount)?;
-    let coin = format!("{amount}{denom}");
-    ctx.emit("coin_spent", &[("spender", from.account()), ("amount", coin.clone())]);
-    ctx.emit("coin_received", &[("receiver", to.account()), ("amount", coin.clone())]);
-    ctx.emit("transfer", &[("recipient", to.account()), ("sender", from.account()), ("amount", coin)]);
+    if ctx.silent {
+        return Ok(());
+    }
+    let (from, to, coin) = (from.account(), to.account(), format!("{amount}{denom}"));
+    ctx.emit("coin_spent", [("spender", from.clone()), ("amount", coin.clone())]);
+    ctx.emit("coin_received", [("receiver", to.clone()), ("amount", coin.clone())]);
+    ctx.emit("transfer", [("recipient", to), ("sender", from), ("amount", coin)]);
     Ok(())
 }
 
@@ -270,8 +273,8 @@ pub fn unstake(
 /// Stake is moved without an event `transfer`, as in the SDK.
 fn emit_moved(ctx: &mut Context, from: &Address, to: &Address, amount: Amount) {
     let coin = format!("{amount}{DENOM}");
-    ctx.emit("coin_spent", &[("spender", from.account()), ("amount", coin.clone())]);
-    ctx.emit("coin_received", &[("receiver", to.account()), ("amount", coin)]);
+    ctx.emit("coin_spent", [("spender", from.account()), ("amount", coin.clone())]);
+    ctx.emit("coin_received", [("receiver", to.account()), ("amount", coin)]);
 }
 
 /// Creates uplk in a pool. Emits `coin_received` and `coinbase`.
@@ -285,8 +288,8 @@ pub fn mint(ctx: &mut Context, state: &mut dyn StateWrite, to: Pool, amount: Amo
     set_supply(state, DENOM, new_supply);
     set_flows(state, DENOM, minted.checked_add(amount).ok_or_else(|| too_much(DENOM))?, burned);
     let (receiver, coin) = (to.address().account(), format!("{amount}{DENOM}"));
-    ctx.emit("coin_received", &[("receiver", receiver.clone()), ("amount", coin.clone())]);
-    ctx.emit("coinbase", &[("minter", receiver), ("amount", coin)]);
+    ctx.emit("coin_received", [("receiver", receiver.clone()), ("amount", coin.clone())]);
+    ctx.emit("coinbase", [("minter", receiver), ("amount", coin)]);
     Ok(())
 }
 
@@ -301,8 +304,8 @@ pub fn burn(ctx: &mut Context, state: &mut dyn StateWrite, from: Pool, amount: A
     set_supply(state, DENOM, new_supply);
     set_flows(state, DENOM, minted, burned.checked_add(amount).ok_or_else(|| too_much(DENOM))?);
     let (burner, coin) = (from.address().account(), format!("{amount}{DENOM}"));
-    ctx.emit("coin_spent", &[("spender", burner.clone()), ("amount", coin.clone())]);
-    ctx.emit("burn", &[("burner", burner), ("amount", coin)]);
+    ctx.emit("coin_spent", [("spender", burner.clone()), ("amount", coin.clone())]);
+    ctx.emit("burn", [("burner", burner), ("amount", coin)]);
     Ok(())
 }
 

@@ -64,7 +64,7 @@ fn allocate(
     set_outstanding(state, operator, sum);
     for (kind, amount) in [("commission", own), ("rewards", reward)] {
         let amount = if amount.is_zero() { String::new() } else { format!("{amount}{DENOM}") };
-        ctx.emit(kind, &[("amount", amount), ("validator", operator.valoper())]);
+        ctx.emit(kind, [("amount", amount), ("validator", operator.valoper())]);
     }
     Ok(())
 }

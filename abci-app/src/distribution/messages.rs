@@ -74,7 +74,7 @@ impl Handle for MsgWithdrawValidatorCommission {
         let to = withdraw_address(state, &operator);
         transfer(ctx, state, Pool::Distribution, to, paid)?;
         let shown = if paid.is_zero() { String::new() } else { format!("{paid}{DENOM}") };
-        ctx.emit("withdraw_commission", &[("amount", shown)]);
+        ctx.emit("withdraw_commission", [("amount", shown)]);
         Ok(MsgWithdrawValidatorCommissionResponse { amount: coins(paid) })
     }
 }
@@ -101,7 +101,7 @@ impl Handle for MsgSetWithdrawAddress {
             return Err(DistributionError::WithdrawAddressDisabled.into());
         }
         set_withdraw_address(state, &delegator, &to);
-        ctx.emit("set_withdraw_address", &[("withdraw_address", to.account())]);
+        ctx.emit("set_withdraw_address", [("withdraw_address", to.account())]);
         Ok(MsgSetWithdrawAddressResponse {})
     }
 }

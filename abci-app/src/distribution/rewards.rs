@@ -165,7 +165,7 @@ pub(super) fn withdraw(
     remove_starting(state, operator, delegator);
     let attributes =
         [("amount", format!("{paid}{DENOM}")), ("validator", operator.valoper()), ("delegator", delegator.account())];
-    ctx.emit("withdraw_rewards", &attributes);
+    ctx.emit("withdraw_rewards", attributes);
     Ok(paid)
 }
 

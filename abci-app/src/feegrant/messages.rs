@@ -91,7 +91,7 @@ impl Handle for MsgPruneAllowances {
 
     fn execute(&self, ctx: &mut Context, state: &mut dyn StateWrite) -> Result<MsgPruneAllowancesResponse, TxError> {
         drop_expired(state, ctx.time, PRUNED_MAX);
-        ctx.emit("prune_feegrant", &[("pruner", self.pruner.clone())]);
+        ctx.emit("prune_feegrant", [("pruner", self.pruner.clone())]);
         Ok(MsgPruneAllowancesResponse {})
     }
 }

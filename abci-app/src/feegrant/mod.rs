@@ -124,8 +124,8 @@ fn remove(state: &mut dyn StateWrite, granter: &Address, grantee: &Address, allo
     }
 }
 
-fn emit(ctx: &mut Context, kind: &str, granter: &Address, grantee: &Address) {
-    ctx.emit(kind, &[("granter", granter.account()), ("grantee", grantee.account())]);
+fn emit(ctx: &mut Context, kind: &'static str, granter: &Address, grantee: &Address) {
+    ctx.emit(kind, [("granter", granter.account()), ("grantee", grantee.account())]);
 }
 
 /// Takes a fee out of an allowance: for the ante chain, which then moves the money. An allowance that is used up is gone.

@@ -70,7 +70,7 @@ pub(super) fn deposit(
     }
     let attributes =
         [("depositor", depositor.account()), ("amount", shown(&coins(amount))), ("proposal_id", id.to_string())];
-    ctx.emit("proposal_deposit", &attributes);
+    ctx.emit("proposal_deposit", attributes);
     Ok(begins)
 }
 

@@ -38,7 +38,7 @@ fn drop_proposal(ctx: &mut Context, state: &mut dyn StateWrite, proposal: &Propo
         refund(ctx, state, proposal.id)?;
     }
     let attributes = [("proposal_id", proposal.id.to_string()), ("proposal_result", "proposal_dropped".into())];
-    ctx.emit("inactive_proposal", &attributes);
+    ctx.emit("inactive_proposal", attributes);
     Ok(())
 }
 
@@ -90,7 +90,7 @@ fn decide(ctx: &mut Context, state: &mut dyn StateWrite, mut proposal: Proposal)
     set_proposal(state, &proposal);
     let attributes =
         [("proposal_id", proposal.id.to_string()), ("proposal_result", result.to_owned()), ("proposal_log", log)];
-    ctx.emit("active_proposal", &attributes);
+    ctx.emit("active_proposal", attributes);
     Ok(())
 }
 

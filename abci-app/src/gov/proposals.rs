@@ -115,9 +115,9 @@ pub(super) fn submit(
     let urls: String = message.messages.iter().map(|any| format!(",{}", any.type_url)).collect();
     let attributes =
         [("proposal_id", id.to_string()), ("proposal_proposer", proposer.account()), ("proposal_messages", urls)];
-    ctx.emit("submit_proposal", &attributes);
+    ctx.emit("submit_proposal", attributes);
     if deposit(ctx, state, id, proposer, initial, true)? {
-        ctx.emit("submit_proposal", &[("voting_period_start", id.to_string())]);
+        ctx.emit("submit_proposal", [("voting_period_start", id.to_string())]);
     }
     Ok(id)
 }
@@ -172,7 +172,7 @@ pub(super) fn vote(
     let vote = Vote { proposal_id: id, voter: voter.account(), options, metadata: metadata.to_owned() };
     set_vote(state, voter, &vote);
     let attributes = [("voter", voter.account()), ("option", shown.join("\n")), ("proposal_id", id.to_string())];
-    ctx.emit("proposal_vote", &attributes);
+    ctx.emit("proposal_vote", attributes);
     Ok(())
 }
 
@@ -193,7 +193,7 @@ pub(super) fn cancel(
     charge(ctx, state, id)?;
     delete_votes(state, id);
     delete_proposal(state, &found);
-    ctx.emit("cancel_proposal", &[("sender", proposer.account()), ("proposal_id", id.to_string())]);
+    ctx.emit("cancel_proposal", [("sender", proposer.account()), ("proposal_id", id.to_string())]);
     Ok(())
 }
 

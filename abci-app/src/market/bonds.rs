@@ -46,7 +46,7 @@ impl Handle for MsgBond {
         // Cannot overflow: both were in one bank's balances.
         record.bond = Amount(uplk(&record.bond).0.saturating_add(amount.0)).to_string();
         save(state, keys::worker(&operator), &record);
-        ctx.emit("bond", &[("operator", operator.account()), ("amount", format!("{amount}uplk"))]);
+        ctx.emit("bond", [("operator", operator.account()), ("amount", format!("{amount}uplk"))]);
         Ok(MsgBondResponse {})
     }
 }
@@ -96,7 +96,7 @@ impl Handle for MsgUnbond {
         save(state, keys::worker(&operator), &record);
         ctx.emit(
             "unbond_worker",
-            &[
+            [
                 ("operator", operator.account()),
                 ("amount", format!("{amount}uplk")),
                 ("release_epoch", release_epoch.to_string()),
@@ -127,7 +127,7 @@ pub(super) fn release(ctx: &mut Context, state: &mut dyn StateWrite, limit: usiz
         record.unbonding = waiting;
         save(state, keys::worker(&operator), &record);
         bank::transfer(ctx, state, Pool::WorkerBonds, operator, amount)?;
-        ctx.emit("complete_unbonding_worker", &[("operator", operator.account()), ("amount", format!("{amount}uplk"))]);
+        ctx.emit("complete_unbonding_worker", [("operator", operator.account()), ("amount", format!("{amount}uplk"))]);
     }
     Ok(())
 }
@@ -177,6 +177,6 @@ pub(crate) fn convict(
     places::leave(ctx, state, operator, &mut record, |_| true);
     save(state, keys::worker(operator), &record);
     bank::burn(ctx, state, Pool::WorkerBonds, total)?;
-    ctx.emit("slash_worker", &[("operator", operator.account()), ("amount", format!("{total}uplk"))]);
+    ctx.emit("slash_worker", [("operator", operator.account()), ("amount", format!("{total}uplk"))]);
     Ok(total)
 }

@@ -107,7 +107,7 @@ impl Handle for MsgRegisterModel {
         save(state, keys::model(&digest), &record);
         ctx.emit(
             "register_model",
-            &[("profile", digest.to_string()), ("id", profile.id.clone()), ("provider", self.provider.clone())],
+            [("profile", digest.to_string()), ("id", profile.id.clone()), ("provider", self.provider.clone())],
         );
         Ok(MsgRegisterModelResponse { profile_digest: digest.to_vec() })
     }

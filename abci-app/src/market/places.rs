@@ -49,7 +49,7 @@ pub(super) fn take(
                 Some((holder, mut record)) if uplk(&record.bond) < bond => {
                     leave(ctx, state, &holder, &mut record, |offer| offer.profile_digest == profile.0);
                     save(state, keys::worker(&holder), &record);
-                    ctx.emit("place_lost", &[("operator", holder.account()), ("profile", profile.to_string())]);
+                    ctx.emit("place_lost", [("operator", holder.account()), ("profile", profile.to_string())]);
                 }
                 _ => return Err(MarketError::TooManyWorkers { profile, max: WORKERS_PER_PROFILE_MAX }),
             }

@@ -99,7 +99,7 @@ impl Handle for MsgCommitReceipts {
         }
         ctx.emit(
             "commit_receipts",
-            &[
+            [
                 ("worker", operator.account()),
                 ("profile", profile.to_string()),
                 ("epoch", self.epoch.to_string()),

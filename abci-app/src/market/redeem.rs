@@ -111,7 +111,7 @@ pub(super) fn redeem(
     save(state, keys::session(id), &session);
     ctx.emit(
         "redeem",
-        &[
+        [
             ("session", id.to_string()),
             ("payee", session.payee),
             ("increase", format!("{increase}uplk")),

@@ -143,7 +143,7 @@ impl Handle for MsgOpenSession {
         state.put(keys::sessions_of_payee(&payee).u64(id).finish(), keys::THERE.to_vec());
         ctx.emit(
             "open_session",
-            &[
+            [
                 ("session", id.to_string()),
                 ("payer", payer.account()),
                 ("payee", payee.account()),
@@ -198,7 +198,7 @@ impl Handle for MsgTopUp {
         record.deposit = raised(&record.deposit).to_string();
         record.cap = cap.to_string();
         save(state, keys::session(record.id), &record);
-        ctx.emit("top_up", &[("session", record.id.to_string()), ("amount", format!("{amount}uplk"))]);
+        ctx.emit("top_up", [("session", record.id.to_string()), ("amount", format!("{amount}uplk"))]);
         Ok(MsgTopUpResponse {})
     }
 }
@@ -258,7 +258,7 @@ impl Handle for MsgCloseSession {
         save(state, keys::session(record.id), &record);
         ctx.emit(
             "close_session",
-            &[("session", record.id.to_string()), ("payer", record.payer), ("refund", format!("{refund}uplk"))],
+            [("session", record.id.to_string()), ("payer", record.payer), ("refund", format!("{refund}uplk"))],
         );
         Ok(MsgCloseSessionResponse { refund: refund.to_string() })
     }

@@ -25,7 +25,7 @@ pub(super) fn begin_block(ctx: &mut Context, state: &mut dyn StateWrite) -> Resu
         let start_height = i64::try_from(ctx.height).unwrap_or(i64::MAX);
         let record = Epoch { number: ctx.epoch, start_height, minted: minted.to_string(), burned: burned.to_string() };
         save(state, keys::epoch(ctx.epoch), &record);
-        ctx.emit("epoch", &[("number", ctx.epoch.to_string())]);
+        ctx.emit("epoch", [("number", ctx.epoch.to_string())]);
     }
     Ok(())
 }
@@ -147,7 +147,7 @@ fn settle(
     save_pot(state, profile, operator, &pot);
     ctx.emit(
         "settle",
-        &[
+        [
             ("worker", operator.account()),
             ("profile", profile.to_string()),
             ("epoch", epoch.to_string()),

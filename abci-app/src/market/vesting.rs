@@ -51,7 +51,7 @@ pub fn release(ctx: &mut Context, state: &mut dyn StateWrite, limit: usize) -> R
             continue;
         }
         bank::transfer(ctx, state, Pool::MarketVesting, owner, part)?;
-        ctx.emit("release_vesting", &[("owner", owner.account()), ("amount", format!("{part}uplk"))]);
+        ctx.emit("release_vesting", [("owner", owner.account()), ("amount", format!("{part}uplk"))]);
     }
     Ok(())
 }

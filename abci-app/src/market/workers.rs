@@ -137,7 +137,7 @@ impl Handle for MsgRegisterWorker {
             last_heartbeat_epoch: 0,
         };
         save(state, keys::worker(&operator), &record);
-        ctx.emit("register_worker", &[("operator", operator.account()), ("endpoint", self.endpoint.clone())]);
+        ctx.emit("register_worker", [("operator", operator.account()), ("endpoint", self.endpoint.clone())]);
         Ok(MsgRegisterWorkerResponse {})
     }
 }
@@ -191,7 +191,7 @@ impl Handle for MsgUpdateWorker {
             record.tls_key.clone_from(&self.tls_key);
         }
         save(state, keys::worker(&operator), &record);
-        ctx.emit("update_worker", &[("operator", operator.account()), ("endpoint", record.endpoint)]);
+        ctx.emit("update_worker", [("operator", operator.account()), ("endpoint", record.endpoint)]);
         Ok(MsgUpdateWorkerResponse {})
     }
 }

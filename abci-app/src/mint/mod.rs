@@ -146,6 +146,6 @@ fn begin_block(ctx: &mut Context, state: &mut dyn StateWrite) -> Result<(), TxEr
         ("annual_provisions", annual.to_string()),
         ("amount", provision.to_string()),
     ];
-    ctx.emit("mint", &attributes);
+    ctx.emit("mint", attributes);
     Ok(())
 }

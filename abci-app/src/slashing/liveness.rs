@@ -78,7 +78,7 @@ fn count(ctx: &mut Context, state: &mut dyn StateWrite, params: &Params, vote: &
             ("missed_blocks", info.missed_blocks_counter.to_string()),
             ("height", height.to_string()),
         ];
-        ctx.emit("liveness", &attributes);
+        ctx.emit("liveness", attributes);
     }
     let most = window - least_signed(params, window);
     if height > info.start_height + window && info.missed_blocks_counter > most && !validator.jailed {

@@ -156,5 +156,5 @@ fn emit_slash(ctx: &mut Context, consensus: &Address, power: u64, reason: &str, 
         ("jailed", if jailed { consensus.valcons() } else { String::new() }),
         ("burned_coins", burned.to_string()),
     ];
-    ctx.emit("slash", &attributes);
+    ctx.emit("slash", attributes);
 }

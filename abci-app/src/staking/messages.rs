@@ -133,7 +133,7 @@ impl Handle for MsgCreateValidator {
         let amount = stake(self.value.as_ref())?;
         delegate(ctx, state, &operator, &operator, amount, Source::Account)?;
         let coin = format!("{amount}{DENOM}");
-        ctx.emit("create_validator", &[("validator", operator.valoper()), ("amount", coin)]);
+        ctx.emit("create_validator", [("validator", operator.valoper()), ("amount", coin)]);
         Ok(MsgCreateValidatorResponse {})
     }
 }
@@ -213,7 +213,7 @@ impl Handle for MsgEditValidator {
         let rates = record.commission.and_then(|commission| commission.commission_rates).unwrap_or_default();
         let attributes =
             [("commission_rate", rate(&rates.rate)?.to_string()), ("min_self_delegation", record.min_self_delegation)];
-        ctx.emit("edit_validator", &attributes);
+        ctx.emit("edit_validator", attributes);
         Ok(MsgEditValidatorResponse {})
     }
 }

@@ -129,6 +129,6 @@ pub(super) fn mature(ctx: &mut Context, state: &mut dyn StateWrite, max: usize) 
             ("source_validator", from.valoper()),
             ("destination_validator", to.valoper()),
         ];
-        ctx.emit("complete_redelegation", &attributes);
+        ctx.emit("complete_redelegation", attributes);
     }
 }

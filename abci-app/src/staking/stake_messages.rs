@@ -55,7 +55,7 @@ impl Handle for MsgDelegate {
             ("amount", coin(amount)),
             ("new_shares", shares.to_string()),
         ];
-        ctx.emit("delegate", &attributes);
+        ctx.emit("delegate", attributes);
         Ok(MsgDelegateResponse {})
     }
 }
@@ -90,7 +90,7 @@ impl Handle for MsgBeginRedelegate {
             ("amount", coin(amount)),
             ("completion_time", completion.rfc3339()),
         ];
-        ctx.emit("redelegate", &attributes);
+        ctx.emit("redelegate", attributes);
         Ok(MsgBeginRedelegateResponse { completion_time: Some(timestamp(completion)) })
     }
 }
@@ -118,7 +118,7 @@ impl Handle for MsgUndelegate {
             ("amount", coin(amount)),
             ("completion_time", completion.rfc3339()),
         ];
-        ctx.emit("unbond", &attributes);
+        ctx.emit("unbond", attributes);
         Ok(MsgUndelegateResponse {
             completion_time: Some(timestamp(completion)),
             amount: Some(Coin { denom: DENOM.into(), amount: amount.to_string() }),
@@ -150,7 +150,7 @@ impl Handle for MsgCancelUnbondingDelegation {
             ("delegator", delegator.account()),
             ("creation_height", self.creation_height.to_string()),
         ];
-        ctx.emit("cancel_unbonding_delegation", &attributes);
+        ctx.emit("cancel_unbonding_delegation", attributes);
         Ok(MsgCancelUnbondingDelegationResponse {})
     }
 }

@@ -149,7 +149,7 @@ pub(super) fn mature(ctx: &mut Context, state: &mut dyn StateWrite, max: usize) 
         bank::unstake(ctx, state, Pool::NotBondedTokens, &delegator, paid)?;
         let coin = if paid.is_zero() { String::new() } else { format!("{paid}{DENOM}") };
         let attributes = [("amount", coin), ("validator", operator.valoper()), ("delegator", delegator.account())];
-        ctx.emit("complete_unbonding", &attributes);
+        ctx.emit("complete_unbonding", attributes);
     }
     Ok(())
 }

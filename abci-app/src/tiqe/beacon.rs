@@ -81,7 +81,7 @@ impl Handle for MsgSubmitBeacon {
         state.put(key, output.to_vec());
         ctx.emit(
             "submit_beacon",
-            &[("judge", operator.account()), ("profile", profile.to_string()), ("epoch", self.epoch.to_string())],
+            [("judge", operator.account()), ("profile", profile.to_string()), ("epoch", self.epoch.to_string())],
         );
         Ok(MsgSubmitBeaconResponse {})
     }

@@ -81,7 +81,7 @@ pub(super) fn penalise(
     bank::burn(ctx, state, Pool::JudgeBonds, part)?;
     ctx.emit(
         "slash_judge",
-        &[
+        [
             ("judge", operator.account()),
             ("amount", format!("{part}uplk")),
             ("reason", reason.into()),
@@ -111,7 +111,7 @@ fn take_place(
                 leave_places(state, &holder, &[profile.to_vec()]);
                 record.profiles.retain(|held| *held != profile.0);
                 save(state, keys::judge(&holder), &record);
-                ctx.emit("place_lost", &[("operator", holder.account()), ("profile", profile.to_string())]);
+                ctx.emit("place_lost", [("operator", holder.account()), ("profile", profile.to_string())]);
             }
             _ => return Err(TiqeError::TooManyJudges { profile: *profile, max: JUDGES_PER_PROFILE_MAX }),
         }
@@ -198,7 +198,7 @@ impl Handle for MsgRegisterJudge {
         save(state, keys::judge(&operator), &record);
         ctx.emit(
             "register_judge",
-            &[
+            [
                 ("judge", operator.account()),
                 ("bond", format!("{bond}uplk")),
                 ("active_from", active_from_epoch.to_string()),

@@ -62,7 +62,7 @@ impl Handle for MsgUnbondJudge {
         leave_places(state, &operator, &record.profiles);
         save(state, keys::judge(&operator), &record);
         state.put(keys::judge_unbonding(record.release_epoch, &operator), keys::THERE.to_vec());
-        ctx.emit("unbond_judge", &[("judge", operator.account()), ("release_epoch", record.release_epoch.to_string())]);
+        ctx.emit("unbond_judge", [("judge", operator.account()), ("release_epoch", record.release_epoch.to_string())]);
         Ok(MsgUnbondJudgeResponse { release_epoch: record.release_epoch })
     }
 }
@@ -85,7 +85,7 @@ pub(super) fn release(ctx: &mut Context, state: &mut dyn StateWrite, limit: usiz
         state.delete(keys::vrf_key(&record.vrf_key));
         let bond = uplk(&record.bond);
         bank::transfer(ctx, state, Pool::JudgeBonds, operator, bond)?;
-        ctx.emit("complete_unbonding_judge", &[("judge", operator.account()), ("amount", format!("{bond}uplk"))]);
+        ctx.emit("complete_unbonding_judge", [("judge", operator.account()), ("amount", format!("{bond}uplk"))]);
     }
     Ok(())
 }

@@ -111,7 +111,7 @@ fn event(ctx: &mut Context, round: &Round, profile: &Digest, phase: &str) {
     let beacon = Digest::from_slice(&round.beacon).map_or_else(String::new, |beacon| beacon.to_string());
     ctx.emit(
         "round",
-        &[
+        [
             ("epoch", round.epoch.to_string()),
             ("profile", profile.to_string()),
             ("phase", phase.into()),
@@ -296,7 +296,7 @@ fn conclude(
         state.put(alpha_key, alpha_bps.to_be_bytes().to_vec());
         ctx.emit(
             "quality",
-            &[
+            [
                 ("worker", worker.account()),
                 ("profile", profile.to_string()),
                 ("epoch", round.epoch.to_string()),

@@ -85,7 +85,7 @@ impl Handle for MsgCommitScores {
         save(state, keys::in_round(keys::SEAT, self.epoch, &profile, &judge), &seat);
         ctx.emit(
             "commit_scores",
-            &[("judge", judge.account()), ("profile", profile.to_string()), ("epoch", self.epoch.to_string())],
+            [("judge", judge.account()), ("profile", profile.to_string()), ("epoch", self.epoch.to_string())],
         );
         Ok(MsgCommitScoresResponse {})
     }
@@ -130,7 +130,7 @@ impl Handle for MsgRevealScores {
         save(state, key, scores);
         ctx.emit(
             "reveal_scores",
-            &[("judge", judge.account()), ("profile", profile.to_string()), ("epoch", self.epoch.to_string())],
+            [("judge", judge.account()), ("profile", profile.to_string()), ("epoch", self.epoch.to_string())],
         );
         Ok(MsgRevealScoresResponse {})
     }

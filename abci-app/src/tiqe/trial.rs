@@ -52,7 +52,7 @@ fn event(ctx: &mut Context, trial: &Trial, what: &str) {
     let profile = Digest::from_slice(&trial.profile_digest).map_or_else(String::new, |profile| profile.to_string());
     ctx.emit(
         "trial",
-        &[
+        [
             ("trial", trial.id.to_string()),
             ("worker", trial.worker.clone()),
             ("profile", profile),
@@ -202,7 +202,7 @@ impl Handle for MsgVoteTrial {
         save(state, key, &vote);
         ctx.emit(
             "vote_trial",
-            &[("trial", trial.id.to_string()), ("judge", operator.account()), ("guilty", self.guilty.to_string())],
+            [("trial", trial.id.to_string()), ("judge", operator.account()), ("guilty", self.guilty.to_string())],
         );
         let voters = judges::active_for(state, &profile, trial.opened_epoch);
         if voters.iter().all(|(judge, _)| state.contains(&keys::votes(trial.id).bytes(&judge.0).finish())) {

@@ -3,14 +3,10 @@
 //! The chain runs on one layer of the state: a failure anywhere in it charges nothing and changes nothing. When it
 //! succeeds, the fee is paid, the keys are known and the sequences have risen, whatever the messages do then.
 
-use std::collections::HashSet;
-use std::sync::{LazyLock, Mutex, PoisonError};
-
 use polylink_protocol::keys::verify_secp256k1;
 use polylink_protocol::{Address, Amount, DENOM};
-use sha2::{Digest as _, Sha256};
 
-use super::decode::{ModeAndBytes, Signature, Signer, Tx};
+use super::decode::{ModeAndBytes, Signature, Signer, Tx, Verified};
 use super::{GAS_MAX, Mode};
 use crate::auth::{self, Account, PublicKey};
 use crate::bank::{Pool, balance, transfer};
@@ -38,7 +34,7 @@ pub fn run(ctx: &mut Context, state: &mut dyn StateWrite, tx: &Tx, mode: Mode) -
         authorize(ctx, state, tx, signer, mode)?;
         if index == 0 {
             // Later signers are events of their messages.
-            ctx.emit("message", &[("sender", signer.address.account())]);
+            ctx.emit("message", [("sender", signer.address.account())]);
         }
     }
     Ok(())
@@ -76,8 +72,11 @@ fn pay_fee(ctx: &mut Context, state: &mut dyn StateWrite, tx: &Tx, mode: Mode) -
     // A simulation comes without a fee. It moves a token one, so that the work of paying is in the gas it foretells.
     let token = mode == Mode::Simulate && paid.is_zero() && !balance(state, payer).is_zero();
     let paid = if token { Amount(1) } else { paid };
+    let first = ctx.events.len();
     transfer(ctx, state, payer, Pool::FeeCollector, paid)?;
-    ctx.emit("tx", &[("fee", format!("{paid}{DENOM}")), ("fee_payer", payer.account())]);
+    // A fee is found by who pays it.
+    ctx.events[first..].iter_mut().for_each(|event| event.indexed = false);
+    ctx.emit("tx", [("fee", format!("{paid}{DENOM}")), ("fee_payer", payer.account())]);
     Ok(())
 }
 
@@ -125,12 +124,32 @@ fn authorize(
         .checked_add(1)
         .ok_or_else(|| TxError::Unauthorized(format!("the sequences of {} are used up", signer.address)))?;
     auth::set_account(state, &signer.address, &account);
-    ctx.emit("tx", &[("acc_seq", format!("{}/{sequence}", signer.address))]);
+    ctx.emit("tx", [("acc_seq", format!("{}/{sequence}", signer.address))]);
     Ok(())
 }
 
-/// Whether a signer has signed with its key: with enough of them where it has several.
+/// Whether a signer has signed with its key: with enough of them where it has several. What has verified is remembered:
+/// the result is the same, on any thread.
 pub(super) fn verify(
+    tx: &Tx,
+    signer: &Signer,
+    key: &PublicKey,
+    chain_id: &str,
+    account_number: u64,
+) -> Result<bool, TxError> {
+    let same = |v: &Verified| v.account_number == account_number && v.chain_id == chain_id && v.key == *key;
+    if signer.verified.get().is_some_and(same) {
+        return Ok(true);
+    }
+    let valid = verify_anew(tx, signer, key, chain_id, account_number)?;
+    if valid {
+        let verified = || Verified { key: key.clone(), chain_id: chain_id.to_owned(), account_number };
+        signer.verified.get_or_init(verified);
+    }
+    Ok(valid)
+}
+
+fn verify_anew(
     tx: &Tx,
     signer: &Signer,
     key: &PublicKey,
@@ -139,7 +158,7 @@ pub(super) fn verify(
 ) -> Result<bool, TxError> {
     let part = |key: &[u8; 33], (mode, signature): &ModeAndBytes| {
         let bytes = tx.sign_bytes(signer, *mode, chain_id, account_number)?;
-        Ok::<bool, TxError>(verify_cached(key, &bytes, signature))
+        Ok::<bool, TxError>(verify_secp256k1(key, &bytes, signature).is_ok())
     };
     match (key, &signer.signature) {
         (PublicKey::Single(key), Signature::Single(signature)) => part(key, signature),
@@ -159,36 +178,12 @@ pub(super) fn verify(
     }
 }
 
-/// Digests of signatures that have verified: those of the mempool are seen again in their block. Two generations, so
-/// that its size is bounded and a full one does not forget all at once.
-static VERIFIED: LazyLock<Mutex<[HashSet<[u8; 32]>; 2]>> = LazyLock::new(Default::default);
-
-/// Signatures of one generation: 1 MiB of digests.
-const GENERATION_MAX: usize = 16_384;
-
-/// Verifies, or remembers that it has: the result is the same, on any thread. The entry is of (key, SHA-256 of the signed bytes,
-/// signature).
-pub(super) fn verify_cached(key: &[u8; 33], bytes: &[u8], signature: &[u8]) -> bool {
-    let entry: [u8; 32] =
-        Sha256::new().chain_update(key).chain_update(Sha256::digest(bytes)).chain_update(signature).finalize().into();
-    let lock = || VERIFIED.lock().unwrap_or_else(PoisonError::into_inner);
-    if lock().iter().any(|generation| generation.contains(&entry)) {
-        return true;
-    }
-    let valid = verify_secp256k1(key, bytes, signature).is_ok();
-    if valid {
-        let mut generations = lock();
-        if generations[0].len() >= GENERATION_MAX {
-            generations[1] = std::mem::take(&mut generations[0]);
-        }
-        generations[0].insert(entry);
-    }
-    valid
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use polylink_protocol::cosmos::cosmos::bank::v1beta1::MsgSend;
+    use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
+    use polylink_protocol::keys::AccountKey;
 
     #[test]
     fn fees_round_up() {
@@ -200,15 +195,43 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_does_not_confuse_signatures() {
-        let key = polylink_protocol::keys::AccountKey::from_bytes(&[5; 32]).unwrap();
-        let (public, signature) = (key.public_key(), key.sign(b"one"));
-        assert!(verify_cached(&public, b"one", &signature));
-        assert!(verify_cached(&public, b"one", &signature));
-        assert!(!verify_cached(&public, b"two", &signature));
-        let mut altered = signature;
-        altered[10] ^= 1;
-        assert!(!verify_cached(&public, b"one", &altered));
-        assert!(!verify_cached(&public, b"one", &[]));
+    fn what_has_verified_counts_for_nothing_else() {
+        use polylink_protocol::tx::{SignContext, sign_direct};
+        let [one, two] = [5, 6].map(|n| AccountKey::from_bytes(&[n; 32]).unwrap());
+        let message = polylink_protocol::tx::any(&MsgSend {
+            from_address: one.address().account(),
+            to_address: two.address().account(),
+            amount: vec![Coin { denom: DENOM.into(), amount: "1".into() }],
+        });
+        let context = SignContext {
+            chain_id: "c-1".into(),
+            account_number: 7,
+            sequence: 0,
+            gas_limit: 1,
+            fee: Amount(1),
+            memo: String::new(),
+        };
+        let signed = sign_direct(vec![message], &context, &one);
+        let right = PublicKey::Single(one.public_key());
+        let asked = [
+            (&right, "c-1", 7, true),
+            (&right, "c-2", 7, false),
+            (&right, "c-1", 8, false),
+            (&PublicKey::Single(two.public_key()), "c-1", 7, false),
+        ];
+        let tx = super::super::decode::decode(&signed).unwrap();
+        for _ in 0..2 {
+            for (key, chain_id, number, expected) in asked {
+                assert_eq!(verify(&tx, &tx.signers[0], key, chain_id, number), Ok(expected), "{chain_id} {number}");
+            }
+        }
+        assert!(tx.signers[0].verified.get().is_some());
+        let mut altered = tx.clone();
+        altered.signers[0].verified.take();
+        if let Signature::Single((_, bytes)) = &mut altered.signers[0].signature {
+            bytes[10] ^= 1;
+        }
+        assert_eq!(verify(&altered, &altered.signers[0], &right, "c-1", 7), Ok(false));
+        assert!(altered.signers[0].verified.get().is_none(), "what is wrong is not remembered");
     }
 }

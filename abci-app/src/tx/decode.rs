@@ -4,6 +4,8 @@
 //! the body has none but non-critical ones, and then may not be signed over amino JSON; every message is of a type that
 //! the ledger executes. What a signature covers are the received bytes of body and auth info, never a re-encoding.
 
+use std::sync::OnceLock;
+
 use polylink_protocol::cosmos::cosmos::crypto::multisig::v1beta1::MultiSignature;
 use polylink_protocol::cosmos::cosmos::tx::v1beta1::mode_info::{Multi, Sum};
 use polylink_protocol::cosmos::cosmos::tx::v1beta1::{AuthInfo, Fee, ModeInfo, SignDoc, TxBody, TxRaw};
@@ -52,6 +54,19 @@ pub struct Signer {
     pub sequence: u64,
     /// How it signed.
     pub signature: Signature,
+    /// What it has been verified for. A signature that is wrong, or right for something else, is verified each time.
+    pub verified: OnceLock<Verified>,
+}
+
+/// All that a signature's being right depends on, besides its transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// The account's key.
+    pub key: PublicKey,
+    /// The chain.
+    pub chain_id: String,
+    /// The account's number on it.
+    pub account_number: u64,
 }
 
 /// A signature as it came: `r ‖ s`, empty in a simulation.
@@ -231,7 +246,7 @@ fn signers(
             if keys > SIGNATURES_MAX {
                 return Err(TxError::TooManySignatures(format!("signatures: {keys}, limit: {SIGNATURES_MAX}")));
             }
-            Ok(Signer { address, public_key, sequence: info.sequence, signature })
+            Ok(Signer { address, public_key, sequence: info.sequence, signature, verified: OnceLock::new() })
         })
         .collect()
 }

@@ -9,10 +9,13 @@ mod amino;
 pub mod ante;
 pub mod decode;
 pub mod schema;
+pub mod seen;
 #[cfg(test)]
 mod tests;
 mod unknown;
 mod wire;
+
+use std::sync::Arc;
 
 use polylink_protocol::Message;
 use polylink_protocol::cosmos::Any;
@@ -76,8 +79,8 @@ pub struct Outcome {
 /// Runs a transaction on `state`, which receives what is to be kept of it. `block` is the block's context.
 pub fn run<R: StateRead>(block: &Context, state: &mut Overlay<R>, bytes: &[u8], mode: Mode) -> Outcome {
     let decoded = match mode {
-        Mode::Simulate => decode::decode_simulated(bytes),
-        Mode::Check | Mode::Deliver => decode::decode(bytes),
+        Mode::Simulate => decode::decode_simulated(bytes).map(Arc::new),
+        Mode::Check | Mode::Deliver => seen::decode(bytes),
     };
     run_decoded(block, state, decoded, mode)
 }
@@ -86,7 +89,7 @@ pub fn run<R: StateRead>(block: &Context, state: &mut Overlay<R>, bytes: &[u8], 
 pub fn run_decoded<R: StateRead>(
     block: &Context,
     state: &mut Overlay<R>,
-    decoded: Result<Tx, TxError>,
+    decoded: Result<Arc<Tx>, TxError>,
     mode: Mode,
 ) -> Outcome {
     match decoded {
@@ -99,17 +102,21 @@ fn execute<R: StateRead>(block: &Context, state: &mut Overlay<R>, tx: &Tx, mode:
     let gas_wanted = tx.fee.gas_limit;
     let gas = if mode == Mode::Simulate { GasMeter::unlimited() } else { GasMeter::limited(gas_wanted) };
     let mut ctx = block.for_tx(gas);
-    ctx.dry_run = mode != Mode::Deliver;
+    (ctx.dry_run, ctx.silent) = (mode != Mode::Deliver, mode == Mode::Check);
     if let Err(error) = state.attempt(|layer| metered(&mut ctx, layer, |ctx, state| ante::run(ctx, state, tx, mode))) {
         return Outcome { result: Err(error), gas_wanted, gas_used: ctx.gas.used(), events: Vec::new() };
     }
     if mode == Mode::Check {
-        return Outcome { result: Ok(Vec::new()), gas_wanted, gas_used: ctx.gas.used(), events: ctx.events };
+        return Outcome { result: Ok(Vec::new()), gas_wanted, gas_used: ctx.gas.used(), events: Vec::new() };
     }
     let kept = ctx.events.len();
     let result = state.attempt(|layer| messages(&mut ctx, layer, tx));
     if result.is_err() {
         ctx.events.truncate(kept);
+    } else {
+        // The first message names the same sender, with what it does.
+        let senders = ctx.events[..kept].iter_mut().filter(|event| event.kind == "message");
+        senders.for_each(|event| event.indexed = false);
     }
     Outcome { result, gas_wanted, gas_used: ctx.gas.used(), events: ctx.events }
 }
@@ -136,11 +143,11 @@ fn messages(ctx: &mut Context, state: &mut dyn StateWrite, tx: &Tx) -> Result<Ve
         let module = router::module_of(&message.type_url).unwrap_or_default();
         let attributes =
             [("action", message.type_url.clone()), ("sender", message.signer.account()), ("module", module.to_owned())];
-        ctx.emit("message", &attributes);
+        ctx.emit("message", attributes);
         let value = metered(ctx, state, |ctx, state| (message.route.execute)(&message.bytes, ctx, state))
             .map_err(|error| at(index, tx.messages.len(), error))?;
         for event in &mut ctx.events[first..] {
-            event.attributes.push(("msg_index".into(), index.to_string()));
+            event.attributes.push(("msg_index", index.to_string()));
         }
         data.msg_responses.push(Any { type_url: message.route.response_url(), value });
     }

@@ -292,12 +292,34 @@ fn success_has_responses_and_events_as_wallets_expect_them() {
     assert_eq!(find("transfer", "recipient"), key(2).address().account());
     assert_eq!(find("coin_spent", "amount"), "5uplk");
     assert_eq!(find("tx", "acc_seq"), format!("{}/0", key(1).address()));
+    // What a transaction is found by: everything that somebody looks for, and each once.
+    let mut indexed = Vec::new();
     for event in &result.events {
         for attribute in &event.attributes {
-            assert!(attribute.index && !attribute.key.is_empty() && !attribute.value.is_empty(), "{event:?}");
+            if attribute.index {
+                indexed.push(format!("{}.{}={}", event.r#type, attribute.key, attribute.value));
+            }
+            assert!(!attribute.key.is_empty() && !attribute.value.is_empty(), "{event:?}");
             assert!(event.r#type != "tx" || !["hash", "height"].contains(&attribute.key.as_str()), "reserved");
         }
     }
+    let (one, two) = (key(1).address().account(), key(2).address().account());
+    let expected = [
+        format!("tx.fee_payer={one}"),
+        format!("tx.acc_seq={one}/0"),
+        "message.action=/cosmos.bank.v1beta1.MsgSend".into(),
+        format!("message.sender={one}"),
+        "message.module=bank".into(),
+        format!("coin_spent.spender={one}"),
+        format!("coin_received.receiver={two}"),
+        format!("transfer.recipient={two}"),
+        format!("transfer.sender={one}"),
+    ];
+    assert_eq!(indexed, expected);
+    // Of one that failed only the fee is left, and it is found by its sender.
+    let failed = chain.send(1, vec![send(1, 2, u128::from(u64::MAX))]);
+    let mut left = failed.events.iter().flat_map(|event| &event.attributes).filter(|attribute| attribute.index);
+    assert!(failed.code != 0 && left.any(|attribute| attribute.key == "sender" && attribute.value == one));
 }
 
 /// The document of a MsgSend as CosmJS and the SDK build it (sorted keys, no spaces, Go's escapes).
