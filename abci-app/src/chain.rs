@@ -15,8 +15,8 @@ use crate::tx::{self, Mode, Outcome};
 use crate::upgrade::{self, Halt, Upgrades};
 use crate::{bank, distribution, export, staking};
 
-/// The version of the keys and values of the state. A change to either raises it.
-pub const SCHEMA_VERSION: u64 = 5;
+/// The version of the keys and values of the state, and of the store's layout. A change to any raises it.
+pub const SCHEMA_VERSION: u64 = 6;
 
 /// The chain's id: `0x01` → UTF-8.
 pub const CHAIN_ID: u8 = 0x01;

@@ -28,7 +28,7 @@ use crate::context::Commit;
 use crate::error::GenesisError;
 use crate::genesis::Genesis;
 use crate::query;
-use crate::store::{AppHash, Changes, MemoryState, Moment, Overlay, Staged, StateRead, Store};
+use crate::store::{AppHash, Changes, Memo, MemoryState, Moment, Overlay, Snapshot, Staged, StateRead, Store};
 use crate::tx::{self, Mode};
 use crate::upgrade::Upgrades;
 
@@ -62,10 +62,12 @@ struct Consensus {
     genesis: Option<(Changes, AppHash)>,
     /// From `FinalizeBlock` until `Commit`.
     staged: Option<(Staged, Moment)>,
+    /// What is known of the committed state; none after a state that came otherwise than by a block.
+    committed: Option<Memo<Snapshot>>,
 }
 
 struct Mempool {
-    state: Overlay<Base>,
+    state: Overlay<Memo<Base>>,
     height: u64,
 }
 
@@ -97,7 +99,8 @@ impl App {
         snapshots: Option<SnapshotConfig>,
         upgrades: Upgrades,
     ) -> Self {
-        let mempool = Mempool { state: Overlay::new(Arc::new(store.snapshot())), height: store.height() };
+        let base: Base = Arc::new(store.snapshot());
+        let mempool = Mempool { state: Overlay::new(Memo::new(base)), height: store.height() };
         let snapshots = snapshots.map(|config| Snapshots::open(config, store.height()));
         App(Arc::new(Shared {
             store,
@@ -136,7 +139,15 @@ impl App {
     }
 
     fn reset_mempool(&self, base: Base, height: u64) {
-        *lock(&self.0.mempool) = Mempool { state: Overlay::new(base), height };
+        *lock(&self.0.mempool) = Mempool { state: Overlay::new(Memo::new(base)), height };
+    }
+
+    /// As [`Self::reset_mempool`], after a block that has changed so much.
+    fn advance_mempool(&self, base: Base, height: u64, changes: &Changes) {
+        let mut mempool = lock(&self.0.mempool);
+        let fresh = Overlay::new(Memo::new(Arc::clone(&base)));
+        let before = std::mem::replace(&mut mempool.state, fresh).into_base();
+        *mempool = Mempool { state: Overlay::new(before.advance(base, changes)), height };
     }
 }
 
@@ -167,7 +178,7 @@ impl Application for App {
         let staged = self.0.store.stage(changes.clone(), first).unwrap_or_else(|error| stop(error));
         let state = MemoryState(changes.iter().filter_map(|(k, v)| Some((k.clone(), v.clone()?))).collect());
         self.reset_mempool(Arc::new(state), first - 1);
-        *lock(&self.0.consensus) = Consensus { genesis: Some((changes, staged.app_hash())), staged: None };
+        *lock(&self.0.consensus) = Consensus { genesis: Some((changes, staged.app_hash())), ..Consensus::default() };
         // `Info` says the version too; CometBFT's rollback believes the parameters.
         let version = Some(VersionParams { app: SCHEMA_VERSION });
         pb::ResponseInitChain {
@@ -194,7 +205,7 @@ impl Application for App {
         for tx in request.txs {
             // As CometBFT counts: the field's key, its length, its bytes.
             let size = 1 + prost::encoding::encoded_len_varint(tx.len() as u64) as u64 + tx.len() as u64;
-            let Ok(decoded) = tx::decode::decode(&tx) else { continue };
+            let Ok(decoded) = tx::seen::decode(&tx) else { continue };
             let left = (room.checked_sub(size), gas.checked_sub(decoded.fee.gas_limit));
             let (Some(bytes_left), Some(gas_left)) = left else { break };
             (room, gas) = (bytes_left, gas_left);
@@ -232,7 +243,8 @@ impl Application for App {
         let height = u64::try_from(request.height).unwrap_or_else(|_| stop("FinalizeBlock with a negative height"));
         let genesis = if store.height() == 0 { consensus.genesis.clone() } else { None };
         let (genesis, app_hash) = genesis.unwrap_or_else(|| (Changes::default(), store.app_hash()));
-        let base = Overlay::with_changes(store.snapshot(), genesis);
+        let committed = consensus.committed.take().unwrap_or_else(|| Memo::new(store.snapshot()));
+        let base = Overlay::with_changes(&committed, genesis);
         let commit = Commit {
             proposer: request.proposer_address.to_vec(),
             next_validators_hash: request.next_validators_hash.to_vec(),
@@ -245,9 +257,9 @@ impl Application for App {
         let moment = chain::moment(&base, block_time);
         let mut changes = base.into_changes();
         changes.extend(executed.changes);
-        let staged = store.stage(changes, height).unwrap_or_else(|error| stop(error));
+        let staged = store.stage_over(&committed, changes, height).unwrap_or_else(|error| stop(error));
         let app_hash = staged.app_hash().to_vec().into();
-        consensus.staged = Some((staged, moment));
+        (consensus.staged, consensus.committed) = (Some((staged, moment)), Some(committed));
         pb::ResponseFinalizeBlock {
             events: executed.events.into_iter().map(convert::event).collect(),
             tx_results: executed.outcomes.into_iter().map(convert::delivered).collect(),
@@ -262,13 +274,20 @@ impl Application for App {
         let (staged, moment) =
             consensus.staged.take().unwrap_or_else(|| stop("Commit without a FinalizeBlock before it"));
         let height = staged.height();
-        let settled = self.0.store.commit_at(staged, Some(moment)).unwrap_or_else(|error| stop(error));
-        consensus.genesis = None;
+        let (settled, changes) = self.0.store.commit_at(staged, Some(moment)).unwrap_or_else(|error| stop(error));
         let committed = self.0.store.snapshot();
         if let Some(snapshots) = &self.0.snapshots {
             snapshots.committed(&committed);
         }
-        self.reset_mempool(Arc::new(committed), height);
+        // Of the first block what differs from nothing is known, not what differs from the genesis.
+        let first = consensus.genesis.take().is_some();
+        let known = consensus.committed.take().filter(|_| !first);
+        consensus.committed = known.map(|known| known.advance(committed.clone(), &changes));
+        if first {
+            self.reset_mempool(Arc::new(committed), height);
+        } else {
+            self.advance_mempool(Arc::new(committed), height, &changes);
+        }
         let retained = self.retain_height(height, settled);
         pb::ResponseCommit { retain_height: convert::height(retained) }
     }

@@ -160,7 +160,7 @@ pub(super) fn slash(
         places::leave(ctx, state, operator, &mut record, |_| true);
     }
     save(state, keys::worker(operator), &record);
-    ctx.emit("slash_worker", &[("operator", operator.account()), ("amount", format!("{total}uplk"))]);
+    ctx.emit("slash_worker", [("operator", operator.account()), ("amount", format!("{total}uplk"))]);
     Ok(total)
 }
 

@@ -141,7 +141,7 @@ impl Handle for MsgUpdateModel {
         save(state, keys::model(&profile), &record);
         ctx.emit(
             "update_model",
-            &[
+            [
                 ("profile", profile.to_string()),
                 ("provider", record.provider),
                 ("royalty_bps", self.royalty_bps.to_string()),

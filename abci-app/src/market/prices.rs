@@ -120,7 +120,7 @@ fn turn(ctx: &mut Context, state: &mut dyn StateWrite, params: &Params, profile:
     old.into_iter().for_each(|key| state.delete(key));
     ctx.emit(
         "price",
-        &[
+        [
             ("profile", profile.to_string()),
             ("epoch", epoch.to_string()),
             ("prompt", price.prompt.to_string()),

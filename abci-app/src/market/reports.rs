@@ -127,7 +127,7 @@ impl Handle for MsgReportOmitted {
         save(state, keys::report(id), &report);
         ctx.emit(
             "report_omitted",
-            &[
+            [
                 ("report", id.to_string()),
                 ("payer", report.payer),
                 ("worker", report.worker),
@@ -197,7 +197,7 @@ impl Handle for MsgShowReceipt {
         bank::transfer(ctx, state, Pool::MarketEscrow, operator, uplk(&report.deposit))?;
         ctx.emit(
             "show_receipt",
-            &[("report", report.id.to_string()), ("worker", report.worker), ("payer", report.payer)],
+            [("report", report.id.to_string()), ("worker", report.worker), ("payer", report.payer)],
         );
         Ok(MsgShowReceiptResponse {})
     }
@@ -231,7 +231,7 @@ fn punish(ctx: &mut Context, state: &mut dyn StateWrite, report: &OmissionReport
     bank::burn(ctx, state, Pool::WorkerBonds, slashed.saturating_sub(refund))?;
     ctx.emit(
         "omission",
-        &[
+        [
             ("report", report.id.to_string()),
             ("worker", report.worker.clone()),
             ("payer", report.payer.clone()),

@@ -58,7 +58,7 @@ impl Handle for MsgRevokeSpendKey {
         save(state, keys::session(record.id), &record);
         ctx.emit(
             "revoke_spend_key",
-            &[
+            [
                 ("session", record.id.to_string()),
                 ("payer", record.payer),
                 ("payee", record.payee),

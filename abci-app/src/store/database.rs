@@ -6,16 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use fjall::{Database, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable};
+use jmt::KeyHash;
 use jmt::storage::{NodeKey, StaleNodeIndex, TreeUpdateBatch};
-use jmt::{KeyHash, RootHash, Sha256Jmt};
 
 use super::snapshot::{Head, Snapshot};
 use super::times::Moment;
 use super::tree::{
-    EMPTY_ROOT, NODE, Tables, TreeView, VALUE, encode_node, encode_value, key_hash, node_row, preimage_row, root_of,
-    value_row,
+    EMPTY_ROOT, NODE, Tables, TreeView, Upper, VALUE, encode_node, encode_value, key_hash, node_row, preimage_row,
+    root_of, value_row,
 };
-use super::{AppHash, Changes, MAX_KEY_BYTES, Order, StateRead, StoreError, fault, prune, restore, times};
+use super::{
+    AppHash, Changes, MAX_KEY_BYTES, Memo, Order, StateRead, StoreError, fault, prune, restore, times, update,
+};
 
 const SCHEMA: &[u8] = b"mschema";
 pub(super) const HEAD: &[u8] = b"mhead";
@@ -43,9 +45,9 @@ pub struct StoreOptions {
 pub const JOURNAL_BYTES_MIN: u64 = 64 << 20;
 
 impl StoreOptions {
-    /// The defaults for a schema version: 100,000 heights kept, 64 MiB of cache, a journal of 128 MiB.
+    /// The defaults for a schema version: 100,000 heights kept, 128 MiB of cache, a journal of 128 MiB.
     pub fn new(schema_version: u64) -> Self {
-        StoreOptions { schema_version, keep_heights: 100_000, cache_bytes: 64 << 20, journal_bytes: 128 << 20 }
+        StoreOptions { schema_version, keep_heights: 100_000, cache_bytes: 128 << 20, journal_bytes: 128 << 20 }
     }
 }
 
@@ -65,6 +67,7 @@ pub(super) struct Inner {
     restored: Mutex<Option<u8>>,
     /// Marks of staleness below this height are all done with.
     pub pruned: AtomicU64,
+    pub upper: RwLock<Upper>,
 }
 
 /// A block's changes with the root they lead to: computed, not durable.
@@ -75,8 +78,8 @@ pub struct Staged {
     app_hash: AppHash,
     /// What differs from the committed state, by key.
     changes: Changes,
-    /// The changed keys that the committed state has.
-    overwritten: Vec<KeyHash>,
+    /// In the order of the changes: the key's name in the tree, and whether the committed state has it.
+    keys: Vec<(KeyHash, bool)>,
     tree: TreeUpdateBatch,
 }
 
@@ -116,11 +119,14 @@ impl Store {
         let builder = Database::builder(&path).cache_size(options.cache_bytes).worker_threads(1);
         let database =
             builder.max_journaling_size(options.journal_bytes.max(JOURNAL_BYTES_MIN)).open().map_err(open)?;
-        let table = |name| {
-            let layout = || KeyspaceCreateOptions::default().max_memtable_size(16 << 20);
-            database.keyspace(name, layout).map_err(open)
+        let layout = || KeyspaceCreateOptions::default().max_memtable_size(16 << 20);
+        // A node that is looked for is there: its table needs no filter to say so.
+        let of_nodes = || layout().max_memtable_size(32 << 20).expect_point_read_hits(true);
+        let tables = Tables {
+            state: database.keyspace("state", layout).map_err(open)?,
+            nodes: database.keyspace("nodes", of_nodes).map_err(open)?,
+            tree: database.keyspace("tree", layout).map_err(open)?,
         };
-        let tables = Tables { state: table("state")?, tree: table("tree")? };
         match tables.tree.get(SCHEMA)? {
             Some(found) => {
                 let found = u64::from_be_bytes(fixed(&found, "the schema version")?);
@@ -152,6 +158,7 @@ impl Store {
             writer: Mutex::default(),
             restored,
             pruned: AtomicU64::new(0),
+            upper: RwLock::default(),
         }));
         if store.restored() == Some(restore::UNDER_WAY) {
             store.clear()?;
@@ -208,37 +215,41 @@ impl Store {
     /// height from 1; each one after follows the last committed. Changes that change nothing are
     /// dropped. The genesis state is staged together with the first block.
     pub fn stage(&self, changes: Changes, height: u64) -> Result<Staged, StoreError> {
+        self.stage_over(&Memo::new(self.snapshot()), changes, height)
+    }
+
+    /// As [`stage`](Self::stage), with what execution has read of the committed state.
+    pub fn stage_over(&self, before: &Memo<Snapshot>, changes: Changes, height: u64) -> Result<Staged, StoreError> {
         if self.restored() == Some(restore::UNDER_WAY) {
             // Given up: the chain begins at its genesis after all.
             self.clear()?;
         }
         let newest = self.snapshot();
         let base = newest.height();
-        if height == 0 || (base != 0 && height != base + 1) {
+        if height == 0 || (base != 0 && height != base + 1) || before.base().height() != base {
             return Err(StoreError::Height { height, committed: base });
         }
         let mut kept = BTreeMap::new();
-        let mut overwritten = Vec::new();
+        let mut keys = Vec::new();
         for (key, value) in changes {
             if key.is_empty() || key.len() > MAX_KEY_BYTES {
                 return Err(StoreError::Key { bytes: key.len() });
             }
-            let current = newest.read(&key)?;
-            if current.as_deref() == value.as_deref() {
-                continue;
+            let current = before.get(&key);
+            if current != value {
+                keys.push((key_hash(&key), current.is_some()));
+                kept.insert(key, value);
             }
-            if current.is_some() {
-                overwritten.push(key_hash(&key));
-            }
-            kept.insert(key, value);
         }
-        let leaves = kept.iter().map(|(key, value)| (key_hash(key), value.clone()));
+        let leaves = keys.iter().zip(kept.values()).map(|((key, _), value)| (*key, value.clone()));
+        let upper = self.0.upper.read().unwrap_or_else(PoisonError::into_inner);
         let view = TreeView {
             tables: &self.0.tables,
             snapshot: newest.database(),
+            upper: Some(&upper),
             empty_at: (base == 0).then_some(height - 1),
         };
-        let (root, mut tree) = update(&Sha256Jmt::new(&view), leaves, height)
+        let (root, mut tree) = update::update(&view, leaves, height)
             .map_err(|reason| StoreError::Tree { height, reason: format!("{reason:#}") })?;
         // `jmt` forgets to call the last root stale where a block changes nothing (it copies it) or
         // where it was empty.
@@ -246,7 +257,7 @@ impl Store {
             let node_key = root_key(base);
             tree.stale_node_index_batch.insert(StaleNodeIndex { stale_since_version: height, node_key });
         }
-        Ok(Staged { height, base, app_hash: root.0, changes: kept, overwritten, tree })
+        Ok(Staged { height, base, app_hash: root.0, changes: kept, keys, tree })
     }
 
     /// Makes a staged block durable, in one atomic batch, and prunes what has left the window.
@@ -256,11 +267,11 @@ impl Store {
     }
 
     /// As [`commit`](Self::commit), with the block's time. Returns a height all blocks below which are older than the
-    /// moment's window; 0 where none is known.
-    pub fn commit_at(&self, staged: Staged, moment: Option<Moment>) -> Result<u64, StoreError> {
+    /// moment's window, 0 where none is known; and what differs from the state before.
+    pub fn commit_at(&self, staged: Staged, moment: Option<Moment>) -> Result<(u64, Changes), StoreError> {
         let _writing = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = self.snapshot();
-        let Staged { height, base, app_hash, changes, overwritten, tree } = staged;
+        let Staged { height, base, app_hash, changes, keys, tree } = staged;
         if base != newest.height() {
             return Err(StoreError::Height { height, committed: newest.height() });
         }
@@ -270,18 +281,25 @@ impl Store {
         let head = Head { height, oldest, app_hash };
 
         let mut batch = self.0.database.batch().durability(Some(PersistMode::SyncAll));
-        let new_stale = tree.stale_node_index_batch.len() + overwritten.len();
+        let mut marks = prune::Marks::default();
+        tree.stale_node_index_batch.iter().for_each(|stale| marks.node(stale));
+        keys.iter().filter(|(_, was)| *was).for_each(|(key, _)| marks.values(key));
         let changed = |key: &KeyHash| tree.node_batch.values().contains_key(&(height, *key));
         let from = self.0.pruned.load(Ordering::Relaxed);
-        let (due, pruned) = prune::due(&newest, tables, (from, oldest), 2 * new_stale + prune::SLACK, changed)?;
+        let (due, pruned) = prune::due(&newest, tables, (from, oldest), 2 * marks.count() + prune::SLACK, changed)?;
         for row in due {
-            batch.remove(&tables.tree, row);
+            batch.remove(tables.of(&row), row);
         }
-        put_tree(&mut batch, tables, height, &tree, &overwritten);
-        for (key, value) in &changes {
+        put_tree(&mut batch, tables, &tree);
+        for (row, marks) in marks.rows(height) {
+            batch.insert(&tables.tree, row, marks);
+        }
+        for ((key, value), (hash, was)) in changes.iter().zip(&keys) {
             match value {
                 Some(value) => {
-                    batch.insert(&tables.tree, preimage_row(&key_hash(key)), key.as_slice());
+                    if !was {
+                        batch.insert(&tables.tree, preimage_row(hash), key.as_slice());
+                    }
                     batch.insert(&tables.state, key.as_slice(), value.as_slice());
                 }
                 None => batch.remove(&tables.state, key.as_slice()),
@@ -296,10 +314,11 @@ impl Store {
         batch.commit()?;
         fault::reach("commit: durable");
         self.0.pruned.store(pruned, Ordering::Relaxed);
+        self.0.upper.write().unwrap_or_else(PoisonError::into_inner).advance(&tree);
         self.set_restored(None);
         self.publish(head);
         fault::reach("commit: published");
-        Ok(settled.unwrap_or_default())
+        Ok((settled.unwrap_or_default(), changes))
     }
 
     /// Hashes the whole flat table anew and compares it with the root: a full scan, for exports and
@@ -318,49 +337,19 @@ impl Store {
     pub fn tree_rows(&self) -> Result<(usize, usize), StoreError> {
         let newest = self.snapshot();
         let count = |kind: u8| {
-            let mut rows = newest.database().prefix(&self.0.tables.tree, [kind]).map(fjall::Guard::key);
+            let mut rows = newest.database().prefix(self.0.tables.of(&[kind]), [kind]).map(fjall::Guard::key);
             rows.try_fold(0, |count, row| row.map(|_| count + 1))
         };
         Ok((count(NODE)?, count(VALUE)?))
     }
 }
 
-/// The tree after a block. Where the block deletes nothing, each node that it touches is made and hashed once; with
-/// deletions, which `jmt` takes one by one only, every key makes its path anew.
-fn update(
-    tree: &Sha256Jmt<'_, TreeView<'_>>,
-    leaves: impl Iterator<Item = (KeyHash, Option<Vec<u8>>)>,
-    height: u64,
-) -> anyhow::Result<(RootHash, TreeUpdateBatch)> {
-    // In the order of the tree, which is that of the paths that they share.
-    let leaves: BTreeMap<_, _> = leaves.collect();
-    if leaves.is_empty() || leaves.values().any(Option::is_none) {
-        return tree.put_value_set(leaves, height);
-    }
-    let values = leaves.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
-    let (roots, batch) = tree.batch_put_value_sets(vec![values], None, height)?;
-    let root = roots.last().copied();
-    root.map(|root| (root, batch)).ok_or_else(|| anyhow::anyhow!("a batch of one version has no root"))
-}
-
-fn put_tree(
-    batch: &mut OwnedWriteBatch,
-    tables: &Tables,
-    height: u64,
-    tree: &TreeUpdateBatch,
-    overwritten: &[KeyHash],
-) {
+fn put_tree(batch: &mut OwnedWriteBatch, tables: &Tables, tree: &TreeUpdateBatch) {
     for (key, node) in tree.node_batch.nodes() {
-        batch.insert(&tables.tree, node_row(key), encode_node(node));
+        batch.insert(&tables.nodes, node_row(key), encode_node(node));
     }
     for ((version, key), value) in tree.node_batch.values() {
         batch.insert(&tables.tree, value_row(key, *version), encode_value(value.as_deref()));
-    }
-    for stale in &tree.stale_node_index_batch {
-        batch.insert(&tables.tree, prune::stale_node_row(stale), []);
-    }
-    for key in overwritten {
-        batch.insert(&tables.tree, prune::stale_value_row(height, key), []);
     }
 }
 

@@ -9,16 +9,16 @@
 //! | table | row | content |
 //! | --- | --- | --- |
 //! | `state` | key | value |
+//! | `nodes` | `n` ‖ version (8) ‖ nibble path (borsh) | tree node (borsh) |
 //! | `tree` | `mschema` | version of this layout and of the state's keys (8) |
 //! | | `mhead` | height (8) ‖ oldest readable height (8) ‖ root (32) |
 //! | | `mrestore` | 0: parts of a state that is being restored; 1: a restored state, no block since |
-//! | | `n` ‖ version (8) ‖ nibble path (borsh) | tree node (borsh) |
 //! | | `v` ‖ SHA-256 of the key ‖ version (8) | 1 ‖ value, or 0 where deleted |
 //! | | `p` ‖ SHA-256 of the key | key |
 //! | | `t` ‖ seconds (8) | height (8) of a block of that time |
-//! | | `s` ‖ version since which it is stale (8) ‖ a row `n`…, or `v` ‖ SHA-256 of the key | – |
+//! | | `s` ‖ version since which they are stale (8) ‖ index (4) | for each: length (1) ‖ a row `n`…, or `v` ‖ SHA-256 of the key |
 //!
-//! Integers are big-endian. Invariants: nothing becomes durable before `commit`, which writes both
+//! Integers are big-endian. Invariants: nothing becomes durable before `commit`, which writes all
 //! tables in one atomic batch that is on the disk when it returns; the flat table always hashes to
 //! the root; a height within the pruning window can be read and proved.
 
@@ -26,6 +26,7 @@ pub mod chunk;
 mod database;
 pub(crate) mod fault;
 pub mod key;
+pub mod memo;
 pub mod overlay;
 mod proof;
 mod prune;
@@ -37,12 +38,14 @@ pub mod state;
 mod tests;
 mod times;
 mod tree;
+mod update;
 
 use std::path::PathBuf;
 
 pub use chunk::CHUNK_BYTES_MAX;
 pub use database::{JOURNAL_BYTES_MIN, Staged, Store, StoreOptions};
 pub use key::KeyBuilder;
+pub use memo::Memo;
 pub use overlay::{Layer, Overlay};
 pub use proof::{PROOF_OP_TYPE, Proof, verify_proof};
 pub use restore::Restore;

@@ -39,6 +39,11 @@ impl<R: StateRead> Overlay<R> {
         &self.base
     }
 
+    /// Gives up the layer and returns the state below it.
+    pub fn into_base(self) -> R {
+        self.base
+    }
+
     /// What this layer has changed so far.
     pub fn changes(&self) -> &Changes {
         &self.changes

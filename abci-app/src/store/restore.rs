@@ -74,9 +74,10 @@ impl Store {
         batch.commit()?;
         self.set_restored(Some(UNDER_WAY));
         self.0.pruned.store(0, Ordering::Relaxed);
+        self.0.upper.write().unwrap_or_else(PoisonError::into_inner).clear();
         fault::reach("restore: marked");
         let all = self.0.database.snapshot();
-        for table in [&tables.state, &tables.tree] {
+        for table in [&tables.state, &tables.nodes, &tables.tree] {
             let mut batch = self.0.database.batch();
             let mut rows = 0;
             for key in all.iter(table).map(Guard::key) {
@@ -165,7 +166,7 @@ fn add(
     }
     let written = sink.take();
     for (key, node) in written.nodes() {
-        batch.insert(&tables.tree, node_row(key), encode_node(node));
+        batch.insert(&tables.nodes, node_row(key), encode_node(node));
     }
     for ((_, key), value) in written.values() {
         batch.insert(&tables.tree, value_row(key, height), encode_value(value.as_deref()));
@@ -187,7 +188,7 @@ fn finish(
     let tables = &store.0.tables;
     let mut batch = store.0.database.batch();
     for (key, node) in sink.take().nodes() {
-        batch.insert(&tables.tree, node_row(key), encode_node(node));
+        batch.insert(&tables.nodes, node_row(key), encode_node(node));
     }
     batch.commit()?;
     let head = Head { height, oldest: height, app_hash };

@@ -23,8 +23,9 @@ impl Store {
         let mut batch = self.0.database.batch().durability(Some(PersistMode::SyncAll));
         for kind in [NODE, STALE] {
             let (after, end) = ([&[kind], &(height + 1).to_be_bytes()[..]].concat(), vec![kind + 1]);
-            for row in all.range(&tables.tree, after..end) {
-                batch.remove(&tables.tree, row.key()?);
+            let table = tables.of(&after);
+            for row in all.range(table, after..end) {
+                batch.remove(table, row.key()?);
             }
         }
         for row in all.prefix(&tables.tree, [TIME]).map(Guard::into_inner) {
@@ -60,6 +61,7 @@ impl Store {
         batch.insert(&tables.tree, HEAD, encode_head(&head));
         batch.commit()?;
         self.publish(head);
+        self.0.upper.write().unwrap_or_else(PoisonError::into_inner).clear();
         Ok(())
     }
 }

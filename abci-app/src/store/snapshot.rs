@@ -102,7 +102,7 @@ impl Snapshot {
     }
 
     pub(super) fn view(&self) -> TreeView<'_> {
-        TreeView { tables: &self.0.tables, snapshot: &self.0.database, empty_at: None }
+        TreeView { tables: &self.0.tables, snapshot: &self.0.database, upper: None, empty_at: None }
     }
 
     fn readable(&self, height: u64) -> Result<(), StoreError> {

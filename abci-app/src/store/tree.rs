@@ -1,10 +1,10 @@
 //! The Merkle tree over the database's tables, and the encoding of its rows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context, Result, bail};
 use fjall::{Keyspace, Readable};
-use jmt::storage::{HasPreimage, LeafNode, Node, NodeKey, TreeReader};
+use jmt::storage::{HasPreimage, LeafNode, Node, NodeKey, TreeReader, TreeUpdateBatch};
 use jmt::{KeyHash, OwnedValue, RootHash, Sha256Jmt, Version};
 use sha2::{Digest, Sha256};
 
@@ -15,8 +15,18 @@ use super::AppHash;
 pub(super) struct Tables {
     /// Current values.
     pub state: Keyspace,
+    /// The tree's nodes. Alone, because each block's lie behind those of the one before: the database moves them from
+    /// level to level without writing them again.
+    pub nodes: Keyspace,
     /// All else; a row's first byte says what it is.
     pub tree: Keyspace,
+}
+
+impl Tables {
+    /// Where a row lies that is none of the current values.
+    pub(super) fn of(&self, row: &[u8]) -> &Keyspace {
+        if row.first() == Some(&NODE) { &self.nodes } else { &self.tree }
+    }
 }
 
 /// First byte of a tree node's row.
@@ -67,17 +77,47 @@ pub(super) fn encode_value(value: Option<&[u8]>) -> Vec<u8> {
     }
 }
 
+/// The nodes next to the root, of the committed tree: every block walks through them. They are at most
+/// 16^0 + … + 16^4, some 80 MB, and known once a block has written them.
+#[derive(Default)]
+pub(super) struct Upper(HashMap<NodeKey, Node>);
+
+/// Nibbles of the path of a node that is kept.
+const UPPER_NIBBLES: usize = 4;
+
+impl Upper {
+    /// Follows a commit.
+    pub(super) fn advance(&mut self, tree: &TreeUpdateBatch) {
+        for stale in &tree.stale_node_index_batch {
+            self.0.remove(&stale.node_key);
+        }
+        let upper = |key: &NodeKey| key.nibble_path().num_nibbles() <= UPPER_NIBBLES;
+        let made = tree.node_batch.nodes().iter().filter(|(key, _)| upper(key));
+        self.0.extend(made.map(|(key, node)| (key.clone(), node.clone())));
+    }
+
+    /// Forgets all: the tree is another one.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
 /// The tree as one database snapshot sees it.
 pub(super) struct TreeView<'a> {
     pub tables: &'a Tables,
     pub snapshot: &'a fjall::Snapshot,
+    /// What is known of its nodes.
+    pub upper: Option<&'a Upper>,
     /// The version whose root is taken to be empty: the one before the first block.
     pub empty_at: Option<Version>,
 }
 
 impl TreeReader for TreeView<'_> {
     fn get_node_option(&self, node_key: &NodeKey) -> Result<Option<Node>> {
-        if let Some(row) = self.snapshot.get(&self.tables.tree, node_row(node_key))? {
+        if let Some(node) = self.upper.and_then(|upper| upper.0.get(node_key)) {
+            return Ok(Some(node.clone()));
+        }
+        if let Some(row) = self.snapshot.get(&self.tables.nodes, node_row(node_key))? {
             return Ok(Some(borsh::from_slice(&row).context("a tree node does not decode")?));
         }
         let is_root = node_key.nibble_path().is_empty();

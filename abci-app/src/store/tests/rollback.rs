@@ -80,7 +80,7 @@ fn disk_use_is_bounded_over_a_long_run() {
     let blocks = std::env::var("POLYLINK_LONG_RUN_BLOCKS").ok().and_then(|n| n.parse().ok()).unwrap_or(BLOCKS);
     for height in 1..=blocks {
         let staged = store.stage(block(height), height).unwrap();
-        marks = store.commit_at(staged, Some(Moment { seconds: 1_000 + height, window_seconds: 200 })).unwrap();
+        marks = store.commit_at(staged, Some(Moment { seconds: 1_000 + height, window_seconds: 200 })).unwrap().0;
         if height % (blocks / 10) == 0 {
             rows.push(store.tree_rows().unwrap());
             bytes.push(size(dir.path()));
