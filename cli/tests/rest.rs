@@ -186,7 +186,7 @@ async fn wallets_and_explorers_find_what_they_ask() {
     let found = chain.ok(&search).await;
     assert_eq!((&found["total"], &found["tx_responses"][0]["txhash"]), (&json!("1"), &json!(hash)));
     let events = found["tx_responses"][0]["events"].as_array().unwrap();
-    let fee = json!({"key": "fee", "value": "5000uplk", "index": true});
+    let fee = json!({"key": "fee_payer", "value": address, "index": true});
     assert!(events.iter().any(|event| event["attributes"].as_array().unwrap().contains(&fee)), "{events:?}");
     let none = chain.ok("/cosmos/tx/v1beta1/txs?query=tx.height=1&page=9").await;
     assert_eq!((&none["total"], &none["txs"]), (&json!("0"), &json!([])));
