@@ -3,16 +3,15 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod comet;
+mod lives;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use comet::{Comet, DEADLINE};
 use polylink_abci_app::chain::SCHEMA_VERSION;
-use polylink_abci_app::server::{self, Address as Socket, LogEntry, Observer, Options, check_grammar};
+use polylink_abci_app::server::{self, Address as Socket, Options};
 use polylink_abci_app::store::Store;
 use polylink_abci_app::testing::{CHAIN_ID, genesis, key};
 use polylink_abci_app::{App, bank};
@@ -65,50 +64,13 @@ impl Drop for Ledger {
     }
 }
 
-/// The ledger with its defaults, every request written down in a file of its life: the height it began at, then a line
-/// each.
 fn run_ledger(home: &Path) -> ! {
     let app = App::new(Store::open(home.join("ledger"), SCHEMA_VERSION).unwrap(), 0);
-    let lives = std::fs::read_dir(home.join("lives")).map_or(0, Iterator::count);
-    std::fs::create_dir_all(home.join("lives")).unwrap();
-    let file = std::fs::File::create(home.join(format!("lives/{lives}"))).unwrap();
-    let log = Mutex::new(file);
-    writeln!(log.lock().unwrap(), "{}", app.store().height()).unwrap();
-    let observer: Observer = Arc::new(move |connection, request| {
-        let LogEntry { connection, name, height } = LogEntry::of(connection, request);
-        writeln!(log.lock().unwrap(), "{connection} {name} {}", height.unwrap_or(-1)).unwrap();
-    });
-    let options = Options { observer: Some(observer), ..Options::default() };
+    let options = Options { observer: Some(lives::begin(home, app.store().height())), ..Options::default() };
     let _handle = server::serve(&Socket::unix(home.join("abci.sock")).unwrap(), app, options).unwrap();
     loop {
         std::thread::park();
     }
-}
-
-/// Checks the requests of every life against the grammar; returns how many lives and requests there were.
-fn check_lives(home: &Path) -> (usize, usize) {
-    const NAMES: [&str; 8] =
-        ["Info", "InitChain", "CheckTx", "Query", "PrepareProposal", "ProcessProposal", "FinalizeBlock", "Commit"];
-    let (mut lives, mut requests) = (0, 0);
-    for life in std::fs::read_dir(home.join("lives")).unwrap() {
-        let text = std::fs::read_to_string(life.unwrap().path()).unwrap();
-        // The last line may have been cut off by the kill.
-        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        let mut lines = whole.lines();
-        let begun: i64 = lines.next().unwrap().parse().unwrap();
-        let entries =
-            lines.map(|line| line.split(' ').collect::<Vec<_>>()).filter(|line| !matches!(line[1], "Echo" | "Flush"));
-        let entries: Vec<LogEntry> = entries
-            .map(|line| LogEntry {
-                connection: line[0].parse().unwrap(),
-                name: NAMES.into_iter().find(|name| *name == line[1]).unwrap_or_else(|| panic!("{line:?}")),
-                height: line[2].parse().ok().filter(|height| *height >= 0),
-            })
-            .collect();
-        assert!(check_grammar(&entries, begun).is_ok(), "{:?}", check_grammar(&entries, begun));
-        (lives, requests) = (lives + 1, requests + entries.len());
-    }
-    (lives, requests)
 }
 
 fn send(amount: u128) -> Vec<Any> {
@@ -184,7 +146,7 @@ async fn kill_9_of_any_process_loses_nothing() {
     bank::scan(&store.snapshot()).unwrap();
     let balance = bank::balance(&store.snapshot(), key(2).address());
     assert!([BEFORE + paid, BEFORE + paid + 1].contains(&balance.0));
-    let (lives, requests) = check_lives(&home);
+    let (lives, requests) = lives::check(&home);
     assert_eq!(lives, 7);
     println!(
         "{} blocks through 6 rounds of kills; {requests} requests in {lives} lives keep to the grammar",

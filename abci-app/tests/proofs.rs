@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use comet::Comet;
 use ics23::{CommitmentProof, HostFunctionsManager, verify_membership, verify_non_membership};
-use polylink_abci_app::server::{self, Address as Socket, Options};
+use polylink_abci_app::server::{self, Address as Socket, Options, RequestLog, check_grammar};
 use polylink_abci_app::store::{Order, PROOF_OP_TYPE, StateRead, Store};
 use polylink_abci_app::testing::{CHAIN_ID, genesis};
 use polylink_abci_app::{App, chain::SCHEMA_VERSION};
@@ -82,7 +82,9 @@ async fn every_kind_of_key_is_proved_against_a_followed_header() {
     });
     let app = App::new(Store::open(home.join("ledger"), SCHEMA_VERSION).unwrap(), 0);
     let socket = Socket::unix(home.join("abci.sock")).unwrap();
-    let server = server::serve(&socket, app.clone(), Options::default()).unwrap();
+    let log = RequestLog::new(1_000_000);
+    let options = Options { observer: Some(log.observer()), ..Options::default() };
+    let server = server::serve(&socket, app.clone(), options).unwrap();
     let client = comet.start().await;
     comet.wait_for_height(&client, 12).await;
 
@@ -117,4 +119,5 @@ async fn every_kind_of_key_is_proved_against_a_followed_header() {
     println!("{present} keys proved present, {absent} absent, of tables {prefixes:02x?}");
     assert!(comet.stop(), "the node must stop on SIGTERM");
     server.shutdown();
+    assert_eq!(check_grammar(&log.entries(), 0), Ok(app.store().height() as i64));
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod comet;
+mod lives;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -57,8 +58,9 @@ impl Application for Mistaken {
 fn run_ledger(home: &Path) -> ! {
     let height = |name| std::env::var(name).ok().map(|height| height.parse().unwrap());
     let app = App::new(Store::open(home.join("ledger"), SCHEMA_VERSION).unwrap(), 0);
+    let options = Options { observer: Some(lives::begin(home, app.store().height())), ..Options::default() };
     let app = Mistaken { app, breaks_at: height(BREAKS_AT), wrong_at: height(WRONG_AT) };
-    let _server = server::serve(&Socket::unix(home.join("abci.sock")).unwrap(), app, Options::default()).unwrap();
+    let _server = server::serve(&Socket::unix(home.join("abci.sock")).unwrap(), app, options).unwrap();
     loop {
         std::thread::park();
     }
@@ -179,10 +181,15 @@ async fn a_halted_chain_goes_on() {
     other.wait_for_height(&client, now).await;
     assert!(other.stop(), "the node must stop on SIGTERM");
     assert!(mended.stop() >= now);
+    let lives = lives::check(&follower).0;
+    assert_eq!(lives, 2, "one with the mistake, one without");
     let follower = store(&follower);
     follower.check().unwrap();
     assert_eq!(header.app_hash.as_bytes(), follower.snapshot().app_hash_at(wrong).unwrap());
     assert!(comet.stop(), "the node must stop on SIGTERM");
     ledger.stop();
     store(&home).check().unwrap();
+    let (lives, requests) = lives::check(&home);
+    assert_eq!(lives, 4, "two that halted, one that went on, one over an empty directory");
+    println!("{requests} requests in {lives} lives keep to the grammar");
 }

@@ -1,10 +1,12 @@
-//! State sync between two real nodes: one takes snapshots, one joins by CometBFT's own state sync from a trusted header,
-//! and then follows the blocks with the same application hashes.
+//! State sync between real nodes: one takes snapshots, another joins by CometBFT's own state sync from a trusted header, in
+//! many chunks, and then follows the blocks with the same application hashes; a peer that alters chunks is shunned.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod comet;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use comet::Comet;
 use polylink_abci_app::app::SnapshotConfig;
@@ -17,19 +19,112 @@ use polylink_protocol::cosmos::Any;
 use polylink_protocol::cosmos::cosmos::bank::v1beta1::MsgSend;
 use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
 use polylink_protocol::tx::any;
-use polylink_protocol::{Amount, DENOM};
+use polylink_protocol::{Address, Amount, DENOM};
+use tendermint_abci::Application;
+use tendermint_proto::v0_38::abci as pb;
+use tendermint_proto::v0_38::abci::response_apply_snapshot_chunk::Result as Applied;
 use tendermint_rpc::Client;
 
 const BLOCK_TIME_MS: u64 = 100;
+/// Blocks that CometBFT keeps where nobody needs older ones.
+const RETAINED: u64 = 10;
+/// So small that the state of [`chain`] is cut into dozens.
+const CHUNK_BYTES: usize = 20 << 10;
 
-/// A ledger with a snapshot every 10 blocks, many of them kept, since a joining node looks for five seconds before it
-/// begins; and with the last 10 blocks, as far as nobody needs older ones.
-fn ledger(home: &Path, log: &RequestLog) -> (App, ServerHandle) {
+/// The real application, with what it is asked for chunks.
+#[derive(Clone)]
+struct Ledger {
+    app: App,
+    /// Whether it alters the chunks that it hands out.
+    alters: bool,
+    /// How many chunks it has handed out.
+    handed_out: Arc<AtomicUsize>,
+    /// The chunks that it was given: by whom, and what it said of them.
+    given: Arc<Mutex<Vec<(u32, String, Applied)>>>,
+}
+
+impl Application for Ledger {
+    fn info(&self, request: pb::RequestInfo) -> pb::ResponseInfo {
+        self.app.info(request)
+    }
+    fn init_chain(&self, request: pb::RequestInitChain) -> pb::ResponseInitChain {
+        self.app.init_chain(request)
+    }
+    fn check_tx(&self, request: pb::RequestCheckTx) -> pb::ResponseCheckTx {
+        self.app.check_tx(request)
+    }
+    fn prepare_proposal(&self, request: pb::RequestPrepareProposal) -> pb::ResponsePrepareProposal {
+        self.app.prepare_proposal(request)
+    }
+    fn process_proposal(&self, request: pb::RequestProcessProposal) -> pb::ResponseProcessProposal {
+        self.app.process_proposal(request)
+    }
+    fn finalize_block(&self, request: pb::RequestFinalizeBlock) -> pb::ResponseFinalizeBlock {
+        self.app.finalize_block(request)
+    }
+    fn commit(&self) -> pb::ResponseCommit {
+        self.app.commit()
+    }
+    fn query(&self, request: pb::RequestQuery) -> pb::ResponseQuery {
+        self.app.query(request)
+    }
+    fn list_snapshots(&self) -> pb::ResponseListSnapshots {
+        self.app.list_snapshots()
+    }
+    fn offer_snapshot(&self, request: pb::RequestOfferSnapshot) -> pb::ResponseOfferSnapshot {
+        self.app.offer_snapshot(request)
+    }
+    fn load_snapshot_chunk(&self, request: pb::RequestLoadSnapshotChunk) -> pb::ResponseLoadSnapshotChunk {
+        self.handed_out.fetch_add(1, Ordering::Relaxed);
+        let mut chunk = self.app.load_snapshot_chunk(request).chunk.to_vec();
+        if let Some(byte) = chunk.get_mut(100).filter(|_| self.alters) {
+            *byte ^= 1;
+        }
+        pb::ResponseLoadSnapshotChunk { chunk: chunk.into() }
+    }
+    fn apply_snapshot_chunk(&self, request: pb::RequestApplySnapshotChunk) -> pb::ResponseApplySnapshotChunk {
+        let (index, sender) = (request.index, request.sender.clone());
+        let answer = self.app.apply_snapshot_chunk(request);
+        self.given.lock().unwrap().push((index, sender, answer.result()));
+        answer
+    }
+}
+
+/// A ledger with a snapshot every so many blocks, many of them kept, since a joining node looks for five seconds before it
+/// begins.
+fn serve(home: &Path, log: &RequestLog, interval: u64, retained: u64, alters: bool) -> (Ledger, ServerHandle) {
     let store = Store::open(home.join("ledger"), SCHEMA_VERSION).unwrap();
-    let snapshots = SnapshotConfig { directory: home.join("snapshots"), interval: 10, keep: 50 };
-    let app = App::with_snapshots(store, 10, Some(snapshots));
+    let (directory, chunk_bytes) = (home.join("snapshots"), CHUNK_BYTES);
+    let snapshots = SnapshotConfig { directory, interval, keep: 50, chunk_bytes };
+    let app = App::with_snapshots(store, retained, Some(snapshots));
+    let app = Ledger { app, alters, handed_out: Arc::default(), given: Arc::default() };
     let options = Options { observer: Some(log.observer()), ..Options::default() };
     (app.clone(), server::serve(&Socket::unix(home.join("abci.sock")).unwrap(), app, options).unwrap())
+}
+
+fn ledger(home: &Path, log: &RequestLog) -> (App, ServerHandle) {
+    let (ledger, server) = serve(home, log, 10, RETAINED, false);
+    (ledger.app, server)
+}
+
+/// A new chain of one validator, with enough accounts for many chunks.
+fn chain(home: &Path, block_time_ms: u64) -> Comet {
+    let comet = Comet::init(home, &home.join("abci.sock"), block_time_ms);
+    let mut start = genesis(3);
+    for n in 0..900_u16 {
+        let [high, low] = n.to_be_bytes();
+        let mut address = [0xc4; 20];
+        (address[0], address[1]) = (high, low);
+        start = start.with_account(&Address(address), Amount(1));
+    }
+    start.staking.validators[0].consensus_key = comet.consensus_key();
+    start.staking.unbonding_seconds = 2;
+    comet.edit_genesis(|document| {
+        document["chain_id"] = CHAIN_ID.into();
+        document["validators"] = serde_json::json!([]);
+        document["app_state"] = start.to_json();
+    });
+    comet
 }
 
 fn send(amount: u128) -> Vec<Any> {
@@ -44,15 +139,7 @@ fn send(amount: u128) -> Vec<Any> {
 async fn a_node_joins_by_state_sync_and_follows() {
     let dir = tempfile::tempdir().unwrap();
     let [first_home, second_home] = ["first", "second"].map(|name| dir.path().join(name));
-    let mut first = Comet::init(&first_home, &first_home.join("abci.sock"), BLOCK_TIME_MS);
-    let mut start = genesis(3);
-    start.staking.validators[0].consensus_key = first.consensus_key();
-    start.staking.unbonding_seconds = 2;
-    first.edit_genesis(|document| {
-        document["chain_id"] = CHAIN_ID.into();
-        document["validators"] = serde_json::json!([]);
-        document["app_state"] = start.to_json();
-    });
+    let mut first = chain(&first_home, BLOCK_TIME_MS);
     let log = RequestLog::new(1_000_000);
     let (source, server) = ledger(&first_home, &log);
     let client = first.start().await;
@@ -72,6 +159,9 @@ async fn a_node_joins_by_state_sync_and_follows() {
     let (joined, joined_server) = ledger(&second_home, &joined_log);
     let client = second.start().await;
     let oldest = joined.store().snapshot().oldest();
+    let applied = joined_log.entries().iter().filter(|entry| entry.name == "ApplySnapshotChunk").count();
+    let manifest = source.snapshots().unwrap().list().into_iter().find(|manifest| manifest.height == oldest).unwrap();
+    assert!(applied > 16 && applied == manifest.chunks.len(), "{applied} chunks");
     assert!(oldest >= 10 && oldest % 10 == 0, "restored at {oldest}");
     second.wait_for_height(&client, oldest + 2).await;
     let executed = joined_log.entries().iter().find(|entry| entry.name == "FinalizeBlock").unwrap().height;
@@ -120,5 +210,65 @@ async fn a_node_joins_by_state_sync_and_follows() {
     server.shutdown();
     assert_eq!(check_grammar(&again_log.entries(), before as i64), Ok(again.store().height() as i64));
     assert_eq!(check_grammar(&log.entries(), 0), Ok(source.store().height() as i64));
-    println!("joined at height {oldest}, {} snapshots at the source", theirs.len());
+    println!("joined at height {oldest} in {applied} chunks, {} snapshots at the source", theirs.len());
+}
+
+#[tokio::test]
+async fn a_peer_that_alters_chunks_is_shunned() {
+    // So slow that a node without a vote keeps up with the snapshots.
+    const BLOCK_TIME_MS: u64 = 500;
+    const INTERVAL: u64 = 10;
+    let dir = tempfile::tempdir().unwrap();
+    let [honest_home, altering_home, home] = ["honest", "altering", "joining"].map(|name| dir.path().join(name));
+    let log = || RequestLog::new(1_000_000);
+    let [honest_log, altering_log, joining_log] = [log(), log(), log()];
+    let mut honest = chain(&honest_home, BLOCK_TIME_MS);
+    let (source, source_server) = serve(&honest_home, &honest_log, INTERVAL, 0, false);
+    honest.start().await;
+    let mut altering = Comet::follow(&altering_home, &altering_home.join("abci.sock"), &honest, BLOCK_TIME_MS);
+    let (liar, liar_server) = serve(&altering_home, &altering_log, INTERVAL, 0, true);
+    altering.start().await;
+    // Both have the same snapshot, and are not about to take another.
+    let newest = |ledger: &Ledger| ledger.app.snapshots().unwrap().list().pop();
+    honest
+        .wait_for("snapshot that both have", || async {
+            let [ours, theirs] = [&source, &liar].map(newest);
+            let height = source.app.store().height();
+            let both = ours.is_some() && ours == theirs && height % INTERVAL < 4;
+            let theirs = liar.app.store().height();
+            if both { Ok(()) } else { Err(format!("{height}, {theirs} there")) }
+        })
+        .await;
+    let mut node = Comet::join(&home, &home.join("abci.sock"), &honest, BLOCK_TIME_MS, 3).await;
+    node.connect(&altering);
+    let (joined, server) = serve(&home, &joining_log, INTERVAL, 0, false);
+    node.start().await;
+    let height = joined.app.store().snapshot().oldest();
+    let manifest = newest(&source).filter(|manifest| manifest.height == height);
+    let manifest = manifest.or_else(|| source.app.snapshots().unwrap().list().into_iter().find(|m| m.height == height));
+    let chunks = manifest.unwrap().chunks.len();
+
+    // Each chunk was taken once, in its order, from the honest one. What the other sent was refused: the first one, and at
+    // most those under way (CometBFT fetches four at once); the rest of its were thrown away without a look.
+    let given = joined.given.lock().unwrap().clone();
+    let taken: Vec<u32> =
+        given.iter().filter(|(.., said)| *said == Applied::Accept).map(|(index, ..)| *index).collect();
+    assert_eq!(taken, (0..u32::try_from(chunks).unwrap()).collect::<Vec<_>>());
+    let from =
+        |id: &str| given.iter().filter(|(_, sender, _)| sender == id).map(|(.., said)| *said).collect::<Vec<_>>();
+    let refused = from(&altering.id());
+    assert!((1..=4).contains(&refused.len()) && refused.iter().all(|said| *said == Applied::Retry), "{refused:?}");
+    let handed_out = liar.handed_out.load(Ordering::Relaxed);
+    assert_eq!(from(&honest.id()), vec![Applied::Accept; chunks]);
+    let [ours, theirs] = [&joined, &source].map(|ledger| ledger.app.store().snapshot().app_hash_at(height).unwrap());
+    assert_eq!(ours, theirs);
+    joined.app.store().check().unwrap();
+    assert!(node.stop() && altering.stop() && honest.stop(), "the nodes must stop on SIGTERM");
+    for (ledger, server, log) in
+        [(joined, server, joining_log), (liar, liar_server, altering_log), (source, source_server, honest_log)]
+    {
+        server.shutdown();
+        assert_eq!(check_grammar(&log.entries(), 0), Ok(ledger.app.store().height() as i64));
+    }
+    println!("{chunks} chunks of the honest node taken; of {handed_out} of the other one {} looked at", refused.len());
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::app::{App, SnapshotConfig, Snapshots};
 use crate::chain::SCHEMA_VERSION;
 use crate::server::{self, Address, Options, ServerError, ServerHandle};
-use crate::store::{Store, StoreError, StoreOptions};
+use crate::store::{CHUNK_BYTES_MAX, Store, StoreError, StoreOptions};
 use crate::upgrade::Upgrades;
 
 /// Where a ledger lives.
@@ -52,6 +52,7 @@ impl NodeConfig {
             directory: self.data.with_file_name(name),
             interval: self.snapshot_interval,
             keep: self.snapshots_kept,
+            chunk_bytes: CHUNK_BYTES_MAX,
         }
     }
 }

@@ -37,6 +37,9 @@ pub struct SnapshotConfig {
     pub interval: u64,
     /// How many are kept, at least 1. Two: a node that has begun to fetch one has the next interval for the rest.
     pub keep: usize,
+    /// The longest chunk, at most [`CHUNK_BYTES_MAX`] and above 24 KiB. All nodes of a chain cut alike: a node takes chunks
+    /// of one snapshot from several others.
+    pub chunk_bytes: usize,
 }
 
 /// What a snapshot consists of.
@@ -167,7 +170,7 @@ impl Snapshots {
         let (config, shared, state) = (self.config.clone(), Arc::clone(&self.shared), state.clone());
         let thread = std::thread::Builder::new().name("snapshot".into()).spawn(move || {
             let height = state.height();
-            match take(&config.directory, state, &shared.stop) {
+            match take(&config, state, &shared.stop) {
                 Ok(manifest) => {
                     tracing::info!(height, chunks = manifest.chunks.len(), "snapshot taken");
                     keep(&config, &shared, manifest);
@@ -220,7 +223,8 @@ fn keep(config: &SnapshotConfig, shared: &Shared, newest: Manifest) {
     }
 }
 
-fn take(directory: &Path, state: Snapshot, stop: &AtomicBool) -> Result<Manifest, TakeError> {
+fn take(config: &SnapshotConfig, state: Snapshot, stop: &AtomicBool) -> Result<Manifest, TakeError> {
+    let directory = config.directory.as_path();
     let partial = directory.join(format!("{}.partial", state.height()));
     let whole = directory.join(state.height().to_string());
     let disk = |path: &Path| {
@@ -240,7 +244,7 @@ fn take(directory: &Path, state: Snapshot, stop: &AtomicBool) -> Result<Manifest
         written.map_err(disk(&path))
     };
     let mut manifest = Manifest { height: state.height(), app_hash: state.app_hash(), chunks: Vec::new() };
-    chunk::cut(&state, CHUNK_BYTES_MAX, |bytes| {
+    chunk::cut(&state, config.chunk_bytes.min(CHUNK_BYTES_MAX), |bytes| {
         if stop.load(Ordering::Relaxed) {
             return Err(TakeError::Stopping);
         }

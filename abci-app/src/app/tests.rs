@@ -24,7 +24,7 @@ use super::{App, SnapshotConfig};
 use crate::bank::{self, Pool};
 use crate::chain::SCHEMA_VERSION;
 use crate::query::{GAS_PRICES_PATH, GasPricesResponse, SIMULATE_PATH, STORE_PATH};
-use crate::store::{Store, verify_proof};
+use crate::store::{CHUNK_BYTES_MAX, Store, verify_proof};
 use crate::testing::{TestChain, genesis, key};
 
 fn send(to: u8, amount: u128) -> polylink_protocol::cosmos::Any {
@@ -328,7 +328,12 @@ fn the_retained_height_is_the_lowest_that_anybody_needs() {
     let run = |keep: u64, unbonding_seconds: u64, interval: Option<u64>| {
         let mut genesis = genesis(1);
         genesis.staking.unbonding_seconds = unbonding_seconds;
-        let config = |interval| SnapshotConfig { directory: directory.path().join("snapshots"), interval, keep: 2 };
+        let config = |interval| SnapshotConfig {
+            directory: directory.path().join("snapshots"),
+            interval,
+            keep: 2,
+            chunk_bytes: CHUNK_BYTES_MAX,
+        };
         let mut chain = TestChain::start_retaining(&genesis, keep, interval.map(config));
         let mut retained = Vec::new();
         for _ in 0..100 {

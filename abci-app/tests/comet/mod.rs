@@ -44,11 +44,27 @@ impl Comet {
     pub fn follow(home: &Path, socket: &Path, peer: &Comet, block_time_ms: u64) -> Comet {
         let node = Comet::init(home, socket, block_time_ms);
         std::fs::copy(peer.home.join("config/genesis.json"), home.join("config/genesis.json")).unwrap();
-        let id = Command::new(&peer.binary).args(["show-node-id", "--home"]).arg(&peer.home).output().unwrap();
-        let id = String::from_utf8(id.stdout).unwrap();
-        let peers = format!("persistent_peers = \"{}@127.0.0.1:{}\"", id.trim(), peer.p2p_port);
-        node.edit_config(|text| text.replace("persistent_peers = \"\"", &peers));
+        node.connect(peer);
         node
+    }
+
+    /// Makes another node a peer of this one, from its next start on.
+    pub fn connect(&self, peer: &Comet) {
+        let peer = format!("{}@127.0.0.1:{}", peer.id(), peer.p2p_port);
+        self.edit_config(|text| {
+            let first = text.replace("persistent_peers = \"\"", &format!("persistent_peers = \"{peer}\""));
+            if first != text {
+                first
+            } else {
+                text.replace("persistent_peers = \"", &format!("persistent_peers = \"{peer},"))
+            }
+        });
+    }
+
+    /// Its id among its peers.
+    pub fn id(&self) -> String {
+        let id = Command::new(&self.binary).args(["show-node-id", "--home"]).arg(&self.home).output().unwrap();
+        String::from_utf8(id.stdout).unwrap().trim().to_owned()
     }
 
     /// As [`follow`](Self::follow), by state sync, trusting the header of `height`.

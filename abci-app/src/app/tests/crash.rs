@@ -19,7 +19,7 @@ use polylink_protocol::{Amount, DENOM};
 use crate::app::{App, SnapshotConfig};
 use crate::chain::SCHEMA_VERSION;
 use crate::store::fault::CRASH_AT;
-use crate::store::{AppHash, Store};
+use crate::store::{AppHash, CHUNK_BYTES_MAX, Store};
 use crate::testing::{CHAIN_ID, GENESIS_SECONDS, genesis, key};
 use crate::{auth, bank, distribution, staking};
 
@@ -27,7 +27,8 @@ use crate::{auth, bank, distribution, staking};
 const CHILD: &str = "POLYLINK_TEST_CRASHING_LEDGER";
 
 fn open(home: &Path) -> App {
-    let config = SnapshotConfig { directory: home.join("snapshots"), interval: 3, keep: 2 };
+    let config =
+        SnapshotConfig { directory: home.join("snapshots"), interval: 3, keep: 2, chunk_bytes: CHUNK_BYTES_MAX };
     App::with_snapshots(Store::open(home.join("ledger"), SCHEMA_VERSION).unwrap(), 0, Some(config))
 }
 

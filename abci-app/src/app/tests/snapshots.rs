@@ -7,12 +7,12 @@ use tendermint_proto::v0_38::abci::response_offer_snapshot::Result as Offered;
 
 use crate::app::{App, SnapshotConfig};
 use crate::chain::SCHEMA_VERSION;
-use crate::store::Store;
+use crate::store::{CHUNK_BYTES_MAX, Store};
 use crate::testing::{TestChain, genesis};
 
 /// A chain that has snapshots of its heights 4 and 6 in `directory`.
 fn chain(directory: &std::path::Path) -> TestChain {
-    let config = SnapshotConfig { directory: directory.to_owned(), interval: 2, keep: 2 };
+    let config = SnapshotConfig { directory: directory.to_owned(), interval: 2, keep: 2, chunk_bytes: CHUNK_BYTES_MAX };
     let mut chain = TestChain::start_with(&genesis(3), Some(config));
     for _ in 0..6 {
         chain.advance(1);
@@ -164,7 +164,8 @@ fn snapshots_outlive_a_restart_and_nothing_incomplete_or_damaged_is_handed_out()
     let chain = chain(directory.path());
     let list = chain.app().snapshots().unwrap().list();
     drop(chain);
-    let config = SnapshotConfig { directory: directory.path().to_owned(), interval: 2, keep: 2 };
+    let config =
+        SnapshotConfig { directory: directory.path().to_owned(), interval: 2, keep: 2, chunk_bytes: CHUNK_BYTES_MAX };
     std::fs::create_dir(directory.path().join("8.partial")).unwrap();
     std::fs::create_dir(directory.path().join("8")).unwrap();
     let again = Snapshots::open(config.clone(), 6);
