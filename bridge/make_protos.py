@@ -10,7 +10,7 @@ import re
 import sys
 
 PACKAGES = """auth.v1beta1 bank.v1beta1 base.v1beta1 base.query.v1beta1 base.abci.v1beta1 base.node.v1beta1 base.tendermint.v1beta1
-crypto.secp256k1 crypto.ed25519 crypto.multisig crypto.multisig.v1beta1 distribution.v1beta1 evidence.v1beta1 feegrant.v1beta1 gov.v1 gov.v1beta1 mint.v1beta1
+crypto.secp256k1 crypto.ed25519 consensus.v1 crypto.multisig crypto.multisig.v1beta1 distribution.v1beta1 evidence.v1beta1 feegrant.v1beta1 gov.v1 gov.v1beta1 mint.v1beta1
 slashing.v1beta1 staking.v1beta1 tx.v1beta1 tx.signing.v1beta1 upgrade.v1beta1 vesting.v1beta1""".split()
 TENDERMINT = ["abci", "types", "crypto", "version", "p2p"]
 # What no query of this chain answers with.

@@ -164,6 +164,7 @@ pub fn block(base: &dyn StateRead, block: Block<'_>) -> Result<Executed, Fatal> 
     let constants = constants(base).ok_or(Fatal::NoGenesis(height))?;
     let mut ctx = Context::new(&constants.chain_id, height, block.time, constants.epoch_blocks);
     ctx.commit = block.commit;
+    ctx = ctx.under_rules_of(base);
     let mut state = Overlay::new(base);
     set_last_time(&mut state, block.time);
     upgrade::before_block(&mut ctx, &mut state, block.upgrades)?;
@@ -201,5 +202,6 @@ pub fn block(base: &dyn StateRead, block: Block<'_>) -> Result<Executed, Fatal> 
 /// The surroundings of a transaction that is checked or simulated on `state` as if the next block held it.
 pub fn next_block_context(state: &dyn StateRead, height: u64) -> Option<Context> {
     let constants = constants(state)?;
-    Some(Context::new(&constants.chain_id, height + 1, last_time(state), constants.epoch_blocks))
+    let ctx = Context::new(&constants.chain_id, height + 1, last_time(state), constants.epoch_blocks);
+    Some(ctx.under_rules_of(state))
 }

@@ -2,10 +2,14 @@
 //!
 //! Invariant: everything here comes from the genesis document or from the block, so that it is the same on every node.
 
+use std::sync::Arc;
+
 use polylink_protocol::Address;
+use polylink_protocol::cosmos::cosmos::{auth, bank};
 
 use crate::error::TxError;
 use crate::gas::GasMeter;
+use crate::store::{MemoryState, StateRead};
 
 /// The header's time: seconds and nanoseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,6 +112,22 @@ pub struct ValidatorUpdate {
     pub power: u64,
 }
 
+/// What governance has decided of every transaction, as it stood before the block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rules {
+    /// What a transaction may have, and what its bytes and signatures cost.
+    pub auth: auth::v1beta1::Params,
+    /// Which coins may be sent.
+    pub bank: bank::v1beta1::Params,
+}
+
+impl Rules {
+    /// Those of a state.
+    pub fn of(state: &dyn StateRead) -> Self {
+        Rules { auth: crate::auth::params(state), bank: crate::bank::params(state) }
+    }
+}
+
 /// One block's, transaction's or hook's surroundings.
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -129,8 +149,10 @@ pub struct Context {
     pub validator_updates: Vec<ValidatorUpdate>,
     /// Events emitted so far.
     pub events: Vec<Event>,
-    /// Gas used so far. Charge it for work that is not reads and writes (`gas::COSTS.proof`).
+    /// Gas used so far. Charge it for work that is not reads and writes ([`Self::charge_proofs`]).
     pub gas: GasMeter,
+    /// What governance has decided; the defaults where nobody has read them from a state.
+    pub rules: Arc<Rules>,
     /// True while a transaction is only checked or simulated: its effects will be thrown away.
     pub dry_run: bool,
     /// True while a transaction is only checked: nobody reads its events.
@@ -152,9 +174,16 @@ impl Context {
             validator_updates: Vec::new(),
             events: Vec::new(),
             gas: GasMeter::unlimited(),
+            rules: Arc::new(Rules::of(&MemoryState::default())),
             dry_run: false,
             silent: false,
         }
+    }
+
+    /// Under the rules of a state.
+    #[must_use]
+    pub fn under_rules_of(self, state: &dyn StateRead) -> Self {
+        Context { rules: Arc::new(Rules::of(state)), ..self }
     }
 
     /// The surroundings of a transaction of the same block: no events yet, gas of its own.
@@ -166,6 +195,7 @@ impl Context {
             events: Vec::new(),
             validator_updates: Vec::new(),
             gas,
+            rules: Arc::clone(&self.rules),
             ..*self
         }
     }
@@ -181,6 +211,11 @@ impl Context {
     /// Charges gas for work other than reads and writes.
     pub fn charge(&mut self, gas: u64) -> Result<(), TxError> {
         self.gas.charge(gas)
+    }
+
+    /// Charges the verification of so many ed25519 signatures; a VRF proof counts as two.
+    pub fn charge_proofs(&mut self, proofs: u64) -> Result<(), TxError> {
+        self.charge(self.rules.auth.sig_verify_cost_ed25519.saturating_mul(proofs))
     }
 }
 

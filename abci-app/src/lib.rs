@@ -7,12 +7,13 @@
 //!
 //! A transaction is decoded and authorised in [`tx`], its messages are handled by the modules
 //! ([`auth`], [`bank`], [`vesting`], [`feegrant`], [`staking`], [`distribution`], [`slashing`], [`mint`],
-//! [`gov`], [`upgrade`], [`market`], [`tiqe`]) whose tables are listed in [`modules`].
+//! [`gov`], [`upgrade`], [`consensus`], [`market`], [`tiqe`]) whose tables are listed in [`modules`].
 
 pub mod app;
 pub mod auth;
 pub mod bank;
 pub mod chain;
+pub mod consensus;
 pub mod context;
 pub mod distribution;
 pub mod error;

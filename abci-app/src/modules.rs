@@ -194,6 +194,7 @@ pub const MODULES: &[Module] = &[
     crate::distribution::MODULE,
     crate::slashing::MODULE,
     crate::upgrade::MODULE,
+    crate::consensus::MODULE,
     crate::gov::MODULE,
     crate::staking::MODULE,
 ];

@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn refusals_name_the_message() {
         for (url, text) in [
-            ("/cosmos.bank.v1beta1.MsgUpdateParams", "not built yet: /cosmos.bank.v1beta1.MsgUpdateParams"),
+            ("/cosmos.authz.v1beta1.MsgGrant", "not built yet: /cosmos.authz.v1beta1.MsgGrant"),
             ("/cosmos.group.v1.MsgVote", "not built yet: /cosmos.group.v1.MsgVote"),
             ("/foo.Bar", "unknown message type /foo.Bar"),
         ] {

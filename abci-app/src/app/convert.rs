@@ -1,9 +1,10 @@
 //! Between the ledger's types and CometBFT's. The only place, with the server, where `prost` 0.14 types appear.
 
+use prost_014::Message as _;
 use tendermint_proto::google::protobuf::Timestamp;
 use tendermint_proto::v0_38::abci as pb;
 use tendermint_proto::v0_38::crypto::{ProofOp, ProofOps, PublicKey, public_key::Sum};
-use tendermint_proto::v0_38::types::BlockIdFlag;
+use tendermint_proto::v0_38::types::{BlockIdFlag, ConsensusParams};
 
 use polylink_protocol::Address;
 
@@ -60,6 +61,17 @@ pub(super) fn validator_update(update: ValidatorUpdate) -> pb::ValidatorUpdate {
         pub_key: Some(PublicKey { sum: Some(Sum::Ed25519(update.public_key.to_vec())) }),
         power: i64::try_from(update.power).unwrap_or(i64::MAX),
     }
+}
+
+/// The parameters of consensus as the state keeps them, if any are named: without the version, which is the program's.
+pub(super) fn consensus_params(params: ConsensusParams) -> Option<Vec<u8>> {
+    let kept = ConsensusParams { version: None, ..params };
+    (kept != ConsensusParams::default()).then(|| kept.encode_to_vec())
+}
+
+/// What the state keeps, as CometBFT takes it: parts that are not named stay as they are.
+pub(super) fn consensus_update(kept: &[u8]) -> ConsensusParams {
+    ConsensusParams::decode(kept).expect("parameters are written encoded")
 }
 
 /// The longest log, in bytes; what is longer ends in `…`.

@@ -24,6 +24,7 @@ use tendermint_proto::v0_38::abci as pb;
 use tendermint_proto::v0_38::types::{ConsensusParams, VersionParams};
 
 use crate::chain::{self, Block, SCHEMA_VERSION};
+use crate::consensus;
 use crate::context::Commit;
 use crate::error::GenesisError;
 use crate::genesis::Genesis;
@@ -174,7 +175,10 @@ impl Application for App {
             }
             chain::genesis(&request.chain_id, convert::time(request.time), &genesis)
         });
-        let (changes, updates) = started.unwrap_or_else(|error| stop(format!("the chain cannot start: {error}")));
+        let (mut changes, updates) = started.unwrap_or_else(|error| stop(format!("the chain cannot start: {error}")));
+        if let Some(params) = request.consensus_params.and_then(convert::consensus_params) {
+            changes.insert(vec![consensus::PARAMS], Some(params));
+        }
         let staged = self.0.store.stage(changes.clone(), first).unwrap_or_else(|error| stop(error));
         let state = MemoryState(changes.iter().filter_map(|(k, v)| Some((k.clone(), v.clone()?))).collect());
         self.reset_mempool(Arc::new(state), first - 1);
@@ -200,7 +204,7 @@ impl Application for App {
     /// Takes what can be decoded, in the mempool's order, as far as the block has room.
     fn prepare_proposal(&self, request: pb::RequestPrepareProposal) -> pb::ResponsePrepareProposal {
         let mut room = u64::try_from(request.max_tx_bytes).unwrap_or(0);
-        let mut gas = tx::BLOCK_GAS_MAX;
+        let mut gas = consensus::block_gas_max(&self.0.store.snapshot());
         let mut txs = Vec::new();
         for tx in request.txs {
             // As CometBFT counts: the field's key, its length, its bytes.
@@ -224,7 +228,7 @@ impl Application for App {
             tx::ahead::verify(&snapshot, &constants.chain_id, &decoded);
         }
         let gas = decoded.iter().try_fold(0_u64, |gas, tx| gas.checked_add(tx.as_ref().ok()?.fee.gas_limit));
-        let good = gas.is_some_and(|gas| gas <= tx::BLOCK_GAS_MAX);
+        let good = gas.is_some_and(|gas| gas <= consensus::block_gas_max(&snapshot));
         let status = if good { ProposalStatus::Accept } else { ProposalStatus::Reject };
         pb::ResponseProcessProposal { status: status.into() }
     }
@@ -255,6 +259,8 @@ impl Application for App {
         let block = Block { height, time: block_time, txs: &request.txs, commit, upgrades };
         let executed = chain::block(&base, block).unwrap_or_else(|fatal| stop(fatal));
         let moment = chain::moment(&base, block_time);
+        let written = executed.changes.get([consensus::PARAMS].as_slice()).and_then(Option::as_deref);
+        let consensus_param_updates = written.map(convert::consensus_update);
         let mut changes = base.into_changes();
         changes.extend(executed.changes);
         let staged = store.stage_over(&committed, changes, height).unwrap_or_else(|error| stop(error));
@@ -264,7 +270,7 @@ impl Application for App {
             events: executed.events.into_iter().map(convert::event).collect(),
             tx_results: executed.outcomes.into_iter().map(convert::delivered).collect(),
             validator_updates: executed.validator_updates.into_iter().map(convert::validator_update).collect(),
-            consensus_param_updates: None,
+            consensus_param_updates,
             app_hash,
         }
     }

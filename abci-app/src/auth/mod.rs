@@ -4,18 +4,20 @@
 //! a signature over (chain id, account number, sequence) is good for one transaction.
 
 mod key;
+mod params;
 mod query;
 
 use polylink_protocol::Address;
 use polylink_protocol::cosmos::cosmos::auth::v1beta1 as proto;
 
 pub use key::PublicKey;
+pub use params::params;
 
 use crate::bank::Pool;
 use crate::context::Context;
 use crate::error::GenesisError;
 use crate::genesis::Genesis;
-use crate::modules::{Module, QueryRoute, no_hook};
+use crate::modules::{MessageRoute, Module, QueryRoute, no_hook};
 use crate::store::{KeyBuilder, StateRead, StateWrite};
 
 /// Accounts: `0x08 ‖ address (20)` → number u64 ‖ sequence u64 ‖ public key (none, 33 bytes, or threshold u32 and keys).
@@ -24,11 +26,13 @@ pub const ACCOUNT: u8 = 0x08;
 pub const NEXT_NUMBER: u8 = 0x09;
 /// The minimum gas price: `0x0a` → u64, in uplk per 1,000 gas.
 pub const MIN_GAS_PRICE: u8 = 0x0a;
+/// Parameters: `0x0c` → `cosmos.auth.v1beta1.Params`; absent until governance writes some.
+pub const PARAMS: u8 = 0x0c;
 
 /// The accounts' tables.
 pub const MODULE: Module = Module {
     name: "auth",
-    messages: &[],
+    messages: &[MessageRoute::of::<proto::MsgUpdateParams>()],
     refused: &[],
     queries: &[
         QueryRoute::of::<proto::QueryAccountRequest>(),

@@ -2,18 +2,17 @@
 
 use polylink_protocol::cosmos::Any;
 use polylink_protocol::cosmos::cosmos::auth::v1beta1::{
-    BaseAccount, ModuleAccount, Params, QueryAccountRequest, QueryAccountResponse, QueryAccountsRequest,
-    QueryAccountsResponse, QueryParamsRequest, QueryParamsResponse,
+    BaseAccount, ModuleAccount, QueryAccountRequest, QueryAccountResponse, QueryAccountsRequest, QueryAccountsResponse,
+    QueryParamsRequest, QueryParamsResponse,
 };
 use polylink_protocol::{Address, tx::any};
 
-use super::{ACCOUNT, Account, PublicKey, account, decode};
+use super::{ACCOUNT, Account, PublicKey, account, decode, params};
 use crate::bank::Pool;
 use crate::error::QueryError;
-use crate::gas::COSTS;
 use crate::modules::{Answer, QueryContext};
 use crate::store::StateRead;
-use crate::{paging, tx, vesting};
+use crate::{paging, vesting};
 
 fn to_any(state: &dyn StateRead, address: &Address, account: &Account) -> Any {
     let base = BaseAccount {
@@ -55,15 +54,7 @@ impl Answer for QueryAccountsRequest {
 impl Answer for QueryParamsRequest {
     type Response = QueryParamsResponse;
 
-    fn answer(&self, _: &QueryContext, _: &dyn StateRead) -> Result<QueryParamsResponse, QueryError> {
-        Ok(QueryParamsResponse {
-            params: Some(Params {
-                max_memo_characters: tx::MEMO_CHARACTERS_MAX as u64,
-                tx_sig_limit: tx::SIGNATURES_MAX as u64,
-                tx_size_cost_per_byte: COSTS.tx_byte,
-                sig_verify_cost_ed25519: COSTS.proof,
-                sig_verify_cost_secp256k1: COSTS.signature,
-            }),
-        })
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<QueryParamsResponse, QueryError> {
+        Ok(QueryParamsResponse { params: Some(params(state)) })
     }
 }

@@ -6,7 +6,7 @@ use polylink_protocol::cosmos::cosmos::bank::v1beta1::{MsgMultiSend, MsgMultiSen
 use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
 use polylink_protocol::{Address, Amount};
 
-use super::{Pool, is_denom, transfer_coin};
+use super::{Pool, is_denom, is_send_enabled, transfer_coin};
 use crate::context::Context;
 use crate::error::TxError;
 use crate::modules::Handle;
@@ -55,6 +55,14 @@ fn receiver(address: &str) -> Result<Address, TxError> {
     Ok(to)
 }
 
+/// Governance may keep a coin from being sent.
+fn check_enabled(ctx: &Context, coins: &[Coin]) -> Result<(), TxError> {
+    match coins.iter().find(|coin| !is_send_enabled(&ctx.rules.bank, &coin.denom)) {
+        Some(coin) => Err(refusal(5, &format!("{} transfers are currently disabled", coin.denom))),
+        None => Ok(()),
+    }
+}
+
 impl Handle for MsgSend {
     const AMINO_NAME: &'static str = "cosmos-sdk/MsgSend";
     type Response = MsgSendResponse;
@@ -69,6 +77,7 @@ impl Handle for MsgSend {
     }
 
     fn execute(&self, ctx: &mut Context, state: &mut dyn StateWrite) -> Result<MsgSendResponse, TxError> {
+        check_enabled(ctx, &self.amount)?;
         let (from, to) = (self.signer()?, receiver(&self.to_address)?);
         for coin in &self.amount {
             transfer_coin(ctx, state, &from, &to, &coin.denom, coin.amount.parse()?)?;
@@ -120,6 +129,9 @@ impl Handle for MsgMultiSend {
 
     fn execute(&self, ctx: &mut Context, state: &mut dyn StateWrite) -> Result<MsgMultiSendResponse, TxError> {
         let from = self.signer()?;
+        for input in &self.inputs {
+            check_enabled(ctx, &input.coins)?;
+        }
         for output in &self.outputs {
             let to = receiver(&output.address)?;
             for coin in &output.coins {

@@ -10,6 +10,7 @@
 //! of how the changes came about; [`scan`] adds up the whole state, for tests and export.
 
 mod conservation;
+mod governed;
 mod messages;
 mod query;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use crate::{auth, vesting};
 use polylink_protocol::cosmos::cosmos::bank::v1beta1 as proto;
 
 pub use conservation::{Breach, check_conservation, scan};
+pub use governed::{is_send_enabled, params};
 pub(crate) use messages::check_coins;
 
 /// Balances: `0x10 ‖ address (20) ‖ denom` → amount, 16 bytes big-endian. A balance of zero has no key.
@@ -36,12 +38,19 @@ pub const BALANCE: u8 = 0x10;
 pub const SUPPLY: u8 = 0x11;
 /// All that was ever minted and burned since genesis: `0x12 ‖ denom` → minted ‖ burned, 16 bytes each.
 pub const FLOWS: u8 = 0x12;
+/// Parameters: `0x13` → `cosmos.bank.v1beta1.Params`, which coins may be sent; absent until governance writes some.
+pub const PARAMS: u8 = 0x13;
 
 /// The bank's tables.
 pub const MODULE: Module = Module {
     name: "bank",
-    messages: &[MessageRoute::of::<proto::MsgSend>(), MessageRoute::of::<proto::MsgMultiSend>()],
-    refused: &["/cosmos.bank.v1beta1.MsgSetSendEnabled", "/cosmos.bank.v1beta1.MsgUpdateParams"],
+    messages: &[
+        MessageRoute::of::<proto::MsgSend>(),
+        MessageRoute::of::<proto::MsgMultiSend>(),
+        MessageRoute::of::<proto::MsgSetSendEnabled>(),
+        MessageRoute::of::<proto::MsgUpdateParams>(),
+    ],
+    refused: &[],
     queries: &[
         QueryRoute::of::<proto::QueryBalanceRequest>(),
         QueryRoute::of::<proto::QueryAllBalancesRequest>(),
@@ -51,6 +60,7 @@ pub const MODULE: Module = Module {
         QueryRoute::of::<proto::QuerySupplyOfRequest>(),
         QueryRoute::of::<proto::QueryDenomMetadataRequest>(),
         QueryRoute::of::<proto::QueryParamsRequest>(),
+        QueryRoute::of::<proto::QuerySendEnabledRequest>(),
     ],
     begin_block: no_hook,
     end_block: no_hook,

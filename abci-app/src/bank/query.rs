@@ -3,9 +3,9 @@
 use polylink_protocol::cosmos::cosmos::bank::v1beta1::{
     DenomUnit, Metadata, Params, QueryAllBalancesRequest, QueryAllBalancesResponse, QueryBalanceRequest,
     QueryBalanceResponse, QueryDenomMetadataRequest, QueryDenomMetadataResponse, QueryParamsRequest,
-    QueryParamsResponse, QuerySpendableBalanceByDenomRequest, QuerySpendableBalanceByDenomResponse,
-    QuerySpendableBalancesRequest, QuerySpendableBalancesResponse, QuerySupplyOfRequest, QuerySupplyOfResponse,
-    QueryTotalSupplyRequest, QueryTotalSupplyResponse,
+    QueryParamsResponse, QuerySendEnabledRequest, QuerySendEnabledResponse, QuerySpendableBalanceByDenomRequest,
+    QuerySpendableBalanceByDenomResponse, QuerySpendableBalancesRequest, QuerySpendableBalancesResponse,
+    QuerySupplyOfRequest, QuerySupplyOfResponse, QueryTotalSupplyRequest, QueryTotalSupplyResponse,
 };
 use polylink_protocol::cosmos::cosmos::base::{
     query::v1beta1::{PageRequest, PageResponse},
@@ -13,6 +13,7 @@ use polylink_protocol::cosmos::cosmos::base::{
 };
 use polylink_protocol::{Address, Amount, DENOM};
 
+use super::governed::{entries, params};
 use super::{BALANCE, SUPPLY, amount_of, balance_of, is_denom, supply};
 use crate::chain::last_time;
 use crate::error::QueryError;
@@ -137,7 +138,24 @@ impl Answer for QueryDenomMetadataRequest {
 impl Answer for QueryParamsRequest {
     type Response = QueryParamsResponse;
 
-    fn answer(&self, _: &QueryContext, _: &dyn StateRead) -> Result<QueryParamsResponse, QueryError> {
-        Ok(QueryParamsResponse { params: Some(Params { default_send_enabled: true, ..Default::default() }) })
+    /// What is said of single coins has a query of its own.
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<QueryParamsResponse, QueryError> {
+        let default_send_enabled = params(state).default_send_enabled;
+        Ok(QueryParamsResponse { params: Some(Params { default_send_enabled, ..Default::default() }) })
+    }
+}
+
+impl Answer for QuerySendEnabledRequest {
+    type Response = QuerySendEnabledResponse;
+
+    /// What is said of these coins, or of all that something else than the default is said of: there are few, so that one
+    /// page has them.
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<QuerySendEnabledResponse, QueryError> {
+        let params = params(state);
+        let asked = |denom: &str| self.denoms.is_empty() || self.denoms.iter().any(|asked| asked == denom);
+        let send_enabled: Vec<_> = entries(&params).iter().filter(|entry| asked(&entry.denom)).cloned().collect();
+        let total = send_enabled.len() as u64;
+        let pagination = self.denoms.is_empty().then(|| PageResponse { next_key: Vec::new(), total });
+        Ok(QuerySendEnabledResponse { send_enabled, pagination })
     }
 }

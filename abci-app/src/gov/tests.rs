@@ -1,6 +1,7 @@
 //! Tests of governance on a running chain. Random sequences against a model are in [`random`].
 
 mod random;
+mod rules;
 
 use polylink_protocol::cosmos::Any;
 use polylink_protocol::cosmos::cosmos::bank::v1beta1::MsgSend;

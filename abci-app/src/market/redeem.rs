@@ -14,7 +14,6 @@ use super::{keys, models, params, sessions, workers};
 use crate::bank::{self, Pool};
 use crate::context::Context;
 use crate::error::TxError;
-use crate::gas::COSTS;
 use crate::modules::Handle;
 use crate::store::StateWrite;
 
@@ -83,7 +82,7 @@ pub(super) fn redeem(
     let mut session = sessions::known(state, id)?;
     let voucher = body(signed)?;
     let amount = check_voucher(&ctx.chain_id, ctx.epoch, &params, &session, voucher)?;
-    ctx.charge(COSTS.proof)?;
+    ctx.charge_proofs(1)?;
     verify_voucher(signed, &session.spend_key).map_err(|error| MarketError::VoucherSignature(error.to_string()))?;
 
     let increase = amount.saturating_sub(uplk(&session.redeemed));

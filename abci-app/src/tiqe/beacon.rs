@@ -11,7 +11,6 @@ use super::error::TiqeError;
 use super::{judges, keys, round};
 use crate::context::Context;
 use crate::error::TxError;
-use crate::gas::COSTS;
 use crate::market::POT_RETENTION_EPOCHS;
 use crate::market::models;
 use crate::market::schedule::Window;
@@ -73,7 +72,7 @@ impl Handle for MsgSubmitBeacon {
         if state.contains(&key) {
             return Err(TiqeError::Twice("beacon proof").into());
         }
-        ctx.charge(COSTS.proof.saturating_mul(2))?;
+        ctx.charge_proofs(2)?;
         let previous = before(state, &ctx.chain_id, &profile, self.epoch);
         let input = vrf_input(&ctx.chain_id, &previous, self.epoch, &profile);
         let output =

@@ -3,6 +3,9 @@
 //! The chain runs on one layer of the state: a failure anywhere in it charges nothing and changes nothing. When it
 //! succeeds, the fee is paid, the keys are known and the sequences have risen, whatever the messages do then.
 
+use std::sync::Arc;
+
+use polylink_protocol::cosmos::cosmos::auth::v1beta1::Params;
 use polylink_protocol::keys::verify_secp256k1;
 use polylink_protocol::{Address, Amount, DENOM};
 
@@ -13,7 +16,6 @@ use crate::bank::{Pool, balance, transfer};
 use crate::context::Context;
 use crate::error::TxError;
 use crate::feegrant;
-use crate::gas::COSTS;
 use crate::store::StateWrite;
 
 /// Runs the chain. `ctx` is the transaction's own, with its gas limit.
@@ -24,18 +26,35 @@ pub fn run(ctx: &mut Context, state: &mut dyn StateWrite, tx: &Tx, mode: Mode) -
     if tx.timeout_height > 0 && ctx.height > tx.timeout_height {
         return Err(TxError::TimeoutHeight { height: ctx.height, timeout: tx.timeout_height });
     }
+    let rules = Arc::clone(&ctx.rules);
+    check_sizes(tx, &rules.auth)?;
     // A simulation has empty signatures where the transaction will have 64 bytes.
     let parts = tx.signers.iter().flat_map(|signer| signer.signature.parts());
     let unsigned = parts.filter(|(_, bytes)| bytes.is_empty()).count();
-    ctx.charge(COSTS.tx_byte * (tx.len + 64 * unsigned) as u64)?;
+    ctx.charge(rules.auth.tx_size_cost_per_byte * (tx.len + 64 * unsigned) as u64)?;
     pay_fee(ctx, state, tx, mode)?;
     for (index, signer) in tx.signers.iter().enumerate() {
-        ctx.charge(COSTS.signature * signer.signature.parts().len() as u64)?;
+        ctx.charge(rules.auth.sig_verify_cost_secp256k1 * signer.signature.parts().len() as u64)?;
         authorize(ctx, state, tx, signer, mode)?;
         if index == 0 {
             // Later signers are events of their messages.
             ctx.emit("message", [("sender", signer.address.account())]);
         }
+    }
+    Ok(())
+}
+
+/// What governance allows of memo and signatures, where that is less than the decoder takes.
+fn check_sizes(tx: &Tx, rules: &Params) -> Result<(), TxError> {
+    let max = usize::try_from(rules.max_memo_characters).unwrap_or(usize::MAX);
+    // A byte is a character at most.
+    if tx.memo.len() > max && tx.memo.chars().count() > max {
+        return Err(TxError::MemoTooLarge { len: tx.memo.chars().count(), max });
+    }
+    let signatures: usize = tx.signers.iter().map(|signer| signer.signature.parts().len()).sum();
+    if signatures as u64 > rules.tx_sig_limit {
+        let limit = rules.tx_sig_limit;
+        return Err(TxError::TooManySignatures(format!("signatures: {signatures}, limit: {limit}")));
     }
     Ok(())
 }

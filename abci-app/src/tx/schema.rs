@@ -333,7 +333,7 @@ mod tests {
         check_named::<M>(&M::full_name())
     }
 
-    fn check_named<M: Message + Default>(name: &str) -> String {
+    pub(super) fn check_named<M: Message + Default>(name: &str) -> String {
         let fields = of(name).unwrap_or_else(|| panic!("{name} has no schema"));
         for number in 1..2_100 {
             assert_eq!(fields.iter().any(|field| field.number == number), knows::<M>(number), "{name}: field {number}");

@@ -146,12 +146,7 @@ fn refusals() -> Vec<(&'static str, Vec<u8>, u32, &'static str)> {
         ("unknown field of a coin", with(vec![unknown_in_coin]), 2, "Coin has no field 7"),
         ("no message", with(vec![]), 18, "0 messages"),
         ("too many messages", with(vec![send(1, 2, 5); super::MESSAGES_MAX + 1]), 18, "65 messages"),
-        (
-            "message not built",
-            with(vec![url("/cosmos.bank.v1beta1.MsgUpdateParams")]),
-            6,
-            "not built yet: /cosmos.bank",
-        ),
+        ("message not built", with(vec![url("/cosmos.authz.v1beta1.MsgGrant")]), 6, "not built yet: /cosmos.authz"),
         ("message of another module", with(vec![url("/cosmos.group.v1.MsgVote")]), 6, "not built yet"),
         ("unknown message", with(vec![url("/foo.Bar")]), 6, "unknown message type /foo.Bar"),
         ("extension option", alter(&|p| p.body.extension_options = vec![url("/x.Y")]), 31, "/x.Y"),

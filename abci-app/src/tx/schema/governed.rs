@@ -12,6 +12,9 @@ const GOV_PARAMS: &str = "cosmos.gov.v1.Params";
 const STAKING_PARAMS: &str = "cosmos.staking.v1beta1.Params";
 const DISTRIBUTION_PARAMS: &str = "cosmos.distribution.v1beta1.Params";
 const SLASHING_PARAMS: &str = "cosmos.slashing.v1beta1.Params";
+const AUTH_PARAMS: &str = "cosmos.auth.v1beta1.Params";
+const BANK_PARAMS: &str = "cosmos.bank.v1beta1.Params";
+const SEND_ENABLED: &str = "cosmos.bank.v1beta1.SendEnabled";
 const MINT_PARAMS: &str = "cosmos.mint.v1beta1.Params";
 
 /// As [`COSMOS`](super::COSMOS).
@@ -146,6 +149,45 @@ pub const GOVERNED: &[(&str, &[Field])] = &[
             f(6, "blocks_per_year", Kind::Long),
         ],
     ),
+    ("cosmos.auth.v1beta1.MsgUpdateParams", &[AUTHORITY, params(AUTH_PARAMS)]),
+    (
+        AUTH_PARAMS,
+        &[
+            f(1, "max_memo_characters", Kind::Long),
+            f(2, "tx_sig_limit", Kind::Long),
+            f(3, "tx_size_cost_per_byte", Kind::Long),
+            f(4, "sig_verify_cost_ed25519", Kind::Long),
+            f(5, "sig_verify_cost_secp256k1", Kind::Long),
+        ],
+    ),
+    ("cosmos.bank.v1beta1.MsgUpdateParams", &[AUTHORITY, params(BANK_PARAMS)]),
+    (BANK_PARAMS, &[many(1, "send_enabled", m(SEND_ENABLED)), f(2, "default_send_enabled", Kind::Bool)]),
+    (SEND_ENABLED, &[f(1, "denom", Kind::Text), f(2, "enabled", Kind::Bool)]),
+    (
+        "cosmos.bank.v1beta1.MsgSetSendEnabled",
+        &[AUTHORITY, many(2, "send_enabled", m(SEND_ENABLED)), many(3, "use_default_for", Kind::Text)],
+    ),
+    (
+        "cosmos.consensus.v1.MsgUpdateParams",
+        &[
+            AUTHORITY,
+            f(2, "block", m("tendermint.types.BlockParams")),
+            f(3, "evidence", m("tendermint.types.EvidenceParams")),
+            f(4, "validator", m("tendermint.types.ValidatorParams")),
+            f(5, "abci", m("tendermint.types.AbciParams")),
+        ],
+    ),
+    ("tendermint.types.BlockParams", &[f(1, "max_bytes", Kind::Long), f(2, "max_gas", Kind::Long)]),
+    (
+        "tendermint.types.EvidenceParams",
+        &[
+            f(1, "max_age_num_blocks", Kind::Long),
+            keep(f(2, "max_age_duration", m(DURATION))),
+            f(3, "max_bytes", Kind::Long),
+        ],
+    ),
+    ("tendermint.types.ValidatorParams", &[many(1, "pub_key_types", Kind::Text)]),
+    ("tendermint.types.AbciParams", &[f(1, "vote_extensions_enable_height", Kind::Long)]),
     ("cosmos.upgrade.v1beta1.MsgSoftwareUpgrade", &[AUTHORITY, keep(f(2, "plan", m("cosmos.upgrade.v1beta1.Plan")))]),
     ("cosmos.upgrade.v1beta1.MsgCancelUpgrade", &[AUTHORITY]),
     (
@@ -186,9 +228,10 @@ pub const GOVERNED: &[(&str, &[Field])] = &[
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::check;
+    use super::super::tests::{check, check_named};
     use super::GOVERNED;
     use polylink_protocol::cosmos::cosmos as sdk;
+    use polylink_protocol::cosmos::tendermint::types;
 
     #[test]
     fn the_table_agrees_with_the_generated_types() {
@@ -225,6 +268,17 @@ mod tests {
             check::<sdk::vesting::v1beta1::MsgCreatePermanentLockedAccount>(),
             check::<sdk::vesting::v1beta1::MsgCreatePeriodicVestingAccount>(),
             check::<sdk::vesting::v1beta1::Period>(),
+            check::<sdk::auth::v1beta1::MsgUpdateParams>(),
+            check::<sdk::auth::v1beta1::Params>(),
+            check::<sdk::bank::v1beta1::MsgUpdateParams>(),
+            check::<sdk::bank::v1beta1::Params>(),
+            check::<sdk::bank::v1beta1::SendEnabled>(),
+            check::<sdk::bank::v1beta1::MsgSetSendEnabled>(),
+            check::<crate::consensus::proto::MsgUpdateParams>(),
+            check_named::<types::BlockParams>("tendermint.types.BlockParams"),
+            check_named::<types::EvidenceParams>("tendermint.types.EvidenceParams"),
+            check_named::<types::ValidatorParams>("tendermint.types.ValidatorParams"),
+            check_named::<types::AbciParams>("tendermint.types.AbciParams"),
         ];
         for (name, _) in GOVERNED {
             assert!(checked.iter().any(|checked| checked == name), "{name} is not checked");
