@@ -20,7 +20,6 @@ use super::{bonds, keys, models, params, sessions, workers};
 use crate::bank::{self, Pool};
 use crate::context::Context;
 use crate::error::TxError;
-use crate::gas::COSTS;
 use crate::modules::Handle;
 use crate::store::{StateRead, StateWrite};
 
@@ -99,7 +98,7 @@ impl Handle for MsgReportOmitted {
         if state.contains(&once) {
             return Err(refused("the receipt was reported before").into());
         }
-        ctx.charge(COSTS.proof)?;
+        ctx.charge_proofs(1)?;
         verify_receipt(signed, &pot.receipt_key).map_err(|error| refused(error.to_string()))?;
 
         let deposit = uplk(&params.report_deposit);
@@ -191,7 +190,7 @@ impl Handle for MsgShowReceipt {
             let reason = format!("it could be until epoch {}", report.deadline_epoch);
             return Err(MarketError::NotShown(reason).into());
         }
-        ctx.charge(COSTS.proof)?;
+        ctx.charge_proofs(1)?;
         check_shown(state, &report, self)?;
         close(state, &report)?;
         bank::transfer(ctx, state, Pool::MarketEscrow, operator, uplk(&report.deposit))?;
