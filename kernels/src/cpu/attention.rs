@@ -4,16 +4,18 @@
 // Iterators over arrays of registers, and closures, are compiled apart from the function that has the instructions.
 #![allow(clippy::needless_range_loop)]
 
+mod compiled;
+
 use polylink_protocol::exact_math::soft_cap;
 
 use super::cache::{BLOCK_TOKENS, Element, part_number, part_words};
-use super::isa::{InstructionSet, multiversioned};
 use super::lanes::{Lanes, WIDTH};
-use super::pool::SharedSlice;
 use super::softmax::{Fold, softmax_tile};
-use crate::backend::{KvDtype, KvSpec};
+use crate::backend::KvSpec;
 use crate::plan::HEAD_DIM_MAX;
 use crate::reference::ATTENTION_TILE;
+
+pub(crate) use compiled::attend;
 
 /// Query heads of consecutive rows of one sequence that read one KV head.
 pub(crate) struct Queries<'a> {
@@ -427,92 +429,3 @@ impl Queries<'_> {
         }
     }
 }
-
-#[inline(always)]
-unsafe fn attend_all<L: Lanes, E: Element>(
-    queries: &Queries<'_>,
-    scratch: &mut Scratch,
-    output: &SharedSlice<'_, f32>,
-    offset: usize,
-    stride: usize,
-) {
-    let (dim, group) = (queries.kv.head_dim, queries.group);
-    let count = queries.rows * group;
-    // SAFETY (below): as the caller's; each query writes its own head of its own row.
-    let mut to = |index: usize| {
-        let at = offset + index / group * stride + index % group * dim;
-        unsafe { output.part(at, dim) }.as_mut_ptr()
-    };
-    let mut first = 0;
-    while first < count {
-        // SAFETY: as the caller's.
-        unsafe {
-            first += match count - first {
-                SHARED.. => (queries.attend::<L, E, SHARED>(first, scratch, &mut to), SHARED).1,
-                2.. => (queries.attend::<L, E, 2>(first, scratch, &mut to), 2).1,
-                _ => (queries.attend::<L, E, 1>(first, scratch, &mut to), 1).1,
-            };
-        }
-    }
-}
-
-/// Attention of all query heads of a run of rows that read one KV head. Row r's part of `output` starts at
-/// `offset + r × stride` with the group's first head.
-///
-/// # Safety
-/// The machine has `set`; no other worker writes these rows' heads.
-pub(crate) unsafe fn attend(
-    set: InstructionSet,
-    queries: &Queries<'_>,
-    scratch: &mut Scratch,
-    output: &SharedSlice<'_, f32>,
-    (offset, stride): (usize, usize),
-) {
-    // SAFETY: as the caller's.
-    unsafe {
-        match queries.kv.dtype {
-            KvDtype::F32 => over_f32::attend(set, queries, scratch, output, offset, stride),
-            KvDtype::Bf16 => over_bf16::attend(set, queries, scratch, output, offset, stride),
-            KvDtype::Int8 => over_int8::attend(set, queries, scratch, output, offset, stride),
-        }
-    }
-}
-
-/// A function for each: the compiler gives up on keeping sums in registers where one has them all.
-macro_rules! over {
-    ($name:ident, $element:ty) => {
-        mod $name {
-            use super::*;
-
-            #[inline(always)]
-            unsafe fn body<L: Lanes>(
-                queries: &Queries<'_>,
-                scratch: &mut Scratch,
-                output: &SharedSlice<'_, f32>,
-                offset: usize,
-                stride: usize,
-            ) {
-                // SAFETY: as the caller's.
-                unsafe { attend_all::<L, $element>(queries, scratch, output, offset, stride) }
-            }
-
-            multiversioned! {
-                /// [`super::attend`] over a cache of this type.
-                ///
-                /// # Safety
-                /// As there.
-                pub(super) unsafe fn attend(
-                    queries: &Queries<'_>,
-                    scratch: &mut Scratch,
-                    output: &SharedSlice<'_, f32>,
-                    offset: usize,
-                    stride: usize,
-                ) = body
-            }
-        }
-    };
-}
-
-over!(over_f32, f32);
-over!(over_bf16, u16);
-over!(over_int8, i8);
