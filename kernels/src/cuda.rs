@@ -1,11 +1,13 @@
-//! CUDA, for now only a probe: is there a driver, and which devices does it show?
+//! CUDA: the same program, recorded in graphs; for the exact profiles the same bits.
 //!
-//! Built by the feature `cuda`, which needs no toolkit: `cudarc` looks the driver's library up when the program runs, so
-//! that one binary starts everywhere. A machine without a driver gets an answer that says so, never a panic.
-//! The backend itself (the same program in a captured graph, the same bits for the exact profiles) is not built yet.
+//! Built by the feature `cuda`: `cudarc` looks the driver's library up when the program runs, so that one binary starts
+//! everywhere. A machine without a driver gets an answer that says so, never a panic.
 #![allow(unsafe_code)] // calls into the driver
 
 use cudarc::driver::{result, sys};
+
+#[allow(dead_code)] // the backend that uses all of it comes with its kernels
+pub(crate) mod driver;
 
 /// A device that the driver shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +33,11 @@ pub enum CudaUnavailable {
     /// The driver is there and refuses.
     #[error("the CUDA driver does not work, falling back to CPU: {0} (check that `nvidia-smi` lists a device)")]
     Driver(String),
+    /// This program holds no kernels.
+    #[error(
+        "this program was built without nvcc and holds no CUDA kernels, falling back to CPU (build it by `make cuda`)"
+    )]
+    NoKernels,
 }
 
 impl From<result::DriverError> for CudaUnavailable {
