@@ -1,0 +1,49 @@
+// Activations as integers (docs/numerics.md, rule 3): per block of 32, or per key or value of a head, one scale.
+//
+// s = largest magnitude ÷ 127, q = round(x ÷ s), ties to even; s subnormal or 0: s = q = 0. Inputs are finite.
+#pragma once
+
+#include "common.cuh"
+
+namespace polylink {
+
+constexpr uint32_t QUANT_BLOCK = 32;  // values per scale
+
+// Nearest integer, ties to even, of |x| < 2²²: the addition rounds.
+__device__ __forceinline__ int round_to_integer(float x) {
+    const float shift = 12582912.0f;
+    return (int)(to_bits(__fadd_rn(x, shift)) - to_bits(shift));
+}
+
+// The scale of values whose largest magnitude is this; 0 if all integers are to be 0.
+__device__ __forceinline__ float quantise_scale(float largest) {
+    float scale = __fdiv_rn(largest, 127.0f);
+    return scale < 1.17549435e-38f ? 0.0f : scale;
+}
+
+// One value under a scale of quantise_scale: −127 … 127.
+__device__ __forceinline__ int quantise_value(float x, float scale) {
+    return scale == 0.0f ? 0 : round_to_integer(__fdiv_rn(x, scale));
+}
+
+// Four neighbouring values under one scale, the first in the lowest byte.
+__device__ __forceinline__ uint32_t quantise_four(float4 x, float scale) {
+    return ((uint32_t)quantise_value(x.x, scale) & 0xffu) | ((uint32_t)quantise_value(x.y, scale) & 0xffu) << 8 |
+           ((uint32_t)quantise_value(x.z, scale) & 0xffu) << 16 | (uint32_t)quantise_value(x.w, scale) << 24;
+}
+
+__device__ __forceinline__ float magnitude_of_four(float4 x) {
+    return fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(x.z), fabsf(x.w)));
+}
+
+// The largest of the values of `width` neighbouring lanes (a power of two, at most 32), in all of them. The whole warp calls.
+template <int width>
+__device__ __forceinline__ float largest_of_lanes(float value) {
+#pragma unroll
+    for (int apart = width / 2; apart > 0; apart /= 2) {
+        value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, apart));
+    }
+    return value;
+}
+
+}  // namespace polylink
