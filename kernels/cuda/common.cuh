@@ -50,7 +50,7 @@ __host__ __device__ __forceinline__ uint64_t weight_tile_offset(uint32_t n, uint
 enum class RowForm : uint32_t {
     F32 = 0,        // [rows][width] f32
     Bf16Tiled = 1,  // tiled_offset; nearest even
-    Q8 = 2,         // [rows][width] i8 and [rows][width / 32] f32 scales (rule 3)
+    Q8 = 2,         // i8 integers and f32 scales per 32 (rule 3), rows padded: q8_pitch in quantise.cuh
 };
 
 __device__ __forceinline__ float from_bits(uint32_t bits) { return __uint_as_float(bits); }

@@ -9,6 +9,12 @@ namespace polylink {
 
 constexpr uint32_t QUANT_BLOCK = 32;  // values per scale
 
+// RowForm::Q8: integers i8 [rows][q8_pitch(width)], scales f32 [rows][q8_pitch(width) / 32]. The pitch is a multiple of 256
+// values, so that 256 integers and their eight scales of a row are whole 16-byte pieces for the products, which read them by
+// groups of 256; what lies beyond the width is never used and need not be written (it must be memory, no more). Products
+// find the sums of a block's integers by themselves.
+__host__ __device__ __forceinline__ uint32_t q8_pitch(uint32_t width) { return (width + 255u) / 256u * 256u; }
+
 // Nearest integer, ties to even, of |x| < 2²²: the addition rounds.
 __device__ __forceinline__ int round_to_integer(float x) {
     const float shift = 12582912.0f;
