@@ -1,0 +1,33 @@
+// Where keys and values of bf16 lie: one layout for the exact attention and for that of the tensor cores.
+//
+// The cache is [block][layer][part][head][token][dim] of 16-bit values; a block holds 32 positions of a sequence, part 0 are
+// the keys and part 1 the values, heads are those held by this device. So what a (block, layer, part, head) holds is one
+// stretch of 32 × head_dim values, plain: token by token, and its values in order. Position p of a sequence is token p % 32 of
+// block table[p / 32]. What was never written may hold anything, NaN too.
+#pragma once
+
+#include <cstdint>
+
+namespace polylink {
+
+constexpr uint32_t KV_BLOCK_TOKENS = 32;
+
+struct KvShape {
+    uint32_t layers;
+    uint32_t heads;
+    uint32_t head_dim;
+};
+
+// First value of the (block, layer, part, head), counted in values of the cache.
+__host__ __device__ __forceinline__ uint64_t kv_start(const KvShape& shape, uint32_t block, uint32_t layer, uint32_t part,
+                                                      uint32_t head) {
+    return ((((uint64_t)block * shape.layers + layer) * 2 + part) * shape.heads + head) * KV_BLOCK_TOKENS * shape.head_dim;
+}
+
+// Value (token of the block, dim) of it.
+__host__ __device__ __forceinline__ uint64_t kv_value(const KvShape& shape, uint32_t block, uint32_t layer, uint32_t part,
+                                                      uint32_t head, uint32_t token, uint32_t dim) {
+    return kv_start(shape, block, layer, part, head) + (uint64_t)token * shape.head_dim + dim;
+}
+
+}  // namespace polylink
