@@ -43,16 +43,21 @@ impl DeviceBuffer {
     /// Writes values, after everything that was launched, and waits until they are there.
     pub fn write<T: Copy>(&self, at_byte: usize, values: &[T]) -> Result<()> {
         self.check::<T>(at_byte, values.len())?;
-        // SAFETY: within the buffer, checked; the call returns when the source is no longer needed.
-        unsafe { result::memcpy_htod_sync(self.ptr + at_byte as u64, values) }.map_err(failed("copy"))
+        // SAFETY: within the buffer, checked; the source lives until the copy is complete.
+        unsafe { result::memcpy_htod_async(self.ptr + at_byte as u64, values, self.device.stream) }
+            .map_err(failed("copy"))?;
+        // Over the device's own stream: one that does not block is not ordered with the default stream.
+        self.device.synchronize()
     }
 
     /// Reads values, after everything that was launched.
     pub fn read<T: Copy + Default>(&self, at_byte: usize, count: usize) -> Result<Vec<T>> {
         self.check::<T>(at_byte, count)?;
         let mut values = vec![T::default(); count];
-        // SAFETY: within the buffer, checked; any bits are a `T` of plain numbers.
-        unsafe { result::memcpy_dtoh_sync(&mut values, self.ptr + at_byte as u64) }.map_err(failed("copy"))?;
+        // SAFETY: within the buffer, checked; any bits are a `T` of plain numbers; waited for before anyone looks.
+        unsafe { result::memcpy_dtoh_async(&mut values, self.ptr + at_byte as u64, self.device.stream) }
+            .map_err(failed("copy"))?;
+        self.device.synchronize()?;
         Ok(values)
     }
 
@@ -60,7 +65,7 @@ impl DeviceBuffer {
     pub fn fill(&self, byte: u8) -> Result<()> {
         self.check::<u8>(0, self.bytes)?;
         // SAFETY: within the buffer.
-        unsafe { result::memset_d8_sync(self.ptr, byte, self.bytes) }.map_err(failed("fill"))?;
+        unsafe { result::memset_d8_async(self.ptr, byte, self.bytes, self.device.stream) }.map_err(failed("fill"))?;
         self.device.synchronize()
     }
 }
