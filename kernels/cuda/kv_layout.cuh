@@ -1,9 +1,12 @@
-// Where keys and values of bf16 lie: one layout for the exact attention and for that of the tensor cores.
+// Where keys and values lie: one layout for the exact attention and for that of the tensor cores.
 //
-// The cache is [block][layer][part][head][token][dim] of 16-bit values; a block holds 32 positions of a sequence, part 0 are
+// Of bf16 the cache is [block][layer][part][head][token][dim] of 16-bit values; a block holds 32 positions of a sequence, part 0 are
 // the keys and part 1 the values, heads are those held by this device. So what a (block, layer, part, head) holds is one
 // stretch of 32 × head_dim values, plain: token by token, and its values in order. Position p of a sequence is token p % 32 of
 // block table[p / 32]. What was never written may hold anything, NaN too.
+//
+// Of f32 it is the same in 32-bit values. Of 8-bit integers a (block, layer, part, head) is [32 tokens][head_dim] i8, then
+// [32] f32 scales: kv_int8_start.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +31,18 @@ __host__ __device__ __forceinline__ uint64_t kv_start(const KvShape& shape, uint
 __host__ __device__ __forceinline__ uint64_t kv_value(const KvShape& shape, uint32_t block, uint32_t layer, uint32_t part,
                                                       uint32_t head, uint32_t token, uint32_t dim) {
     return kv_start(shape, block, layer, part, head) + (uint64_t)token * shape.head_dim + dim;
+}
+
+// Bytes of what a (block, layer, part, head) of 8-bit integers holds: the integers, then the tokens' scales.
+__host__ __device__ __forceinline__ uint64_t kv_int8_bytes(const KvShape& shape) {
+    return (uint64_t)KV_BLOCK_TOKENS * (shape.head_dim + 4);
+}
+
+// First byte of the (block, layer, part, head) in a cache of 8-bit integers. Integer (token, dim) lies at + token × head_dim +
+// dim, the token's scale at + 32 × head_dim + 4 × token.
+__host__ __device__ __forceinline__ uint64_t kv_int8_start(const KvShape& shape, uint32_t block, uint32_t layer,
+                                                           uint32_t part, uint32_t head) {
+    return ((((uint64_t)block * shape.layers + layer) * 2 + part) * shape.heads + head) * kv_int8_bytes(shape);
 }
 
 }  // namespace polylink
