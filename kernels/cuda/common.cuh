@@ -16,7 +16,11 @@ struct StepCounts {
     uint32_t attention_items;   // by the attention's planner
     uint32_t attention_merges;
     uint32_t sample_rows;
-    uint32_t spare[2];
+    // Of products with grid.z = g groups (a mixture of experts): group z takes counts[z] in place of counts[0], so that its rows
+    // are first_row … first_row + rows of the input and of the output, and its weight begins matrix × the bytes of one matrix
+    // after the first. first_row is a multiple of 8 (the swizzle's period), and rows may be 0. Elsewhere both are 0.
+    uint32_t first_row;
+    uint32_t matrix;
 };
 
 // Waits until all earlier kernels of the step are complete and their writes visible. Before it a kernel may only read what
