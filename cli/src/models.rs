@@ -42,6 +42,9 @@ pub enum Dtype {
     Bf16,
     /// As bf16, in the order of AMX tiles: fast on processors that have them; a profile of its own, judged by margins
     AmxBf16,
+    /// On the tensor cores of a GPU (`--backend cuda`); a profile of its own, judged by margins
+    #[value(name = "sm90-bf16")]
+    Sm90Bf16,
 }
 
 /// What keys and values are kept in.
@@ -80,12 +83,13 @@ impl PrecisionArgs {
             (Quantize::None, Dtype::F32) => Precision::F32,
             (Quantize::None, Dtype::Bf16) => Precision::Bf16,
             (Quantize::None, Dtype::AmxBf16) => Precision::AmxBf16,
+            (Quantize::None, Dtype::Sm90Bf16) => Precision::TensorBf16,
             (Quantize::Q8_0, Dtype::F32) => Precision::Q8_0,
             (Quantize::Q4_0, Dtype::F32) => Precision::Q4_0,
             (Quantize::Q4K, Dtype::F32) => Precision::Q4K,
             (Quantize::Q5K, Dtype::F32) => Precision::Q5K,
             (Quantize::Q6K, Dtype::F32) => Precision::Q6K,
-            (_, Dtype::Bf16 | Dtype::AmxBf16) => {
+            (_, Dtype::Bf16 | Dtype::AmxBf16 | Dtype::Sm90Bf16) => {
                 let reason = "quantised weights are computed in exact integers: leave out --dtype or --quantize";
                 return Err(CliError::value("dtype", reason));
             }
@@ -140,6 +144,7 @@ pub fn profile_id(folder: &Path, computation: impl Into<Computation>) -> String 
         Precision::F32 => String::new(),
         Precision::Bf16 => "-bf16".into(),
         Precision::AmxBf16 => "-amx-bf16".into(),
+        Precision::TensorBf16 => "-sm90-bf16".into(),
         quantised => format!("-{}", quantised.weight_quantization()),
     };
     let cache = match kv_dtype {

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polylink_inference_server::engine::{Engine, EngineConfig, EngineHandle, KvCacheSize, Speculation, SplitConfig};
+use polylink_inference_server::engine::{
+    BackendKind, Engine, EngineConfig, EngineHandle, KvCacheSize, Speculation, SplitConfig,
+};
 use polylink_inference_server::http::local::{LocalAnswerer, TextModel};
 use polylink_inference_server::http::metrics::HttpMetrics;
 use polylink_inference_server::http::{FrontLimits, router, server};
@@ -97,9 +99,12 @@ pub struct ServeArgs {
     /// Answers that may wait; more get 429
     #[arg(long, default_value_t = 256)]
     max_waiting: usize,
-    /// Memory of the KV cache in MiB
-    #[arg(long, default_value_t = 256)]
-    kv_cache_mib: usize,
+    /// Memory of the KV cache in MiB [default: what a GPU has free; 256 on a CPU]
+    #[arg(long)]
+    kv_cache_mib: Option<usize>,
+    /// What computes
+    #[arg(long, value_enum, env = "POLYLINK_BACKEND", default_value = "auto")]
+    backend: Device,
     /// Guess tokens ahead; answers are the same, in fewer steps where guesses are right
     #[arg(long, value_enum, default_value = "off")]
     speculation: Guessing,
@@ -129,6 +134,29 @@ pub struct ServeArgs {
     dishonestly_claim: Option<String>,
     #[command(flatten)]
     rpc: RpcArgs,
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Device {
+    /// A GPU if this program has its kernels and the machine a driver, else the CPU
+    #[default]
+    Auto,
+    /// The CPU
+    Cpu,
+    /// The first NVIDIA GPU
+    Cuda,
+}
+
+impl Device {
+    fn kind(self) -> BackendKind {
+        match self {
+            // A program without kernels has nothing to say about their absence.
+            Device::Auto if cfg!(feature = "cuda") => BackendKind::Auto,
+            Device::Auto | Device::Cpu => BackendKind::Cpu,
+            Device::Cuda => BackendKind::Cuda,
+        }
+    }
 }
 
 /// How tokens are guessed ahead without a model.
@@ -172,7 +200,8 @@ fn engine(args: &ServeArgs, model: LoadedModel) -> Result<EngineHandle, CliError
         token_budget: args.token_budget,
         max_running: args.max_running,
         max_waiting: args.max_waiting,
-        kv_cache: KvCacheSize::Bytes(args.kv_cache_mib << 20),
+        kv_cache: args.kv_cache_mib.map_or(KvCacheSize::Free, |mib| KvCacheSize::Bytes(mib << 20)),
+        backend: args.backend.kind(),
         threads: args.threads,
         speculation: speculation(args)?,
         split,
@@ -274,7 +303,7 @@ async fn join(args: &ServeArgs, model: LoadedModel) -> Result<(), CliError> {
         listen: args.listen,
         secret: args.split_secret.clone(),
         threads: args.threads,
-        backend: polylink_inference_server::engine::BackendKind::default(),
+        backend: args.backend.kind(),
     };
     println!("waits for a leader on {}", args.listen);
     let peer = tokio::task::spawn_blocking(move || run_peer(config, model));

@@ -178,6 +178,9 @@ pub enum WeightForm {
     Bf16,
     /// As [`WeightForm::Bf16`], in the order of AMX tiles: numerics `amx-bf16`.
     AmxBf16,
+    /// A matrix of bf16 for the tensor cores of a GPU: numerics `sm90-bf16`, not exact. A CPU, which has none, computes it as
+    /// [`WeightForm::Bf16`]: other bits, near enough for a judge's margins.
+    TensorBf16,
     /// A matrix of 8-bit integers, one f16 scale per 32 inputs; quantised here unless given so; exact int8.
     Q8_0,
     /// A matrix of 4-bit integers, one f16 scale per 32 inputs; exact int8.
@@ -286,6 +289,12 @@ pub trait Backend: Send {
     /// Block size and bytes for a cache of this shape: what the pool needs to know to count blocks.
     fn kv_layout(&self, spec: &KvSpec) -> KvLayout;
 
+    /// Bytes of KV cache that there is room for beside what [`Backend::build`] takes for this program, less a reserve
+    /// (`limits.kv_blocks` is not looked at); `None`: the device shares its memory, and somebody else must decide.
+    fn cache_room(&self, _program: &Program, _limits: &Limits) -> Option<usize> {
+        None
+    }
+
     /// Checks the program against the weights, allocates the arena, and takes the collective (use
     /// [`crate::Solo`] on one device). Called once, after all `prepare`.
     ///
@@ -293,7 +302,8 @@ pub trait Backend: Send {
     /// [`BackendError::Program`] if the program is inconsistent, [`BackendError::Memory`] if the arena is too large.
     fn build(&mut self, program: Program, limits: Limits, collective: Box<dyn Collective>) -> Result<(), BackendError>;
 
-    /// Starts a step. On the CPU it is synchronous: the result is there when the call returns.
+    /// Starts a step. On the CPU it is synchronous: the result is there when the call returns. A forward step needs that
+    /// all before it were waited for; a sample step may follow a forward step that was not.
     ///
     /// # Errors
     /// [`BackendError::Step`] if the step is inconsistent or beyond the limits: nothing was computed. After
@@ -350,6 +360,9 @@ pub enum BackendError {
     /// A peer device was lost in the middle of a step; its sequences must be failed or replayed.
     #[error("a peer device was lost: {0}")]
     Lost(#[from] CollectiveError),
+    /// The device failed in the middle of its work; the backend must be built anew.
+    #[error("{0}: the device must be opened again (is it lost, or out of memory?)")]
+    Device(String),
     /// A worker thread panicked; the backend must be built anew.
     #[error("a compute thread panicked in an earlier step: the backend must be restarted")]
     Poisoned,

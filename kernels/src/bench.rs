@@ -87,7 +87,7 @@ impl Kernel {
             Self::Product { form, sizes: (rows, outputs, inputs), .. } => {
                 let (unit, bits) = match form {
                     WeightForm::Float => (Unit::F32, 16.0), // kept as the bf16 of its file
-                    WeightForm::Bf16 | WeightForm::AmxBf16 => (Unit::Bf16, 16.0),
+                    WeightForm::Bf16 | WeightForm::AmxBf16 | WeightForm::TensorBf16 => (Unit::Bf16, 16.0),
                     WeightForm::Q8_0 => (Unit::Int8, 8.5),
                     WeightForm::Q4_0 | WeightForm::Q4K => (Unit::Int8, 4.5),
                     WeightForm::Q5K => (Unit::Int8, 5.5),

@@ -30,15 +30,12 @@ pub struct Executor<O: Operations> {
     broken: bool,
 }
 
-/// What a submitted step left to be collected by `wait`.
+/// What submitted steps left to be collected by `wait`.
 #[derive(Clone, Copy, Default)]
-enum Pending {
-    #[default]
-    Nothing,
-    Forward {
-        logits_out: bool,
-    },
-    Sample,
+struct Pending {
+    /// Its ticket, and whether it gives logits.
+    forward: Option<(Ticket, bool)>,
+    sample: Option<Ticket>,
 }
 
 struct Built {
@@ -122,7 +119,6 @@ impl<O: Operations> Executor<O> {
         for index in 0..built.program.ops.len() {
             run_op(&mut self.operations, &self.weights, built, index, step)?;
         }
-        built.pending = Pending::Forward { logits_out: step.logits_out };
         Ok(())
     }
 
@@ -159,7 +155,6 @@ impl<O: Operations> Executor<O> {
                 history.known = false;
             }
         }
-        built.pending = Pending::Sample;
         Ok(())
     }
 }
@@ -408,7 +403,7 @@ impl<O: Operations> Backend for Executor<O> {
             sketches: Vec::with_capacity(limits.wanted_rows),
             samples: Vec::with_capacity(limits.wanted_rows),
             next_ticket: 0,
-            pending: Pending::Nothing,
+            pending: Pending::default(),
             joined: (0..program.ops.len()).map(|index| joined(&program, index)).collect(),
             program,
             limits,
@@ -420,7 +415,9 @@ impl<O: Operations> Backend for Executor<O> {
         if self.broken {
             return Err(BackendError::Poisoned);
         }
-        if self.built.as_ref().is_some_and(|built| !matches!(built.pending, Pending::Nothing)) {
+        let Some(built) = &self.built else { return Err(not_built()) };
+        let Pending { forward, sample } = built.pending;
+        if sample.is_some() || forward.is_some() && matches!(step, Step::Forward(_)) {
             return Err(BackendError::Step("the step before was not waited for".into()));
         }
         let result = match step {
@@ -431,17 +428,20 @@ impl<O: Operations> Backend for Executor<O> {
         result?;
         let Some(built) = &mut self.built else { return Err(not_built()) };
         built.next_ticket += 1;
-        Ok(Ticket(built.next_ticket))
+        let ticket = Ticket(built.next_ticket);
+        match step {
+            Step::Forward(step) => built.pending.forward = Some((ticket, step.logits_out)),
+            Step::Sample(_) => built.pending.sample = Some(ticket),
+        }
+        Ok(ticket)
     }
 
     fn wait(&mut self, ticket: Ticket, output: &mut StepOutput) -> Result<(), BackendError> {
         let Some(built) = &mut self.built else { return Err(not_built()) };
-        if ticket.0 != built.next_ticket {
-            return Err(BackendError::Step(format!("ticket {} is not the oldest one under way", ticket.0)));
-        }
-        match std::mem::take(&mut built.pending) {
-            Pending::Nothing => return Err(BackendError::Step("this step was waited for already".into())),
-            Pending::Forward { logits_out } => {
+        let Pending { forward, sample } = &mut built.pending;
+        match (*forward, *sample) {
+            (Some((oldest, logits_out)), _) if oldest == ticket => {
+                *forward = None;
                 output.sketches.clear();
                 output.sketches.extend_from_slice(&built.sketches);
                 output.logits.clear();
@@ -450,10 +450,13 @@ impl<O: Operations> Backend for Executor<O> {
                     output.logits.extend_from_slice(&built.arena[logits]);
                 }
             }
-            Pending::Sample => {
+            (None, Some(oldest)) if oldest == ticket => {
+                *sample = None;
                 output.samples.clear();
                 output.samples.extend_from_slice(&built.samples);
             }
+            (None, None) => return Err(BackendError::Step("this step was waited for already".into())),
+            _ => return Err(BackendError::Step(format!("ticket {} is not the oldest one under way", ticket.0))),
         }
         Ok(())
     }

@@ -98,7 +98,7 @@ fn check(part: &Part<'_>, dimensions: usize) -> Result<(usize, usize), BackendEr
 }
 
 /// One row's columns as f32; blocks are expanded.
-fn read_row(tensor: &TensorView<'_>, k: usize, row: usize, columns: Range<usize>, out: &mut Vec<f32>) {
+pub(crate) fn read_row(tensor: &TensorView<'_>, k: usize, row: usize, columns: Range<usize>, out: &mut Vec<f32>) {
     out.clear();
     // A vector is checked to be of floats, or one row of whole blocks.
     let (block, size) = tensor.dtype.block();
@@ -158,8 +158,8 @@ pub(crate) fn vector(parts: &[Part<'_>]) -> Result<Vec<f32>, BackendError> {
     Ok(values)
 }
 
-/// A matrix from its parts.
-pub(crate) fn matrix(parts: &[Part<'_>], ranges: KRanges, form: WeightForm) -> Result<PlainMatrix, BackendError> {
+/// Checks the parts of a matrix against each other and against its ranges.
+fn check_parts(parts: &[Part<'_>], ranges: KRanges) -> Result<(usize, Range<usize>), BackendError> {
     let Some(first) = parts.first() else {
         return Err(BackendError::Tensor { name: "(none)".into(), reason: "a weight needs at least one part".into() });
     };
@@ -181,6 +181,22 @@ pub(crate) fn matrix(parts: &[Part<'_>], ranges: KRanges, form: WeightForm) -> R
         let reason = format!("columns {columns:?} do not lie on borders of K ranges of {} inputs", ranges.length);
         return Err(wrong(&first.tensor, reason));
     }
+    Ok((outputs, columns))
+}
+
+/// What a matrix of these parts is, whatever its form.
+#[cfg(feature = "cuda")]
+#[allow(dead_code)] // used by the backend that comes
+pub(crate) fn shape(parts: &[Part<'_>], ranges: KRanges) -> Result<MatrixShape, BackendError> {
+    let (outputs, columns) = check_parts(parts, ranges)?;
+    let inputs = columns.len();
+    Ok(MatrixShape { outputs, inputs, range_length: ranges.length.min(inputs), planes: ranges.planes(&columns) })
+}
+
+/// A matrix from its parts.
+pub(crate) fn matrix(parts: &[Part<'_>], ranges: KRanges, form: WeightForm) -> Result<PlainMatrix, BackendError> {
+    let (outputs, columns) = check_parts(parts, ranges)?;
+    let first = &parts[0];
     if form != WeightForm::Stored {
         return one_form(parts, outputs, &columns, ranges, form);
     }
@@ -233,7 +249,7 @@ fn one_form(
         _ => None,
     };
     let order = match form {
-        WeightForm::Bf16 => Some(PairOrder::Vdp),
+        WeightForm::Bf16 | WeightForm::TensorBf16 => Some(PairOrder::Vdp),
         WeightForm::AmxBf16 => Some(PairOrder::Amx),
         _ => None,
     };

@@ -15,6 +15,14 @@ pub enum KvCacheSize {
     Blocks(usize),
     /// At most so many bytes on this device.
     Bytes(usize),
+    /// What the device has free beside the weights and the step's own memory, less a reserve; [`KvCacheSize::CPU_BYTES`] on
+    /// a CPU, whose memory others need too.
+    Free,
+}
+
+impl KvCacheSize {
+    /// Bytes of [`KvCacheSize::Free`] on a CPU.
+    pub const CPU_BYTES: usize = 256 << 20;
 }
 
 /// Which implementation computes.
@@ -25,6 +33,10 @@ pub enum BackendKind {
     Cpu,
     /// Plain loops that say what is right: slow, for tests.
     Reference,
+    /// The first GPU; an error where there is none.
+    Cuda,
+    /// The first GPU if there is one that can compute this model's profile, else the CPU, with a warning that says why.
+    Auto,
 }
 
 /// How tokens are guessed ahead, to draw several in one step. Changes no token and no bit of what is drawn.
@@ -72,7 +84,7 @@ impl Default for EngineConfig {
             token_budget: 256,
             max_running: 16,
             max_waiting: 256,
-            kv_cache: KvCacheSize::Bytes(256 << 20),
+            kv_cache: KvCacheSize::Free,
             threads: 0,
             prefix_cache: true,
             context_length: None,

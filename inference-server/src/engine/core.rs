@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use polylink_kernels::{
     Backend, BackendError, ForwardStep, Limits, SampleRow, SampleStep, SequenceRows, SlotStart, Span, Step, StepOutput,
-    TokenInput,
+    Ticket, TokenInput,
 };
 
 mod buffers;
@@ -19,7 +19,7 @@ use self::buffers::{Buffers, Reserved, append, given};
 
 use super::api::{CHOICES_MAX, FailureCode, FinishReason, Usage};
 use super::config::EngineConfig;
-use super::guard::compute;
+use super::guard::{submit, wait};
 use super::handle::{Job, Shared};
 use super::kv_pool::{BlockTable, ChainHash, KvPool};
 use super::logits_tap::{LogitsRow, LogitsTap};
@@ -197,9 +197,16 @@ impl Core {
         self.forget_slots();
         if !self.plan.rows.is_empty() {
             let computing = Instant::now();
-            self.forward(backend)?;
+            let forward = self.forward(backend)?;
+            // Masks are computed, and the draws put behind the forward pass, while a device computes it.
+            let sample = self.sample(backend);
+            let computed = self.wait(backend, forward);
+            let sample = sample?;
+            computed?;
             self.scheduler.computed(&self.plan);
-            self.sample(backend)?;
+            if let Some(sample) = sample {
+                self.wait(backend, sample)?;
+            }
             self.weigh(computing.elapsed());
             self.give_out();
             add(&self.shared.metrics.steps, 1);
@@ -232,7 +239,7 @@ impl Core {
         self.signalled = signalled;
     }
 
-    fn forward(&mut self, backend: &mut dyn Backend) -> Result<(), BackendError> {
+    fn forward(&mut self, backend: &mut dyn Backend) -> Result<Ticket, BackendError> {
         let Buffers { sequences, tokens, block_tables, .. } = &mut self.buffers;
         sequences.clear();
         tokens.clear();
@@ -257,10 +264,11 @@ impl Core {
             tokens.extend(known.iter().chain(sequence.guesses()).map(|&token| TokenInput::Id(token)));
         }
         let step = ForwardStep { sequences, tokens, block_tables, logits_out: self.logits_tap.is_some() };
-        run(backend, &Step::Forward(step), &mut self.output, &self.shared)
+        timed(&self.shared, || submit(backend, &Step::Forward(step)))
     }
 
-    fn sample(&mut self, backend: &mut dyn Backend) -> Result<(), BackendError> {
+    /// `None`: nothing is drawn in this step.
+    fn sample(&mut self, backend: &mut dyn Backend) -> Result<Option<Ticket>, BackendError> {
         self.buffers.clear_sample();
         let Buffers { starts, histories, rows, logit_bias, suppressed, masks, .. } = &mut self.buffers;
         for planned in self.plan.rows.iter().filter(|planned| planned.wanted() > 0) {
@@ -306,10 +314,14 @@ impl Core {
             }
         }
         if rows.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let step = SampleStep { starts, histories, rows, logit_bias, suppressed, masks };
-        run(backend, &Step::Sample(step), &mut self.output, &self.shared)
+        timed(&self.shared, || submit(backend, &Step::Sample(step))).map(Some)
+    }
+
+    fn wait(&mut self, backend: &mut dyn Backend, ticket: Ticket) -> Result<(), BackendError> {
+        timed(&self.shared, || wait(backend, ticket, &mut self.output))
     }
 
     /// Gives prompt tokens' logprobs and drawn tokens out, these as far as guesses before them were right, and ends what is
@@ -475,15 +487,10 @@ impl Core {
     }
 }
 
-/// Has the backend do one thing, and counts the time.
-fn run(
-    backend: &mut dyn Backend,
-    step: &Step<'_>,
-    output: &mut StepOutput,
-    shared: &Shared,
-) -> Result<(), BackendError> {
+/// Counts the time of what the backend does.
+fn timed<T>(shared: &Shared, call: impl FnOnce() -> T) -> T {
     let begun = Instant::now();
-    let result = compute(backend, step, output);
+    let result = call();
     add_since(&shared.metrics.backend_ns, begun);
     result
 }

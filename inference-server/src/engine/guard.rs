@@ -2,16 +2,29 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use polylink_kernels::{Backend, BackendError, Step, StepOutput};
+use polylink_kernels::{Backend, BackendError, Step, StepOutput, Ticket};
 
 /// Has the backend do one thing, and waits for it.
 ///
 /// # Errors
 /// What the backend said; [`BackendError::Poisoned`] if it panicked: its state is unknown, it must be built anew.
 pub(super) fn compute(backend: &mut dyn Backend, step: &Step<'_>, output: &mut StepOutput) -> Result<(), BackendError> {
-    let computed = catch_unwind(AssertUnwindSafe(|| {
-        let ticket = backend.submit(step)?;
-        backend.wait(ticket, output)
-    }));
-    computed.unwrap_or(Err(BackendError::Poisoned))
+    let ticket = submit(backend, step)?;
+    wait(backend, ticket, output)
+}
+
+/// Has the backend begin one thing.
+///
+/// # Errors
+/// As [`compute`].
+pub(super) fn submit(backend: &mut dyn Backend, step: &Step<'_>) -> Result<Ticket, BackendError> {
+    catch_unwind(AssertUnwindSafe(|| backend.submit(step))).unwrap_or(Err(BackendError::Poisoned))
+}
+
+/// Waits for what was begun first.
+///
+/// # Errors
+/// As [`compute`].
+pub(super) fn wait(backend: &mut dyn Backend, ticket: Ticket, output: &mut StepOutput) -> Result<(), BackendError> {
+    catch_unwind(AssertUnwindSafe(|| backend.wait(ticket, output))).unwrap_or(Err(BackendError::Poisoned))
 }

@@ -4,7 +4,9 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
-use polylink_kernels::{Backend, CpuBackend, CpuOptions, KvLayout, KvSpec, Limits, ReferenceBackend, Solo};
+use polylink_kernels::{
+    Backend, BackendError, CpuBackend, CpuOptions, KvLayout, KvSpec, Limits, ReferenceBackend, Solo,
+};
 
 use super::config::{BackendKind, EngineConfig, EngineError, EngineInfo, KvCacheSize, Speculation};
 use super::core::Core;
@@ -12,11 +14,14 @@ use super::draft_model::DraftModel;
 use super::handle::{EngineHandle, Shared};
 use super::speculate::Drafter;
 use super::thread::{EngineThread, Rebuild};
-use crate::model::{LoadedModel, SplitPlan};
+use crate::model::{LoadedModel, Precision, SplitPlan};
 use crate::tensor_split;
 
 /// Rows of one step whose logits may be wanted beyond one of each running choice.
 const EXTRA_WANTED: usize = 32;
+
+/// Blocks of a cache that takes what is free: more would only cost the pool memory.
+const BLOCKS_MAX: usize = 1 << 20;
 
 /// Where engines come from.
 pub struct Engine;
@@ -85,6 +90,7 @@ fn checked(mut config: EngineConfig, model: &LoadedModel) -> Result<EngineConfig
         return wrong("context_length", format!("2 to {context_max} tokens (the model's context) are expected"));
     }
     config.context_length = Some(context);
+    config.backend = settled(&config, model)?;
     config.max_running = config.max_running.min(config.token_budget);
     if let Some(split) = &config.split
         && (split.shares.len() != split.peers.len() + 1 || split.peers.is_empty())
@@ -100,11 +106,51 @@ fn checked(mut config: EngineConfig, model: &LoadedModel) -> Result<EngineConfig
 /// A backend without weights.
 pub(crate) fn empty_backend(kind: BackendKind, threads: usize) -> Result<Box<dyn Backend>, EngineError> {
     Ok(match kind {
-        BackendKind::Cpu => {
+        BackendKind::Cpu | BackendKind::Auto => {
             Box::new(CpuBackend::new(CpuOptions { threads: NonZeroUsize::new(threads), ..CpuOptions::default() })?)
         }
         BackendKind::Reference => Box::new(ReferenceBackend::new()),
+        BackendKind::Cuda => cuda_backend()?,
     })
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_backend() -> Result<Box<dyn Backend>, EngineError> {
+    let backend = polylink_kernels::CudaBackend::open(0);
+    Ok(Box::new(backend.map_err(|reason| BackendError::Unavailable(reason.to_string()))?))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_backend() -> Result<Box<dyn Backend>, EngineError> {
+    Err(BackendError::Unavailable("this program was built without CUDA (build it by `make cuda`)".into()).into())
+}
+
+/// A GPU or the CPU, where that is left open; and a refusal of what would not be what the profile says.
+fn settled(config: &EngineConfig, model: &LoadedModel) -> Result<BackendKind, EngineError> {
+    let kind = config.backend;
+    let precision = model.precision();
+    let of_a_cpu = matches!(precision, Precision::Bf16 | Precision::AmxBf16);
+    let of_a_gpu = precision == Precision::TensorBf16;
+    let missing = match kind {
+        BackendKind::Auto if config.split.is_some() => Some("a split is computed by CPUs".to_owned()),
+        BackendKind::Auto if of_a_cpu => Some(format!("{} is a CPU's", precision.numerics())),
+        BackendKind::Auto => cuda_backend().err().map(|reason| reason.to_string()),
+        _ => None,
+    };
+    let kind = match (kind, missing) {
+        (BackendKind::Auto, None) => BackendKind::Cuda,
+        (BackendKind::Auto, Some(reason)) => {
+            tracing::warn!(reason, "no GPU is used: the CPU computes");
+            BackendKind::Cpu
+        }
+        (kind, _) => kind,
+    };
+    if of_a_gpu && kind != BackendKind::Cuda {
+        let reason =
+            format!("{} is computed by a GPU, and none is used here: choose bf16 or f32", precision.numerics());
+        return Err(EngineError::Config { field: "dtype", reason });
+    }
+    Ok(kind)
 }
 
 /// KV cache shape of one rank.
@@ -129,19 +175,23 @@ pub(super) fn build(model: &LoadedModel, config: &EngineConfig) -> Result<Built,
     let mut backend = empty_backend(config.backend, config.threads)?;
     let layout = backend.kv_layout(&kv_spec(model, &split, 0));
     let positions = config.context_length.unwrap_or(model.context_length());
-    let limits = Limits {
+    let mut limits = Limits {
         rows: config.token_budget,
         // A step has a row for every running choice, and guesses and prompts that are scored in what is left.
         wanted_rows: (config.max_running + EXTRA_WANTED).min(config.token_budget),
         slots: config.max_running,
-        kv_blocks: kv_blocks(config.kv_cache, layout)?,
+        kv_blocks: 1,
         positions,
     };
     let name = backend.name().to_owned();
     let backend = match &config.split {
-        Some(settings) => tensor_split::lead(model, &split, settings, limits, layout.block_tokens, backend)?,
+        Some(settings) => {
+            limits.kv_blocks = kv_blocks(config.kv_cache, layout, None)?;
+            tensor_split::lead(model, &split, settings, limits, layout.block_tokens, backend)?
+        }
         None => {
             let program = model.load(&split, 0, &mut *backend)?;
+            limits.kv_blocks = kv_blocks(config.kv_cache, layout, backend.cache_room(&program, &limits))?;
             backend.build(program, limits, Box::new(Solo))?;
             backend
         }
@@ -192,10 +242,12 @@ pub(super) fn drafter(
     Ok(Some(Drafter::Model(Box::new(DraftModel::new(backend, limits, block_tokens, vocabulary)))))
 }
 
-fn kv_blocks(size: KvCacheSize, layout: KvLayout) -> Result<usize, EngineError> {
+fn kv_blocks(size: KvCacheSize, layout: KvLayout, room: Option<usize>) -> Result<usize, EngineError> {
+    let of = |bytes: usize| bytes / layout.bytes_per_block.max(1);
     let blocks = match size {
         KvCacheSize::Blocks(blocks) => blocks,
-        KvCacheSize::Bytes(bytes) => bytes / layout.bytes_per_block.max(1),
+        KvCacheSize::Bytes(bytes) => of(bytes),
+        KvCacheSize::Free => of(room.unwrap_or(KvCacheSize::CPU_BYTES)).min(BLOCKS_MAX),
     };
     if !(1..u32::MAX as usize / layout.block_tokens.max(1)).contains(&blocks) {
         let reason =

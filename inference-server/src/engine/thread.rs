@@ -110,7 +110,7 @@ impl EngineThread {
     fn recover(&mut self, error: &BackendError) {
         let (code, rebuild) = match error {
             BackendError::Lost(_) => (FailureCode::PeerLost, true),
-            BackendError::Poisoned => (FailureCode::EngineFailed, true),
+            BackendError::Poisoned | BackendError::Device(_) => (FailureCode::EngineFailed, true),
             _ => (FailureCode::EngineFailed, false),
         };
         tracing::error!(code = code.as_str(), %error, "engine step failed");

@@ -52,6 +52,7 @@ pub(super) async fn run(gateway: &Arc<Gateway>) {
 pub(super) fn name(profile: &ModelProfile) -> String {
     match profile.weight_quantization.as_str() {
         "none" if profile.numerics == "amx-bf16" => format!("{}:amx-bf16", profile.id),
+        "none" if profile.numerics == "sm90-bf16" => format!("{}:sm90-bf16", profile.id),
         "none" if profile.compute_dtype == "bf16" => format!("{}:bf16", profile.id),
         "" | "none" => profile.id.clone(),
         quantization => format!("{}:{quantization}", profile.id),

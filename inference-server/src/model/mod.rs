@@ -90,7 +90,7 @@ impl LoadedModel {
             return Err(ModelError::Config { field: "vocab_size".into(), reason });
         }
         let expanded = weights.quantization().is_some() && !weights.has_blocks();
-        let in_bf16 = matches!(precision, Precision::Bf16 | Precision::AmxBf16);
+        let in_bf16 = matches!(precision, Precision::Bf16 | Precision::AmxBf16 | Precision::TensorBf16);
         if weights.quantization().is_some() && !(precision == Precision::F32 || expanded && in_bf16) {
             let reason = "the model is quantised already and is served as it is: leave out --quantize";
             let reason = if expanded { reason.into() } else { format!("{reason} and --dtype") };
@@ -181,7 +181,7 @@ impl LoadedModel {
         match self.inner.weights.quantization() {
             None => &Precision::ALL[1..],
             Some(_) if self.inner.weights.has_blocks() => &[],
-            Some(_) => &[Precision::Bf16, Precision::AmxBf16],
+            Some(_) => &[Precision::Bf16, Precision::AmxBf16, Precision::TensorBf16],
         }
     }
 

@@ -36,6 +36,8 @@ pub enum Precision {
     Bf16,
     /// In bf16, products summed as AMX tiles do: bit-equal on every CPU (`amx-bf16`), fast where there are tiles.
     AmxBf16,
+    /// In bf16, products on the tensor cores of a GPU (`sm90-bf16`), judged by margins; a CPU replays it as [`Precision::Bf16`].
+    TensorBf16,
     /// 8-bit integers, a scale per 32 inputs, made while loading; exact int8.
     Q8_0,
     /// 4-bit integers, a scale per 32 inputs, made while loading; exact int8.
@@ -50,10 +52,11 @@ pub enum Precision {
 
 impl Precision {
     /// All there are.
-    pub const ALL: [Precision; 8] = [
+    pub const ALL: [Precision; 9] = [
         Precision::F32,
         Precision::Bf16,
         Precision::AmxBf16,
+        Precision::TensorBf16,
         Precision::Q8_0,
         Precision::Q4_0,
         Precision::Q4K,
@@ -64,7 +67,7 @@ impl Precision {
     /// Quantisation of the weights as profiles name it: `none`, `q8_0`, `q4_0`, `q4_k`, `q5_k` or `q6_k`.
     pub fn weight_quantization(self) -> &'static str {
         match self {
-            Precision::F32 | Precision::Bf16 | Precision::AmxBf16 => "none",
+            Precision::F32 | Precision::Bf16 | Precision::AmxBf16 | Precision::TensorBf16 => "none",
             Precision::Q8_0 => "q8_0",
             Precision::Q4_0 => "q4_0",
             Precision::Q4K => "q4_k",
@@ -77,7 +80,7 @@ impl Precision {
     pub fn compute_dtype(self) -> &'static str {
         match self {
             Precision::F32 => "f32",
-            Precision::Bf16 | Precision::AmxBf16 => "bf16",
+            Precision::Bf16 | Precision::AmxBf16 | Precision::TensorBf16 => "bf16",
             Precision::Q8_0 | Precision::Q4_0 | Precision::Q4K | Precision::Q5K | Precision::Q6K => "int8",
         }
     }
@@ -87,6 +90,7 @@ impl Precision {
         match self {
             Precision::Bf16 => "vdp-bf16",
             Precision::AmxBf16 => "amx-bf16",
+            Precision::TensorBf16 => "sm90-bf16",
             _ => super::NUMERICS,
         }
     }
@@ -96,6 +100,7 @@ impl Precision {
             Precision::F32 => WeightForm::Stored,
             Precision::Bf16 => WeightForm::Bf16,
             Precision::AmxBf16 => WeightForm::AmxBf16,
+            Precision::TensorBf16 => WeightForm::TensorBf16,
             Precision::Q8_0 => WeightForm::Q8_0,
             Precision::Q4_0 => WeightForm::Q4_0,
             Precision::Q4K => WeightForm::Q4K,
