@@ -1,0 +1,213 @@
+// Mixtures of experts around their products (docs/numerics.md, "Experts"; kernels/src/experts.rs is the definition).
+//
+//   route    every row's experts, ascending, and the shares of their products
+//   place    the rows of every expert that is held, one after the other; counts for the grouped products
+//   gather   rows to their places, in the form that the products read
+//   (products, then norms.cu adds what they leave, experts ascending)
+//
+// A row's choice c is number row × top_k + c. An expert's rows keep their order and begin at a multiple of 8 (the swizzle's
+// period). Counts are integers, so that it does not matter in which order they are counted.
+#include "row_store.cuh"
+
+namespace polylink {
+
+struct RouteParams {
+    const float* logits;  // [rows][experts]
+    uint32_t* chosen;     // [rows][top_k]
+    float* shares;        // [rows][top_k]
+    const uint32_t* count;
+    uint32_t experts;
+    uint32_t top_k;  // 1 … experts
+    uint32_t normalise;
+    uint32_t spare;
+};
+
+constexpr uint32_t ROUTE_WARPS = 4;
+
+// Larger for larger logits, and of equal ones (0 and −0 too) for the lower expert; never 0.
+__device__ __forceinline__ uint64_t route_key(float logit, uint32_t expert) {
+    const uint32_t bits = to_bits(__fadd_rn(logit, 0.0f));
+    const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return (uint64_t)ordered << 32 | (uint32_t)~expert;
+}
+
+__device__ __forceinline__ uint64_t largest_key(uint64_t key) {
+#pragma unroll
+    for (int apart = 16; apart > 0; apart /= 2) {
+        const uint64_t other = __shfl_xor_sync(0xffffffffu, key, apart);
+        key = other > key ? other : key;
+    }
+    return key;
+}
+
+struct PlaceParams {
+    const uint32_t* chosen;  // [rows][top_k]
+    uint32_t* places;        // [rows][top_k]: the sorted row, or PLACE_NONE
+    StepCounts* groups;      // [groups_max]: of the experts that were chosen, ascending; the rest of no rows
+    uint32_t* total;         // sorted rows, gaps included
+    const uint32_t* count;   // rows in use
+    uint32_t top_k;
+    uint32_t first;  // first expert held
+    uint32_t held;
+    uint32_t groups_max;
+};
+
+constexpr uint32_t PLACE_NONE = 0xffffffffu;
+constexpr uint32_t PLACE_ALIGN = 8;
+constexpr uint32_t PLACE_THREADS = 512;
+
+struct GatherParams {
+    const float* input;      // [rows][width]
+    const uint32_t* places;  // [rows][top_k]
+    RowTarget output;        // sorted rows
+    const uint32_t* count;
+    uint32_t top_k;
+    uint32_t width;
+};
+
+// Sum over the block; all threads call and get it. `sums`: a word per warp.
+__device__ __forceinline__ uint32_t block_sum(uint32_t value, uint32_t* sums) {
+    value = __reduce_add_sync(0xffffffffu, value);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
+    __syncthreads();
+    uint32_t total = 0;
+    for (uint32_t warp = 0; warp < PLACE_THREADS / 32; ++warp) total += sums[warp];
+    return total;
+}
+
+template <RowForm form>
+__device__ __forceinline__ void gather_four(const GatherParams& p) {
+    pdl_launch();
+    pdl_wait();
+    const uint32_t choice = blockIdx.x, row = choice / p.top_k, col = (blockIdx.y * blockDim.x + threadIdx.x) * 4;
+    if (row >= *p.count) return;
+    const uint32_t place = p.places[choice];
+    if (place == PLACE_NONE) return;
+    const float4 x = load_four(p.input + (uint64_t)row * p.width, col, p.width, in_fours(p.width));
+    store_four<form>(p.output, place, col, p.width, x);
+}
+
+}  // namespace polylink
+
+using namespace polylink;
+
+// A warp per row. Keys are distinct: after top_k rounds the last one's key is what the chosen reach.
+extern "C" __global__ void __launch_bounds__(32 * ROUTE_WARPS) experts_route(const __grid_constant__ RouteParams p) {
+    pdl_launch();
+    pdl_wait();
+    const uint32_t row = blockIdx.x * ROUTE_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= *p.count) return;
+    const float* logits = p.logits + (uint64_t)row * p.experts;
+    uint64_t reached = ~0ull, first = 0;
+    for (uint32_t round = 0; round < p.top_k; ++round) {
+        uint64_t best = 0;
+        for (uint32_t expert = lane; expert < p.experts; expert += 32) {
+            const uint64_t key = route_key(logits[expert], expert);
+            if (key < reached && key > best) best = key;
+        }
+        reached = largest_key(best);
+        if (round == 0) first = reached;
+    }
+    const float max = logits[~(uint32_t)first];
+    float low = 0.0f, high = 0.0f, chosen_sum = 0.0f;
+    uint32_t before = 0;
+    for (uint32_t begin = 0; begin < p.experts; begin += 32) {
+        const uint32_t expert = begin + lane;
+        const bool there = expert < p.experts;
+        const float logit = there ? logits[expert] : max;
+        const float share = exact_exp(__fsub_rn(logit, max));
+        const bool taken = there && route_key(logit, expert) >= reached;
+        if (there && begin % 64 == 0) low = __fadd_rn(low, share);
+        if (there && begin % 64 != 0) high = __fadd_rn(high, share);
+        uint32_t mask = __ballot_sync(0xffffffffu, taken);
+        if (taken) {
+            const uint32_t at = row * p.top_k + before + __popc(mask & ((1u << lane) - 1));
+            p.chosen[at] = expert;
+            p.shares[at] = share;
+        }
+        before += __popc(mask);
+        while (mask) {
+            chosen_sum = __fadd_rn(chosen_sum, __shfl_sync(0xffffffffu, share, __ffs(mask) - 1));
+            mask &= mask - 1;
+        }
+    }
+    const float all = fold_lanes(low, high);
+    const float total = p.normalise ? chosen_sum : all;
+    __syncwarp();
+    for (uint32_t at = lane; at < p.top_k; at += 32) {
+        p.shares[row * p.top_k + at] = __fdiv_rn(p.shares[row * p.top_k + at], total);
+    }
+}
+
+// A block per expert that is held; each counts all of them. Shared: `held` words.
+extern "C" __global__ void __launch_bounds__(PLACE_THREADS) experts_place(const __grid_constant__ PlaceParams p) {
+    extern __shared__ uint32_t rows_of[];
+    __shared__ uint32_t sums[PLACE_THREADS / 32];
+    pdl_launch();
+    const uint32_t own = blockIdx.x, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    for (uint32_t expert = thread; expert < p.held; expert += PLACE_THREADS) rows_of[expert] = 0;
+    pdl_wait();
+    __syncthreads();
+    const uint32_t choices = *p.count * p.top_k;
+    for (uint32_t choice = thread; choice < choices; choice += PLACE_THREADS) {
+        const uint32_t expert = p.chosen[choice] - p.first;
+        if (expert < p.held) {
+            atomicAdd(&rows_of[expert], 1u);
+        } else if (own == 0) {
+            p.places[choice] = PLACE_NONE;
+        }
+    }
+    __syncthreads();
+    // What lies before this expert's rows, and how many groups.
+    uint32_t begin = 0, groups = 0;
+    for (uint32_t expert = thread; expert < own; expert += PLACE_THREADS) {
+        begin += (rows_of[expert] + PLACE_ALIGN - 1) / PLACE_ALIGN * PLACE_ALIGN;
+        groups += rows_of[expert] > 0;
+    }
+    begin = block_sum(begin, sums);
+    groups = block_sum(groups, sums);
+    const uint32_t rows = rows_of[own];
+    if (thread == 0 && rows > 0) {
+        StepCounts counts = {};
+        counts.rows = rows;
+        counts.wanted = rows;
+        counts.first_row = begin;
+        counts.matrix = own;
+        p.groups[groups] = counts;
+    }
+    if (own == p.held - 1) {
+        for (uint32_t group = groups + (rows > 0) + thread; group < p.groups_max; group += PLACE_THREADS) {
+            p.groups[group] = StepCounts{};
+        }
+        if (thread == 0) *p.total = begin + (rows + PLACE_ALIGN - 1) / PLACE_ALIGN * PLACE_ALIGN;
+    }
+    if (rows == 0) return;
+    for (uint32_t from = 0; from < choices; from += PLACE_THREADS) {
+        const uint32_t choice = from + thread;
+        const bool mine = choice < choices && p.chosen[choice] == p.first + own;
+        const uint32_t mask = __ballot_sync(0xffffffffu, mine);
+        __syncthreads();
+        if (lane == 0) sums[warp] = __popc(mask);
+        __syncthreads();
+        uint32_t before = 0, all = 0;
+        for (uint32_t other = 0; other < PLACE_THREADS / 32; ++other) {
+            before += other < warp ? sums[other] : 0;
+            all += sums[other];
+        }
+        if (mine) p.places[choice] = begin + before + __popc(mask & ((1u << lane) - 1));
+        begin += all;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256) experts_gather_f32(const __grid_constant__ GatherParams p) {
+    gather_four<RowForm::F32>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(256) experts_gather_bf16(const __grid_constant__ GatherParams p) {
+    gather_four<RowForm::Bf16Tiled>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(256) experts_gather_q8(const __grid_constant__ GatherParams p) {
+    gather_four<RowForm::Q8>(p);
+}
