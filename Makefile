@@ -7,11 +7,13 @@ POLYLINK := $(CARGO_TARGET_DIR)/debug/polylink
 export POLYLINK_HOME ?= $(CURDIR)/.polylink
 UP_FLAGS ?=
 
-.PHONY: help up build cometbft toolchain test soak lint clean-net
+.PHONY: help up build cuda gpu-bundle cometbft toolchain test soak lint clean-net
 
 help:
 	@echo "make up         build all, start a network here, ask it one question (UP_FLAGS=… for 'polylink up')"
 	@echo "make test       every test there is, from nothing; needs python3 and npm besides cargo and go"
+	@echo "make cuda       polylink with the CUDA backend, stripped, in target/gpu/bin; needs no GPU"
+	@echo "make gpu-bundle that, and the kernels' tests, to carry to a machine with a GPU (bench/gpu.sh)"
 	@echo "make soak       an hour of more than the engine can take (SOAK_SECONDS=…)"
 	@echo "make lint       formatting and clippy"
 	@echo "make clean-net  stop the network of 'make up' and forget its state"
@@ -25,6 +27,14 @@ cometbft: toolchain
 build: toolchain
 	@echo "building polylink (the first time takes several minutes; later ones seconds)"
 	@cargo build --locked -p polylink
+
+cuda:
+	@./tests/toolchain.sh cargo
+	@./kernels/cuda/bundle.sh polylink
+
+gpu-bundle:
+	@./tests/toolchain.sh cargo
+	@./kernels/cuda/bundle.sh
 
 up: build cometbft
 	@exec $(POLYLINK) up $(UP_FLAGS)

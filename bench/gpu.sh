@@ -1,0 +1,79 @@
+#!/bin/sh
+# Everything that only a machine with a GPU can show: kernels, agreement, limits, figures and peers, in one report.
+# Needs this repository and the bundle that `make gpu-bundle` made (target/gpu, or its archive there, or $GPU_BUNDLE), an
+# NVIDIA driver and python3; torch and transformers for all but the tests. No Rust, no compiler, no network.
+# Usage: gpu.sh [kernels|e2e|sanitize|limits|agree|times|peers|report|all]…      (all, if none is named)
+# Parts have time limits (seconds), and the rest goes on when one has failed. Everything lands in $OUT (target/gpu/out).
+set -u
+cd "$(dirname "$0")/.." || exit 1
+[ $# -gt 0 ] || set -- all
+OUT=${OUT:-target/gpu/out}
+bundle=${GPU_BUNDLE:-target/gpu}
+work=${GPU_WORK:-/dev/shm/polylink-gpu}
+mkdir -p "$OUT" "$work" || exit 1
+export OUT PYTHONUNBUFFERED=1
+begun=$(date +%s)
+failed=""
+
+say() { echo "[$(($(date +%s) - begun)) s] $*"; }
+
+# part NAME SECONDS COMMAND…: runs it within its time, says how it ended, and goes on.
+part() {
+    name=$1 limit=$2
+    shift 2
+    say "== $name (at most $limit s)"
+    from=$(date +%s)
+    timeout -k 5 "$limit" "$@"
+    status=$?
+    case $status in
+    0) say "== $name: done in $(($(date +%s) - from)) s" ;;
+    124 | 137) say "== $name: TIMED OUT after $limit s"; failed="$failed $name" ;;
+    77) say "== $name: skipped" ;;
+    *) say "== $name: FAILED (status $status)"; failed="$failed $name" ;;
+    esac
+}
+
+wants() {
+    for asked in $asked_for; do
+        if [ "$asked" = "$1" ] || [ "$asked" = all ]; then return 0; fi
+    done
+    return 1
+}
+asked_for="$*"
+
+if [ ! -x "$bundle/bin/test-polylink_kernels" ] && [ -f "$bundle/polylink-gpu.tar.gz" ]; then
+    mkdir -p "$work/bundle"
+    tar -C "$work/bundle" -xzf "$bundle/polylink-gpu.tar.gz" && bundle=$work/bundle
+fi
+if [ ! -f "$bundle/about" ]; then
+    echo "gpu.sh: no bundle in $bundle: run 'make gpu-bundle' where there is Rust, and bring target/gpu along" >&2
+    exit 1
+fi
+bin=$(cd "$bundle/bin" && pwd)
+# Tests find their fixtures under the path where they were built.
+root=$(sed -n 's/^root //p' "$bundle/about")
+[ -e "$root" ] || { mkdir -p "$(dirname "$root")" && ln -s "$PWD" "$root"; } 2>/dev/null || say "$root cannot be made: golden tests will fail"
+
+part machine 60 python3 bench/gpu/machine.py "$bundle/about" "$OUT/machine.json"
+kernel_seconds=${KERNEL_SECONDS:-150}
+wants kernels && part kernels "$kernel_seconds" python3 bench/gpu/tests.py "$bin/test-polylink_kernels" --out "$OUT" \
+    --filter cuda --seconds $((kernel_seconds - 8))
+if wants e2e; then
+    set --
+    for program in "$bin"/test-*; do
+        [ "$program" = "$bin/test-polylink_kernels" ] || set -- "$@" "$program"
+    done
+    part e2e 120 python3 bench/gpu/tests.py "$@" --out "$OUT" --seconds 112 --test-seconds 90
+fi
+if wants sanitize; then
+    if command -v compute-sanitizer >/dev/null; then
+        part sanitize 120 python3 bench/gpu/tests.py "$bin"/test-* --out "$OUT" --filter cuda --seconds 112 \
+            --sanitize memcheck,racecheck --jobs 4
+    else
+        say "== sanitize: skipped, no compute-sanitizer on PATH"
+    fi
+fi
+if wants limits; then part limits 40 python3 bench/gpu/limits.py "$OUT/limits.json"; fi
+
+say "== ended${failed:+; FAILED:$failed}"
+[ -z "$failed" ]
