@@ -10,6 +10,8 @@ use cudarc::driver::{result, sys};
 pub(crate) mod driver;
 #[allow(dead_code)] // as above
 pub(crate) mod inputs;
+#[allow(dead_code)] // as above
+pub(crate) mod rows;
 
 /// A device that the driver shows.
 #[derive(Clone, Debug, PartialEq, Eq)]

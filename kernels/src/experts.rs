@@ -90,7 +90,7 @@ impl ExpertState {
 }
 
 /// One row: the `chosen.len()` experts of the largest logits, ascending, and the weights of their products.
-fn route_row(normalise: bool, logits: &[f32], chosen: &mut [u32], weights: &mut [f32]) {
+pub(crate) fn route_row(normalise: bool, logits: &[f32], chosen: &mut [u32], weights: &mut [f32]) {
     let mut count = 0;
     for (expert, &logit) in logits.iter().enumerate() {
         // Largest first; of equal ones the lower number, which is there already.

@@ -1,0 +1,150 @@
+//! Norms, in all forms, alone and with what is fused with them.
+
+use super::super::Norm;
+use super::{Bench, FORMS, Output, Random, Report};
+use crate::cuda::rows::RowForm;
+use crate::operations::Operations;
+use crate::reference::ReferenceOperations;
+
+const EPS: f32 = 1e-5;
+
+/// Rows in the bucket, rows in use, width.
+const SHAPES: [(usize, usize, usize); 22] = [
+    (1, 1, 1),
+    (3, 3, 7),
+    (2, 2, 16),
+    (5, 4, 32),
+    (4, 4, 48),
+    (4, 3, 63),
+    (9, 9, 64),
+    (7, 7, 65),
+    (300, 299, 96),
+    (2, 2, 130),
+    (64, 61, 576),
+    (3, 3, 1000),
+    (2048, 2047, 1024),
+    (8, 8, 2049),
+    (1, 1, 4096),
+    (64, 64, 4096),
+    (600, 513, 4096),
+    (2, 2, 4100),
+    (300, 300, 4128),
+    (1, 1, 5120),
+    (2, 1, 8192),
+    (2, 2, 16384),
+];
+
+fn reference(input: &[f32], weight: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
+    let mut output = residual.map_or_else(|| vec![f32::NAN; input.len()], <[f32]>::to_vec);
+    ReferenceOperations::default().rms_norm(input, weight, EPS, residual.is_some(), &mut output).expect("one thread");
+    output
+}
+
+#[test]
+fn norms_have_the_references_bits_in_every_form() {
+    let Some(bench) = Bench::new() else { return };
+    let (mut random, mut report) = (Random::new("norms"), Report::default());
+    for (bucket, rows, width) in SHAPES {
+        let (input, weight) = (random.values(bucket * width), random.weights(width));
+        let expected = reference(&input, &weight, None);
+        let (from, by, count) = (bench.upload(&input), bench.upload(&weight), bench.upload(&[rows as u32]));
+        for form in FORMS {
+            if form == RowForm::Q8 && width % 32 != 0 {
+                continue;
+            }
+            let what = format!("norm of {rows} of {bucket} rows of {width}");
+            let output = Output::new(&bench, form, bucket, width);
+            let norm = Norm {
+                input: from.ptr(),
+                second: Some((by.ptr(), EPS)),
+                output: Some(output.target()),
+                count: count.ptr(),
+                width,
+                ..Norm::default()
+            };
+            bench.run(&what, &bench.kernels.norm(bucket, &norm));
+            output.check(&mut report, &what, expected.chunks(width).enumerate().take(rows));
+        }
+    }
+    report.finish("norms");
+}
+
+#[test]
+fn norms_after_a_block_add_to_the_stream_and_the_next_norm_reads_it() {
+    let Some(bench) = Bench::new() else { return };
+    let (mut random, mut report) = (Random::new("norms after blocks"), Report::default());
+    for (bucket, rows, width) in SHAPES {
+        let (input, residual) = (random.values(bucket * width), random.values(bucket * width));
+        let (first, second) = (random.weights(width), random.weights(width));
+        let stream = reference(&input, &first, Some(&residual));
+        let sum: Vec<f32> = residual.iter().zip(&input).map(|(residual, x)| residual + x).collect();
+        let (from, count) = (bench.upload(&input), bench.upload(&[rows as u32]));
+        let (one, two) = (bench.upload(&first), bench.upload(&second));
+        for normed in [true, false] {
+            let kept = if normed { &stream } else { &sum };
+            let expected = reference(kept, &second, None);
+            for form in FORMS {
+                if form == RowForm::Q8 && width % 32 != 0 {
+                    continue;
+                }
+                let what = format!("(first norm {normed}) residual + {rows} of {bucket} rows of {width}, then a norm");
+                let held = bench.upload(&residual);
+                let output = Output::new(&bench, form, bucket, width);
+                let norm = Norm {
+                    input: from.ptr(),
+                    first: normed.then_some((one.ptr(), EPS)),
+                    residual: held.ptr(),
+                    stream: held.ptr(),
+                    second: Some((two.ptr(), EPS)),
+                    output: Some(output.target()),
+                    count: count.ptr(),
+                    width,
+                    ..Norm::default()
+                };
+                bench.run(&what, &bench.kernels.norm(bucket, &norm));
+                let got = held.read::<f32>(0, rows * width).expect("a copy");
+                report.floats(&format!("{what}: the stream"), &kept[..rows * width], &got, width);
+                output.check(&mut report, &what, expected.chunks(width).enumerate().take(rows));
+            }
+        }
+    }
+    report.finish("norms after blocks");
+}
+
+#[test]
+fn gathered_rows_are_copied_converted_and_normalised() {
+    let Some(bench) = Bench::new() else { return };
+    let (mut random, mut report) = (Random::new("gather"), Report::default());
+    for (rows, width) in [(1, 33), (5, 64), (31, 576), (64, 4096), (700, 512)] {
+        let total = 2 * rows + 3;
+        let (input, weight) = (random.values(total * width), random.weights(width));
+        let picked: Vec<u32> = (0..rows).map(|_| random.below(total) as u32).collect();
+        let gathered: Vec<f32> =
+            picked.iter().flat_map(|&row| input[row as usize * width..][..width].to_vec()).collect();
+        let normed = reference(&gathered, &weight, None);
+        let (from, by) = (bench.upload(&input), bench.upload(&weight));
+        let (gather, count) = (bench.upload(&picked), bench.upload(&[rows as u32]));
+        for second in [None, Some((by.ptr(), EPS))] {
+            let expected = if second.is_some() { &normed } else { &gathered };
+            for form in FORMS {
+                if form == RowForm::Q8 && width % 32 != 0 {
+                    continue;
+                }
+                let what = format!("gather of {rows} of {total} rows of {width}, norm {}", second.is_some());
+                let output = Output::new(&bench, form, rows, width);
+                let norm = Norm {
+                    input: from.ptr(),
+                    gather: gather.ptr(),
+                    second,
+                    output: Some(output.target()),
+                    count: count.ptr(),
+                    width,
+                    ..Norm::default()
+                };
+                bench.run(&what, &bench.kernels.norm(rows, &norm));
+                output.check(&mut report, &what, expected.chunks(width).enumerate());
+            }
+        }
+    }
+    report.finish("gather");
+}
