@@ -129,7 +129,7 @@ impl Bench {
 
     /// Memory whose every word is NaN.
     pub fn poisoned(&self, bytes: usize) -> DeviceBuffer {
-        let buffer = self.device.alloc(bytes).expect("memory of the device");
+        let buffer = self.device.alloc(bytes.max(4)).expect("memory of the device");
         buffer.fill(0xff).expect("a fill");
         buffer
     }

@@ -5,7 +5,7 @@ use super::{Bench, FORMS, Output, Random};
 use crate::backend::{KvDtype, KvSpec};
 use crate::cuda::driver::Launch;
 use crate::cuda::inputs::StepInputs;
-use crate::cuda::rows::{RowForm, q8_pitch};
+use crate::cuda::rows::q8_pitch;
 use crate::program::{Activation, AttentionSpec, ExpertsSpec};
 
 const LAUNCHES: usize = 50;
@@ -29,10 +29,10 @@ fn times() {
     }
     let Some(bench) = Bench::new() else { return };
     let mut random = Random::new("times");
-    let width = 4096;
+    let (width, mlp) = (4096, 14_336);
     let weight = bench.upload(&random.weights(width));
+    let input = bench.upload(&random.values(8192 * width));
     for rows in [1, 8, 64, 512, 2048, 8192] {
-        let input = bench.upload(&random.values(rows * width));
         let count = bench.upload(&[rows as u32]);
         for form in FORMS {
             let output = Output::new(&bench, form, rows, width);
@@ -44,23 +44,15 @@ fn times() {
                 width,
                 ..Norm::default()
             };
-            let each = [8, 6, 5][form as usize];
-            time(
-                &bench,
-                &format!("norm {rows} × {width} to {form:?}"),
-                &bench.kernels.norm(rows, &norm),
-                each * rows * width,
-            );
+            let (what, each) = (format!("norm {rows} × {width} to {form:?}"), [8, 6, 5][form as usize]);
+            time(&bench, &what, &bench.kernels.norm(rows, &norm), each * rows * width);
         }
-        let mlp = 14_336;
-        let gates = bench.upload(&random.values(rows.min(2048) * 2 * mlp));
-        for form in [RowForm::F32, RowForm::Bf16Tiled, RowForm::Q8] {
-            let rows = rows.min(2048);
+        for form in FORMS.into_iter().filter(|_| rows <= 1024) {
             let output = Output::new(&bench, form, rows, mlp);
             let target = output.target();
-            let launch = bench.kernels.gated_mul(rows, Activation::Silu, gates.ptr(), mlp, &target, count.ptr());
-            let each = [12, 10, 9][form as usize];
-            time(&bench, &format!("gated {rows} × {mlp} to {form:?}"), &launch, each * rows * mlp);
+            let launch = bench.kernels.gated_mul(rows, Activation::Silu, input.ptr(), mlp, &target, count.ptr());
+            let (what, each) = (format!("gated {rows} × {mlp} to {form:?}"), [12, 10, 9][form as usize]);
+            time(&bench, &what, &launch, each * rows * mlp);
         }
     }
     appends(&bench, &mut random);
