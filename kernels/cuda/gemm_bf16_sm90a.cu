@@ -1,0 +1,334 @@
+// Products of bf16 on Hopper: out[token][n] = Σ_k input[token][k] × w[n][k].
+//
+// Weights are the A operand of `wgmma` (64 outputs per warpgroup), tokens its N: an output is one chain of m64nNk16
+// instructions, k ascending, whatever the number of tokens, so that a row's bits do not depend on the batch. Few tokens need
+// no split over k to fill the device either: blocks take as few as 8 outputs each; rows of A that are not theirs are whatever
+// lies in shared memory, and their sums are dropped.
+//
+// A block is W consumer warpgroups (64 outputs each), one warp that copies weights and one that copies tokens, around a ring
+// of stages. All tiles lie in device memory as shared memory wants them, so copies are plain bulk copies. Weights do not
+// depend on earlier kernels: a step that streams them (`stream`) fills the ring before it waits for those.
+// Blocks of a cluster have different outputs and the same tokens: each copies its part of these to all.
+#include "gemm_async.cuh"
+#include "gemm_epilogue.cuh"
+#include "gemm_params.cuh"
+#include "gemm_wgmma.cuh"
+
+namespace polylink {
+
+constexpr uint32_t STAGES_MAX = 16;
+
+// The producers' warps are two; with 256 tokens a whole warpgroup, for it gives registers away.
+template <int NT, int W>
+constexpr int BLOCK_THREADS = 128 * W + (NT == 256 ? 128 : 64);
+
+// Outputs row0 … row0 + rows of tokens token0 … token0 + NT.
+struct Item {
+    uint32_t row0, rows, token0;
+};
+
+// The items of a block, in order; the same in all its warps, and as many in all blocks of a cluster.
+template <int NT, int W>
+struct Items {
+    const GemmParams& p;
+    uint32_t rank;    // in the cluster
+    uint32_t row_blocks, token_tiles, count;
+
+    __device__ Items(const GemmParams& params, uint32_t cluster_rank, uint32_t tokens) : p(params), rank(cluster_rank) {
+        token_tiles = (tokens + NT - 1) / NT;
+        row_blocks = (p.padded_outputs + 64 * W * p.cluster - 1) / (64 * W * p.cluster);
+        uint32_t clusters = gridDim.x / p.cluster, cluster = blockIdx.x / p.cluster;
+        uint32_t tiles = row_blocks * token_tiles;
+        count = p.stream ? (tokens == 0 ? 0 : p.passes) : tiles > cluster ? (tiles - cluster + clusters - 1) / clusters : 0;
+    }
+
+    __device__ Item get(uint32_t i) const {
+        if (p.stream) {
+            uint32_t low = (uint32_t)((uint64_t)p.units * blockIdx.x / gridDim.x);
+            uint32_t share = (uint32_t)((uint64_t)p.units * (blockIdx.x + 1) / gridDim.x) - low;
+            uint32_t begin = share * i / p.passes, end = share * (i + 1) / p.passes;
+            return {(low + begin) * p.unit_rows, (end - begin) * p.unit_rows, 0};
+        }
+        uint32_t index = blockIdx.x / p.cluster + i * (gridDim.x / p.cluster);
+        uint32_t group = index / (p.group * row_blocks), within = index % (p.group * row_blocks);
+        uint32_t width = min(p.group, token_tiles - group * p.group);
+        uint32_t row0 = (within / width * p.cluster + rank) * 64 * W;
+        uint32_t rows = row0 < p.padded_outputs ? min(64u * W, p.padded_outputs - row0) : 0;
+        return {row0, rows, (group * p.group + within % width) * NT};
+    }
+};
+
+// Where the ring is.
+struct Ring {
+    uint32_t base, full, empty;            // shared addresses
+    uint32_t slot_bytes, tokens_offset;    // of a stage
+    uint32_t stages, steps;                // steps: stages that an item takes
+    uint32_t stage, parity;                // of the next step; parity flips when the ring starts anew
+
+    __device__ void next() {
+        if (++stage == stages) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+    __device__ uint32_t full_at(uint32_t s) const { return full + 8 * s; }
+    __device__ uint32_t empty_at(uint32_t s) const { return empty + 8 * s; }
+    __device__ uint32_t slot(uint32_t s) const { return base + s * slot_bytes; }
+};
+
+// Weights of one step: for each k tile the pieces of the tiles that the rows lie in.
+__device__ __forceinline__ void copy_weights(const GemmParams& p, const Ring& ring, Item item, uint32_t k0, uint32_t lane,
+                                             uint64_t policy) {
+    const uint32_t barrier = ring.full_at(ring.stage), slot = ring.slot(ring.stage), k_count = p.stage_k_tiles;
+    if (lane == 0) {
+        barrier_arrive_bytes(barrier, k_count * item.rows * 128);
+    }
+    __syncwarp();
+    if (item.rows == 0) {
+        return;
+    }
+    const uint32_t tile0 = item.row0 / 64, skipped = item.row0 % 64, pieces = (skipped + item.rows + 63) / 64;
+    for (uint32_t x = lane; x < k_count * pieces; x += 32) {
+        uint32_t k = x / pieces, piece = x % pieces;
+        uint32_t from = piece == 0 ? skipped : 0, to = min(64u, skipped + item.rows - 64 * piece);
+        const uint8_t* source = p.weights + ((uint64_t)(tile0 + piece) * p.k_tiles + k0 + k) * 8192 + from * 128;
+        uint32_t target = slot + (k * p.pass_rows + 64 * piece + from - skipped) * 128;
+        if (p.stream) {
+            copy_bulk_hint(target, source, (to - from) * 128, barrier, policy);
+        } else {
+            copy_bulk(target, source, (to - from) * 128, barrier);
+        }
+    }
+}
+
+// Tokens of one step: this block's part, to all blocks of the cluster.
+template <int NT>
+__device__ __forceinline__ void copy_tokens(const GemmParams& p, const Ring& ring, Item item, uint32_t tokens, uint32_t rank,
+                                            uint32_t k0, uint32_t lane) {
+    const uint32_t k_count = p.stage_k_tiles, barrier = ring.full_at(ring.stage), target = ring.slot(ring.stage) + ring.tokens_offset;
+    const uint32_t rows = min((uint32_t)NT, tokens - item.token0);
+    if (lane == 0) {
+        barrier_arrive_bytes(barrier, k_count * rows * 128);
+    }
+    __syncwarp();
+    const uint32_t share = NT / p.cluster, from = rank * share, to = min(rows, from + share);
+    if (lane < k_count && from < to) {
+        const uint8_t* source = p.input + ((uint64_t)(k0 + lane) * p.input_capacity + item.token0 + from) * 128;
+        uint32_t at = target + (lane * NT + from) * 128, bytes = (to - from) * 128;
+        if (p.cluster == 1) {
+            copy_bulk(at, source, bytes, barrier);
+        } else {
+            copy_bulk_multicast(at, source, bytes, barrier, (uint16_t)((1u << p.cluster) - 1));
+        }
+    }
+}
+
+// The warp that copies weights.
+template <int NT, int W>
+__device__ __forceinline__ void produce_weights(const GemmParams& p, Ring ring, uint32_t rank) {
+    const uint32_t lane = threadIdx.x % 32;
+    const uint64_t policy = policy_evict_first();
+    uint32_t tokens = NT;  // a stream's items do not depend on it, except that there are none without tokens
+    if (!p.stream) {
+        pdl_wait();
+        tokens = p.wanted ? p.counts->wanted : p.counts->rows;
+    }
+    Items<NT, W> items(p, rank, tokens);
+    uint32_t done = 0;
+    for (uint32_t i = 0; i < items.count; ++i) {
+        const Item item = items.get(i);
+        for (uint32_t s = 0; s < ring.steps; ++s, ++done) {
+            if (done == ring.stages && p.stream) {
+                pdl_wait();
+                if ((p.wanted ? p.counts->wanted : p.counts->rows) == 0) {
+                    return;
+                }
+            }
+            if (done >= ring.stages) {
+                barrier_wait(ring.empty_at(ring.stage), ring.parity ^ 1);
+            }
+            copy_weights(p, ring, item, s * p.stage_k_tiles, lane, policy);
+            ring.next();
+        }
+    }
+}
+
+// The warp that copies tokens.
+template <int NT, int W>
+__device__ __forceinline__ void produce_tokens(const GemmParams& p, Ring ring, uint32_t rank) {
+    const uint32_t lane = threadIdx.x % 32;
+    pdl_wait();
+    fence_async_global();
+    const uint32_t tokens = p.wanted ? p.counts->wanted : p.counts->rows;
+    if (p.stream && tokens == 0) {
+        // Weights are on their way into the ring: let the consumers wait for them.
+        for (uint32_t s = 0; s < min(ring.stages, ring.steps * p.passes); ++s) {
+            if (lane == 0) {
+                barrier_arrive(ring.full_at(s));
+            }
+        }
+        return;
+    }
+    Items<NT, W> items(p, rank, tokens);
+    uint32_t done = 0;
+    for (uint32_t i = 0; i < items.count; ++i) {
+        const Item item = items.get(i);
+        for (uint32_t s = 0; s < ring.steps; ++s, ++done) {
+            if (done >= ring.stages) {
+                barrier_wait(ring.empty_at(ring.stage), ring.parity ^ 1);
+            }
+            copy_tokens<NT>(p, ring, item, tokens, rank, s * p.stage_k_tiles, lane);
+            ring.next();
+        }
+    }
+}
+
+// Tells all blocks of the cluster that this warp has read a stage.
+__device__ __forceinline__ void release_stage(const GemmParams& p, uint32_t barrier, uint32_t lane) {
+    if (p.cluster == 1) {
+        if (lane == 0) {
+            barrier_arrive(barrier);
+        }
+    } else if (lane < p.cluster) {
+        barrier_arrive_remote(barrier, lane);
+    }
+}
+
+// All steps of an item, K_TILES each: d = weights × tokens of this warpgroup's 64 outputs.
+template <int NT, int K_TILES>
+__device__ __forceinline__ void multiply_item(const GemmParams& p, Ring& ring, float (&d)[NT / 2], uint32_t group, uint32_t lane) {
+    uint32_t read = 0;
+#pragma unroll 1
+    for (uint32_t s = 0; s < ring.steps; ++s) {
+        barrier_wait(ring.full_at(ring.stage), ring.parity);
+        const uint32_t slot = ring.slot(ring.stage);
+        const uint64_t a = wgmma_descriptor(slot + group * 64 * 128), b = wgmma_descriptor(slot + ring.tokens_offset);
+        const uint64_t a_step = p.pass_rows * 128 / 16, b_step = NT * 128 / 16;
+        wgmma_fence();
+#pragma unroll
+        for (uint32_t k = 0; k < K_TILES; ++k) {
+            wgmma_bf16(d, a + k * a_step, b + k * b_step, s == 0 && k == 0);
+            wgmma_bf16(d, a + k * a_step + 2, b + k * b_step + 2, 0);
+            wgmma_bf16(d, a + k * a_step + 4, b + k * b_step + 4, 0);
+            wgmma_bf16(d, a + k * a_step + 6, b + k * b_step + 6, 0);
+        }
+        wgmma_commit();
+        // The step before is complete when at most this one is not.
+        wgmma_wait<1>();
+        if (s > 0) {
+            release_stage(p, ring.empty_at(read), lane);
+        }
+        read = ring.stage;
+        ring.next();
+    }
+    wgmma_wait<0>();
+    release_stage(p, ring.empty_at(read), lane);
+}
+
+// A warpgroup that multiplies.
+template <int NT, int W>
+__device__ __forceinline__ void consume(const GemmParams& p, Ring ring, uint32_t rank, float* staging) {
+    // By shuffle, so that the compiler knows it to be the same in a whole warp.
+    const uint32_t lane = threadIdx.x % 32, group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
+    pdl_wait();
+    const uint32_t tokens = p.wanted ? p.counts->wanted : p.counts->rows;
+    if (p.stream && tokens == 0) {
+        for (uint32_t s = 0; s < min(ring.stages, ring.steps * p.passes); ++s) {
+            barrier_wait(ring.full_at(s), 0);
+        }
+        return;
+    }
+    Items<NT, W> items(p, rank, tokens);
+    float d[NT / 2];
+    for (uint32_t i = 0; i < items.count; ++i) {
+        const Item item = items.get(i);
+        if (64 * group >= item.rows) {
+            // Nothing to multiply: only keep pace.
+#pragma unroll 1
+            for (uint32_t s = 0; s < ring.steps; ++s) {
+                barrier_wait(ring.full_at(ring.stage), ring.parity);
+                release_stage(p, ring.empty_at(ring.stage), lane);
+                ring.next();
+            }
+            continue;
+        }
+        switch (p.stage_k_tiles) {
+            case 1: multiply_item<NT, 1>(p, ring, d, group, lane); break;
+            case 2: multiply_item<NT, 2>(p, ring, d, group, lane); break;
+            default: multiply_item<NT, 4>(p, ring, d, group, lane); break;
+        }
+        gemm_epilogue<NT>(p, d, staging + group * (STAGING_BYTES<NT> / 4), 1 + group, item.row0 + 64 * group,
+                          min(64u, item.rows - 64 * group), item.token0, tokens);
+    }
+}
+
+template <int NT, int W>
+__device__ __forceinline__ void gemm_block(const GemmParams& p) {
+    extern __shared__ uint8_t dynamic_shared[];
+    __shared__ __align__(8) uint64_t barriers[2 * STAGES_MAX];
+    pdl_launch();
+    const uint32_t warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), rank = p.cluster > 1 ? cluster_rank() : 0;
+    Ring ring;
+    // Staging first, then the ring at a multiple of 1024.
+    ring.base = (shared_address(dynamic_shared) + W * STAGING_BYTES<NT> + 1023) & ~1023u;
+    ring.full = shared_address(barriers);
+    ring.empty = ring.full + 8 * STAGES_MAX;
+    ring.tokens_offset = p.stage_k_tiles * p.pass_rows * 128;
+    ring.slot_bytes = ring.tokens_offset + p.stage_k_tiles * NT * 128;
+    ring.stages = p.stages;
+    ring.steps = p.k_tiles / p.stage_k_tiles;
+    ring.stage = 0;
+    ring.parity = 0;
+    if (threadIdx.x == 0) {
+        for (uint32_t s = 0; s < p.stages; ++s) {
+            barrier_init(ring.full_at(s), 2);
+            barrier_init(ring.empty_at(s), 4 * W * p.cluster);
+        }
+        barrier_init_fence();
+    }
+    if (p.cluster > 1) {
+        cluster_sync();
+    } else {
+        __syncthreads();
+    }
+    if (warp >= 4 * W) {
+        if constexpr (NT == 256) {
+            asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        }
+        if (warp == 4 * W) {
+            produce_weights<NT, W>(p, ring, rank);
+        } else if (warp == 4 * W + 1) {
+            produce_tokens<NT, W>(p, ring, rank);
+        }
+    } else {
+        if constexpr (NT == 256) {
+            asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        }
+        consume<NT, W>(p, ring, rank, reinterpret_cast<float*>(dynamic_shared));
+    }
+    // Others may still copy to this block, or arrive here.
+    if (p.cluster > 1) {
+        __syncwarp();
+        cluster_sync();
+    }
+}
+
+}  // namespace polylink
+
+#define POLYLINK_GEMM(NT, W)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(polylink::BLOCK_THREADS<NT, W>, 1)                              \
+        gemm_n##NT##_w##W(const __grid_constant__ polylink::GemmParams p) {                                      \
+        polylink::gemm_block<NT, W>(p);                                                                          \
+    }
+
+POLYLINK_GEMM(8, 1)
+POLYLINK_GEMM(8, 2)
+POLYLINK_GEMM(16, 1)
+POLYLINK_GEMM(16, 2)
+POLYLINK_GEMM(32, 1)
+POLYLINK_GEMM(32, 4)
+POLYLINK_GEMM(64, 1)
+POLYLINK_GEMM(64, 4)
+POLYLINK_GEMM(128, 1)
+POLYLINK_GEMM(128, 2)
+POLYLINK_GEMM(256, 2)

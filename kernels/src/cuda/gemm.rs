@@ -1,0 +1,258 @@
+//! Products of bf16 on tensor cores: `output[t][n] = residual[t][n] + (Σ_k input[t][k] × weight[n][k] + bias[n])`.
+//!
+//! One chain per output, k ascending, for any number of rows: on Hopper of `wgmma` m64nNk16 (weights are the 64), elsewhere
+//! of `mma.sync` m16n8k16. Nothing chosen here changes a bit; it only says which block takes which outputs and tokens:
+//! * *stream*, few tokens: every multiprocessor takes its share of the outputs, in units of 8, for all tokens, so that all
+//!   of them read weights to the end;
+//! * *tiles*: up to 256 tokens × 128 outputs per turn; a group of token tiles is walked before the next outputs.
+//!
+//! Layouts (`common.cuh`): the input in panels of 64 columns, the weight in tiles of 64 × 64, both swizzled and padded with
+//! zeros. Behind a gate the weight's rows are interleaved ([`gated_source`]), so that a thread meets a gate with its up.
+
+use std::sync::Arc;
+
+use super::driver::{CudaError, Device, DevicePtr, Function, Launch};
+use crate::program::Activation;
+
+mod geometry;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use self::geometry::{Geometry, Machine, Tuning};
+
+/// Outputs and inputs of a tile of weights.
+pub(crate) const TILE: usize = 64;
+
+/// A weight as the kernels see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GemmShape {
+    /// Rows of the weight; behind a gate: gates and ups together.
+    pub outputs: usize,
+    /// Columns.
+    pub inputs: usize,
+    /// Whether its rows are gates and ups, interleaved.
+    pub gated: bool,
+}
+
+impl GemmShape {
+    /// Rows that are packed, with the padding: whole tiles; behind a gate so many that the result fills whole panels.
+    pub const fn padded_outputs(&self) -> usize {
+        self.outputs.next_multiple_of(if self.gated { 2 * TILE } else { TILE })
+    }
+
+    /// Tiles along the inputs.
+    pub const fn k_tiles(&self) -> usize {
+        self.inputs.div_ceil(TILE)
+    }
+
+    /// Bytes of the packed weight.
+    pub const fn packed_bytes(&self) -> usize {
+        self.padded_outputs() * self.k_tiles() * TILE * 2
+    }
+
+    /// Values of a row of the result.
+    pub const fn width(&self) -> usize {
+        if self.gated { self.outputs / 2 } else { self.outputs }
+    }
+
+    /// Byte of element `(n, k)` of the packed weight.
+    pub const fn packed_offset(&self, n: usize, k: usize) -> usize {
+        let tile = (n / TILE) * self.k_tiles() + k / TILE;
+        tile * TILE * TILE * 2 + (n % TILE) * 128 + (((k / 8) % 8) ^ (n % 8)) * 16 + (k % 8) * 2
+    }
+}
+
+/// Row of `gate over up` (`half` rows each, a multiple of 8) that packed row `row` of a gated weight holds: 8 gates, their
+/// 8 ups, and so on; `None`: padding. Its bias is packed alike.
+pub(crate) const fn gated_source(row: usize, half: usize) -> Option<usize> {
+    let (pair, within) = (row / 16, row % 16);
+    let column = 8 * pair + within % 8;
+    if column >= half {
+        None
+    } else if within < 8 {
+        Some(column)
+    } else {
+        Some(half + column)
+    }
+}
+
+/// Byte of element `(row, column)` of activations in bf16 that have room for `capacity` rows.
+pub(crate) const fn tiled_offset(row: usize, column: usize, capacity: usize) -> usize {
+    (column / 64) * capacity * 128 + row * 128 + (((column / 8) % 8) ^ (row % 8)) * 16 + (column % 8) * 2
+}
+
+/// How many rows there are, at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowsOf {
+    /// The step's rows.
+    Step,
+    /// Those whose logits are wanted.
+    Wanted,
+}
+
+/// Where the result goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GemmOutput {
+    /// `[rows][pitch]` f32, at a multiple of 16 bytes.
+    F32 {
+        /// Address.
+        to: DevicePtr,
+        /// Floats between two rows; that of the residual, too.
+        pitch: usize,
+    },
+    /// Panels of bf16, padding columns included; no residual.
+    Tiled {
+        /// Address.
+        to: DevicePtr,
+        /// Rows that a panel has.
+        capacity: usize,
+    },
+}
+
+/// One product of a step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GemmCall {
+    /// The weight's.
+    pub shape: GemmShape,
+    /// What the gate goes through, of a gated weight.
+    pub activation: Option<Activation>,
+    /// Tiles, [`GemmShape::packed_bytes`].
+    pub weights: DevicePtr,
+    /// Panels of bf16.
+    pub input: DevicePtr,
+    /// Rows that a panel of the input has: a multiple of 256.
+    pub input_capacity: usize,
+    /// `[outputs]` f32.
+    pub bias: Option<DevicePtr>,
+    /// Of the output's shape; may be the output itself.
+    pub residual: Option<DevicePtr>,
+    /// Result.
+    pub output: GemmOutput,
+    /// The step's counts in device memory.
+    pub counts: DevicePtr,
+    /// Which of them.
+    pub rows: RowsOf,
+    /// Most rows of the bucket.
+    pub rows_max: usize,
+}
+
+/// As `GemmParams` in `gemm_params.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct GemmParams {
+    weights: DevicePtr,
+    input: DevicePtr,
+    bias: DevicePtr,
+    residual: DevicePtr,
+    output: DevicePtr,
+    counts: DevicePtr,
+    wanted: u32,
+    input_capacity: u32,
+    output_capacity: u32,
+    output_pitch: u32,
+    outputs: u32,
+    padded_outputs: u32,
+    k_tiles: u32,
+    form: u32,
+    gate: u32,
+    stream: u32,
+    units: u32,
+    unit_rows: u32,
+    passes: u32,
+    pass_rows: u32,
+    stage_k_tiles: u32,
+    stages: u32,
+    cluster: u32,
+    group: u32,
+    spare: u32,
+}
+
+/// The kernels of a device.
+#[derive(Clone, Debug)]
+pub(crate) struct GemmKernels {
+    /// Tokens, warpgroups, function.
+    functions: Vec<(u32, u32, Function)>,
+    machine: Machine,
+    tuning: Tuning,
+}
+
+impl GemmKernels {
+    /// Loads them, `wgmma` where the device has it. [`Tuning::from_environment`] overrides choices, for measurements.
+    pub fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
+        Self::with_tuning(device, Tuning::from_environment())
+    }
+
+    /// The same, with these choices.
+    pub fn with_tuning(device: &Arc<Device>, tuning: Tuning) -> Result<Self, CudaError> {
+        let wgmma = device.hopper() && !tuning.plain;
+        let machine =
+            Machine { multiprocessors: device.multiprocessors(), shared_bytes: device.shared_bytes_max(), wgmma };
+        let variants: &[(u32, u32)] = if wgmma { &geometry::WGMMA } else { &geometry::MMA };
+        let mut functions = Vec::with_capacity(variants.len());
+        for &(tokens, groups) in variants {
+            let function = if wgmma {
+                device.function("gemm_bf16_sm90a", &format!("gemm_n{tokens}_w{groups}"))?
+            } else {
+                device.function("gemm_bf16", &format!("gemm_n{tokens}"))?
+            };
+            function.allow_shared(machine.dynamic_shared(wgmma, tokens))?;
+            functions.push((tokens, groups, function));
+        }
+        Ok(Self { functions, machine, tuning })
+    }
+
+    /// What a call would be launched with.
+    pub fn geometry(&self, shape: GemmShape, rows_max: usize) -> Geometry {
+        Geometry::choose(shape, rows_max, self.machine, &self.tuning)
+    }
+
+    /// The launch of a call.
+    pub fn launch(&self, call: &GemmCall) -> Launch {
+        let geometry = self.geometry(call.shape, call.rows_max);
+        let function = self
+            .functions
+            .iter()
+            .find(|(tokens, groups, _)| (*tokens, *groups) == (geometry.tokens, geometry.groups))
+            .map(|(_, _, function)| function)
+            .expect("the geometry names a variant that was loaded");
+        let (output, form, pitch, capacity) = match call.output {
+            GemmOutput::F32 { to, pitch } => (to, 0, pitch, 0),
+            GemmOutput::Tiled { to, capacity } => (to, 1, 0, capacity),
+        };
+        debug_assert!(form == 0 || call.residual.is_none(), "a residual has the shape of rows of f32");
+        debug_assert!(!call.shape.gated || call.shape.outputs.is_multiple_of(16), "gates come in eights");
+        debug_assert_eq!(call.shape.gated, call.activation.is_some());
+        let params = GemmParams {
+            weights: call.weights,
+            input: call.input,
+            bias: call.bias.unwrap_or(0),
+            residual: call.residual.unwrap_or(0),
+            output,
+            counts: call.counts,
+            wanted: u32::from(call.rows == RowsOf::Wanted),
+            input_capacity: call.input_capacity as u32,
+            output_capacity: capacity as u32,
+            output_pitch: pitch as u32,
+            outputs: call.shape.outputs as u32,
+            padded_outputs: call.shape.padded_outputs() as u32,
+            k_tiles: call.shape.k_tiles() as u32,
+            form,
+            gate: match call.activation {
+                None => 0,
+                Some(Activation::Silu) => 1,
+                Some(Activation::GeluTanh) => 2,
+            },
+            stream: u32::from(geometry.stream),
+            units: geometry.units,
+            unit_rows: geometry.unit_rows,
+            passes: geometry.passes,
+            pass_rows: geometry.pass_rows,
+            stage_k_tiles: geometry.stage_k_tiles,
+            stages: geometry.stages,
+            cluster: geometry.cluster,
+            group: geometry.group,
+            spare: 0,
+        };
+        Launch::new(function, geometry.grid, geometry.threads, geometry.shared, params).cluster(geometry.cluster)
+    }
+}
