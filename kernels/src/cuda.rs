@@ -14,6 +14,8 @@ pub(crate) mod gemm;
 pub(crate) mod inputs;
 #[allow(dead_code)] // as above
 pub(crate) mod rows;
+#[allow(dead_code)] // as above
+pub(crate) mod sampling;
 
 /// A device that the driver shows.
 #[derive(Clone, Debug, PartialEq, Eq)]

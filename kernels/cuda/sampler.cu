@@ -1,0 +1,408 @@
+// The sampler's kernels but the cut-offs (sampler_cut.cu): scores, draws of all tokens, logprobs, and the step's end.
+//
+// A step launches those that its rows need, in this order: sampler_adjust, sampler_scan, sampler_weigh, sampler_cut,
+// sampler_logprobs, sampler_finish. Rows are found over lists (SampleList), so that the geometry can be that of a bucket of rows.
+
+#include "sampler.cuh"
+
+namespace polylink {
+
+constexpr uint32_t SEEN = 0x80000000u;
+
+// Scores of the rows that have penalties, a bias or suppressed tokens: one block per row.
+//
+// Counts of a history's tokens are taken in a table that is 0 before and after: whoever takes a token's count out adjusts
+// the token, so each is adjusted once.
+extern "C" __global__ void __launch_bounds__(1024, 1) sampler_adjust(const __grid_constant__ SampleArgs args) {
+    __shared__ uint32_t bad;
+    pdl_launch();
+    pdl_wait();
+    uint32_t index;
+    if (!listed_row(args, LIST_ADJUSTED, blockIdx.x, index)) {
+        return;
+    }
+    const SampleRow row = args.rows[index];
+    if (threadIdx.x == 0) {
+        bad = 0;
+    }
+    __syncthreads();
+    const float* logits = args.logits + (uint64_t)row.logits_row * args.logits_stride;
+    float* scores = args.scores + (uint64_t)row.scores_row * args.scores_stride;
+    uint32_t* counts = args.counts + (uint64_t)row.scores_row * args.scores_stride;
+    const uint32_t* history = args.histories + (uint64_t)row.slot * args.positions;
+    bool penalties = row.flags & ROW_PENALTIES, wide = args.logits_stride % 4 == 0;
+    uint32_t quads = (args.vocabulary + 3) / 4;
+    bool broken = false;
+#pragma unroll 4
+    for (uint32_t quad = threadIdx.x; quad < quads; quad += blockDim.x) {
+        Quad values = load_quad(logits, quad, args.vocabulary, wide);
+        broken |= quad_bad(values, quad, args.vocabulary);
+        reinterpret_cast<float4*>(scores)[quad] = make_float4(values.v[0], values.v[1], values.v[2], values.v[3]);
+    }
+    if (broken) {
+        bad = 1;
+    }
+    if (penalties) {
+        for (uint32_t i = threadIdx.x; i < row.history_length; i += blockDim.x) {
+            if (i < row.prompt_length) {
+                atomicOr(&counts[history[i]], SEEN);
+            } else {
+                atomicAdd(&counts[history[i]], 1u);
+            }
+        }
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < row.history_length; i += blockDim.x) {
+            uint32_t token = history[i];
+            uint32_t count = atomicExch(&counts[token], 0u);
+            if (count == 0) {
+                continue;
+            }
+            float score = scores[token];
+            score = score > 0.0f ? __fdiv_rn(score, row.repetition) : __fmul_rn(score, row.repetition);
+            count &= ~SEEN;
+            if (count > 0) {
+                score = __fsub_rn(score, __fmul_rn(row.frequency, (float)count));
+                score = __fsub_rn(score, row.presence);
+            }
+            scores[token] = score;
+        }
+    }
+    __syncthreads();
+    if (!(row.flags & ROW_BIAS_REPEATS)) {
+        for (uint32_t i = threadIdx.x; i < row.bias_count; i += blockDim.x) {
+            uint32_t token = row.bias[2 * i];
+            scores[token] = __fadd_rn(scores[token], from_bits(row.bias[2 * i + 1]));
+        }
+    } else if (threadIdx.x == 0) {
+        for (uint32_t i = 0; i < row.bias_count; ++i) {
+            uint32_t token = row.bias[2 * i];
+            scores[token] = __fadd_rn(scores[token], from_bits(row.bias[2 * i + 1]));
+        }
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < row.suppressed_count; i += blockDim.x) {
+        scores[row.suppressed[i]] = minus_infinity();
+    }
+    if (threadIdx.x == 0) {
+        args.states[index].bad = bad;
+    }
+}
+
+constexpr uint32_t TOGETHER = 4;  // quads that a thread has under way at once
+
+// One pass over all rows, several blocks per row: whether all is finite, the largest score, or, where all tokens may be
+// drawn, the largest sum of score and noise. For rows with a cut-off also each run's largest score.
+extern "C" __global__ void __launch_bounds__(256) sampler_scan(const __grid_constant__ SampleArgs args) {
+    __shared__ uint64_t memory[33];
+    pdl_launch();
+    pdl_wait();
+    uint32_t index;
+    if (!listed_row(args, LIST_SCANNED, blockIdx.y, index)) {
+        return;
+    }
+    const SampleRow& row = args.rows[index];
+    const RowSource source = row_source(args, row);
+    uint32_t flags = row.flags;
+    bool given = flags & ROW_GIVEN, raw = !(flags & ROW_ADJUSTED), draws = !(flags & (ROW_GREEDY | ROW_CUT));
+    Draw draw = {row.noise_key, row.position, minus_infinity(), 0};
+    uint32_t begin, end, cuts = flags & ROW_CUT;
+    uint32_t* maxima = args.maxima + (uint64_t)index * runs_of(args.vocabulary);
+    part_of(args, blockIdx.x, begin, end);
+    float best = minus_infinity();
+    uint32_t token = 0;
+    bool bad = false;
+    for (uint32_t at = begin; at < end; at += TOGETHER * blockDim.x) {
+        Quad four[TOGETHER];
+#pragma unroll
+        for (uint32_t j = 0; j < TOGETHER; ++j) {
+            uint32_t quad = at + j * blockDim.x + threadIdx.x;
+            float none = minus_infinity();
+            four[j] = quad < end ? load_quad(source.values, quad, args.vocabulary, source.wide)
+                                 : Quad{{none, none, none, none}};
+        }
+        if (draws) {
+            // What other blocks found: any older value is a bound as well.
+            uint32_t known = *(volatile uint32_t*)&args.bounds[index];
+            draw.bound = known == 0 ? draw.bound : fmaxf(draw.bound, key_score(known));
+        }
+        float max = minus_infinity();
+#pragma unroll
+        for (uint32_t j = 0; j < TOGETHER; ++j) {
+            uint32_t quad = at + j * blockDim.x + threadIdx.x;
+            if (quad < end) {
+                bad |= raw && quad_bad(four[j], quad, args.vocabulary);
+                finish_quad(source, four[j], quad);
+                max = fmaxf(max, quad_max(four[j]));
+            }
+        }
+        if (given) {
+            continue;
+        }
+        if (cuts) {
+#pragma unroll
+            for (uint32_t j = 0; j < TOGETHER; ++j) {
+                uint32_t run = (at + j * blockDim.x) / RUN_QUADS + threadIdx.x / 32;
+                float largest = quad_max(four[j]);
+#pragma unroll
+                for (int distance = 16; distance > 0; distance /= 2) {
+                    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
+                }
+                if (threadIdx.x % 32 == 0 && run * RUN_QUADS < end) {
+                    maxima[run] = score_key(largest);
+                }
+            }
+        }
+        if (!draws) {
+            if (max > best) {
+#pragma unroll
+                for (uint32_t j = 0; j < TOGETHER; ++j) {
+#pragma unroll
+                    for (uint32_t i = 0; i < 4; ++i) {
+                        if (four[j].v[i] > best) {
+                            best = four[j].v[i];
+                            token = 4 * (at + j * blockDim.x + threadIdx.x) + i;
+                        }
+                    }
+                }
+            }
+            continue;
+        }
+        // Noise is no less than GUMBEL_MIN: so much the warp's largest score reaches at least.
+#pragma unroll
+        for (int distance = 16; distance > 0; distance /= 2) {
+            max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, distance));
+            draw.bound = fmaxf(draw.bound, __shfl_xor_sync(0xffffffffu, draw.bound, distance));
+        }
+        draw.bound = fmaxf(draw.bound, __fadd_rn(max, GUMBEL_MIN));
+#pragma unroll
+        for (uint32_t j = 0; j < TOGETHER; ++j) {
+            draw_quad(draw, four[j], at + j * blockDim.x + threadIdx.x);
+        }
+        float bound = draw.bound;
+#pragma unroll
+        for (int distance = 16; distance > 0; distance /= 2) {
+            bound = fmaxf(bound, __shfl_xor_sync(0xffffffffu, bound, distance));
+        }
+        if (threadIdx.x % 32 == 0 && bound > minus_infinity()) {
+            atomicMax(&args.bounds[index], score_key(bound));
+        }
+    }
+    uint64_t largest = block_max(draws ? draw.best : packed(best, token), memory);
+    bad = __syncthreads_or(bad);
+    if (threadIdx.x == 0) {
+        args.partials[(uint64_t)index * PARTS_MAX + blockIdx.x] = {largest, bad ? 1u : 0u, 0u};
+    }
+}
+
+constexpr uint32_t TOP_LIST = 2048;   // tokens that may be among the likeliest; hardly ever more than two dozen
+constexpr uint32_t TILE = 4096;
+
+// The likeliest tokens in `keys[..top_count]`, by so many passes over the row: where the list is too short.
+__device__ __noinline__ void top_by_passes(const float* logits, uint32_t vocabulary, bool wide, uint32_t top_count,
+                                           uint64_t* keys, uint64_t* memory) {
+    uint64_t last = ~0ull;
+    for (uint32_t place = 0; place < top_count; ++place) {
+        uint64_t best = 0;
+        for (uint32_t quad = threadIdx.x; quad < (vocabulary + 3) / 4; quad += blockDim.x) {
+            Quad values = load_quad(logits, quad, vocabulary, wide);
+            for (uint32_t i = 0; i < 4; ++i) {
+                uint64_t key = packed(values.v[i], 4 * quad + i);
+                best = key < last && key > best ? key : best;
+            }
+        }
+        last = block_max(best, memory);
+        if (threadIdx.x == 0) {
+            keys[place] = last;
+        }
+    }
+    __syncthreads();
+}
+
+// Logprobs of the raw logits (rule 4), the likeliest tokens, and the rank of a given one: one block per row.
+extern "C" __global__ void __launch_bounds__(1024, 1) sampler_logprobs(const __grid_constant__ SampleArgs args) {
+    __shared__ uint64_t keys[TOP_LIST];
+    __shared__ float tile[TILE];
+    __shared__ uint64_t memory[33];
+    __shared__ uint32_t listed, larger;
+    pdl_launch();
+    pdl_wait();
+    uint32_t index;
+    if (!listed_row(args, LIST_SCORED, blockIdx.x, index)) {
+        return;
+    }
+    const SampleRow row = args.rows[index];
+    const float* logits = args.logits + (uint64_t)row.logits_row * args.logits_stride;
+    uint32_t vocabulary = args.vocabulary, quads = (vocabulary + 3) / 4;
+    bool wide = args.logits_stride % 4 == 0, wanted = row.flags & ROW_LOGPROBS, given = row.flags & ROW_GIVEN;
+    SampleResult& result = args.results[index];
+    if (threadIdx.x == 0) {
+        listed = larger = 0;
+    }
+    uint64_t own = 0;
+    if (wanted) {
+#pragma unroll 4
+        for (uint32_t quad = threadIdx.x; quad < quads; quad += blockDim.x) {
+            Quad values = load_quad(logits, quad, vocabulary, wide);
+            for (uint32_t i = 0; i < 4; ++i) {
+                uint64_t key = packed(values.v[i], 4 * quad + i);
+                own = key > own ? key : own;
+            }
+        }
+    }
+    uint64_t likeliest = block_max(own, memory);
+    float max = likeliest == 0 ? minus_infinity() : logits[packed_token(likeliest)];  // −0 stays −0
+    // The `top_count`-th largest of the threads' largest is no larger than the `top_count`-th largest of all.
+    uint64_t least = ~0ull;
+    if (row.top_count > 0) {
+        keys[threadIdx.x] = own;
+        block_sort(keys, blockDim.x);
+        least = keys[row.top_count - 1];
+        least = least > 0 ? least : 1;
+        __syncthreads();
+    }
+    float mine = given ? logits[row.given] : 0.0f;
+    float lane = 0.0f;
+    uint32_t count = 0;
+    for (uint32_t at = 0; at < quads; at += blockDim.x) {
+        uint32_t quad = at + threadIdx.x;
+        float weights[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (quad < quads) {
+            Quad values = load_quad(logits, quad, vocabulary, wide);
+#pragma unroll
+            for (uint32_t i = 0; i < 4; ++i) {
+                uint32_t token = 4 * quad + i;
+                if (token < vocabulary) {
+                    weights[i] = wanted ? exact_exp(__fsub_rn(values.v[i], max)) : 0.0f;
+                    count += given && (values.v[i] > mine || (values.v[i] == mine && token < row.given));
+                    uint64_t key = packed(values.v[i], token);
+                    if (key >= least) {
+                        uint32_t place = atomicAdd(&listed, 1u);
+                        if (place < TOP_LIST) {
+                            keys[place] = key;
+                        }
+                    }
+                }
+            }
+        }
+        __syncthreads();  // the tile before has been added
+        reinterpret_cast<float4*>(tile)[threadIdx.x] = make_float4(weights[0], weights[1], weights[2], weights[3]);
+        __syncthreads();
+        if (wanted && threadIdx.x < 64) {
+            // Adding 0 for what lies beyond the vocabulary changes no bit.
+#pragma unroll 16
+            for (uint32_t i = 0; i < TILE / 64; ++i) {
+                lane = __fadd_rn(lane, tile[i * 64 + threadIdx.x]);
+            }
+        }
+    }
+    if (given && count > 0) {
+        atomicAdd(&larger, count);
+    }
+    __syncthreads();
+    if (threadIdx.x < 64) {
+        tile[threadIdx.x] = lane;
+    }
+    for (uint32_t width = 32; width > 0; width /= 2) {
+        __syncthreads();
+        if (threadIdx.x < width) {
+            tile[threadIdx.x] = __fadd_rn(tile[threadIdx.x], tile[threadIdx.x + width]);
+        }
+    }
+    __syncthreads();
+    float log_sum = wanted ? exact_ln(tile[0]) : 0.0f;
+    if (row.top_count > 0) {
+        uint32_t found = listed;
+        if (found <= TOP_LIST) {
+            uint32_t size = 32;
+            while (size < found) {
+                size *= 2;
+            }
+            for (uint32_t i = found + threadIdx.x; i < size; i += blockDim.x) {
+                keys[i] = 0;
+            }
+            block_sort(keys, size);
+        } else {
+            top_by_passes(logits, vocabulary, wide, row.top_count, keys, memory);
+        }
+        if (threadIdx.x < row.top_count) {
+            uint64_t key = keys[threadIdx.x];
+            uint32_t token = key == 0 ? 0 : packed_token(key);
+            result.top[threadIdx.x] = {token, __fsub_rn(__fsub_rn(logits[token], max), log_sum)};
+        }
+    }
+    if (threadIdx.x == 0) {
+        SampleState& state = args.states[index];
+        state.max = max;
+        state.log_sum = log_sum;
+        state.rank = given ? 1 + larger : 0;
+    }
+}
+
+// The step's end, one block: every row's token; then, unless a row failed, the slots' last samples and histories.
+extern "C" __global__ void __launch_bounds__(1024, 1) sampler_finish(const __grid_constant__ SampleArgs args) {
+    __shared__ uint32_t failed;
+    pdl_launch();
+    pdl_wait();
+    if (threadIdx.x == 0) {
+        failed = 0;
+    }
+    __syncthreads();
+    uint32_t rows = args.header->rows, lane = threadIdx.x % 32;
+    for (uint32_t index = threadIdx.x / 32; index < rows; index += blockDim.x / 32) {
+        const SampleRow& row = args.rows[index];
+        uint32_t flags = row.flags;
+        uint64_t best = 0;
+        uint32_t bad = 0;
+        for (uint32_t part = lane; part < args.parts; part += 32) {
+            SamplePartial partial = args.partials[(uint64_t)index * PARTS_MAX + part];
+            best = partial.best > best ? partial.best : best;
+            bad |= partial.bad;
+        }
+#pragma unroll
+        for (int distance = 16; distance > 0; distance /= 2) {
+            uint64_t other = __shfl_xor_sync(0xffffffffu, best, distance);
+            best = other > best ? other : best;
+            bad |= __shfl_xor_sync(0xffffffffu, bad, distance);
+        }
+        if (lane != 0) {
+            continue;
+        }
+        const SampleState& state = args.states[index];
+        bad |= flags & ROW_ADJUSTED ? state.bad : 0;
+        best = flags & ROW_CUT && best != 0 ? state.drawn : best;
+        SampleResult& result = args.results[index];
+        uint32_t token = flags & ROW_GIVEN ? row.given : best == 0 ? NO_TOKEN : packed_token(best);
+        token = bad ? NOT_FINITE : token;
+        float logprob = 0.0f;
+        if (token >= args.vocabulary) {
+            atomicOr(&failed, 1u);
+            logprob = minus_infinity();
+        } else if (flags & ROW_LOGPROBS) {
+            float logit = args.logits[(uint64_t)row.logits_row * args.logits_stride + token];
+            logprob = __fsub_rn(__fsub_rn(logit, state.max), state.log_sum);
+        }
+        result.token = {token, logprob};
+        result.rank = flags & ROW_GIVEN ? state.rank : 0;
+        result.top_count = row.top_count;
+        args.bounds[index] = 0;
+    }
+    __syncthreads();
+    if (failed) {
+        return;
+    }
+    for (uint32_t index = threadIdx.x; index < rows; index += blockDim.x) {
+        const SampleRow& row = args.rows[index];
+        uint32_t token = args.results[index].token.token;
+        if (row.flags & ROW_GIVEN) {
+            continue;
+        }
+        if (row.append_at < args.positions) {
+            args.histories[(uint64_t)row.slot * args.positions + row.append_at] = token;
+        }
+        if (row.flags & ROW_LAST) {
+            args.last_sample[row.slot] = token;
+        }
+    }
+}
+
+}  // namespace polylink

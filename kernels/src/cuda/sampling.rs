@@ -1,0 +1,147 @@
+//! The sampler on the device, with the CPU's bits: rule 6 of `docs/numerics.md`, as `crate::sampler` has it.
+//!
+//! A step uploads one block of parameters, launches two to six kernels (`kernels/cuda/sampler.cu`, `sampler_cut.cu`), and
+//! copies one array of results back. Slots' last samples and histories stay on the device: a forward step can read the last
+//! samples before the host has seen them. Memory is fixed by the limits; the parts are in [`layout::Layout`].
+
+use std::sync::Arc;
+
+use super::driver::{CudaError, Device, DeviceBuffer, DevicePtr, Function, Launch, Pinned};
+use crate::backend::{BackendError, Limits};
+use crate::executor::SlotState;
+use crate::sampler::{NO_TOKEN, NOT_FINITE, SlotHistory};
+use crate::step::{SampleStep, Sampled};
+
+mod layout;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use self::layout::SamplerShape;
+use self::layout::{Kernel, Layout, SampleResult};
+use self::plan::Plan;
+
+/// The sampler's memory on the device, and the step that is under way there.
+pub(crate) struct Sampler {
+    device: Arc<Device>,
+    layout: Layout,
+    arena: DeviceBuffer,
+    functions: [Function; 6],
+    upload: Pinned<u64>,
+    results: Pinned<SampleResult>,
+    plan: Plan,
+    /// Rows of the step under way.
+    rows: usize,
+}
+
+impl Sampler {
+    /// Allocates for these limits.
+    pub fn new(device: &Arc<Device>, shape: SamplerShape) -> Result<Self, CudaError> {
+        Self::with_layout(device, Layout::new(shape), &shape.limits)
+    }
+
+    fn with_layout(device: &Arc<Device>, layout: Layout, limits: &Limits) -> Result<Self, CudaError> {
+        let function = |kernel: Kernel| {
+            let (module, name, _) = kernel.entry();
+            device.function(module, name)
+        };
+        let [adjust, scan, weigh, cut, logprobs, finish] = Kernel::ALL.map(function);
+        let arena = device.alloc(layout.bytes)?;
+        arena.fill(0)?;
+        Ok(Self {
+            device: Arc::clone(device),
+            functions: [adjust?, scan?, weigh?, cut?, logprobs?, finish?],
+            upload: device.pinned(layout.upload_words)?,
+            results: device.pinned(limits.wanted_rows)?,
+            plan: Plan::new(limits),
+            arena,
+            layout,
+            rows: 0,
+        })
+    }
+
+    /// The slots' last samples, `[slots]` u32.
+    pub fn last_sample(&self) -> DevicePtr {
+        self.arena.ptr() + self.layout.last_sample as u64
+    }
+
+    /// Bytes on the device.
+    pub fn bytes(&self) -> usize {
+        self.layout.bytes
+    }
+
+    /// Prepares a step that `step_check::sample` has accepted: `slots` has its jobs and its starts. No step may be under way.
+    ///
+    /// # Errors
+    /// [`BackendError::Step`] if its biases, suppressed tokens and masks are more than there is room for.
+    pub fn prepare(&mut self, step: &SampleStep<'_>, slots: &SlotState) -> Result<(), BackendError> {
+        self.rows = 0;
+        let SlotState { jobs, histories, .. } = slots;
+        self.plan.make(&self.layout, step, jobs, histories, self.arena.ptr(), self.upload.as_mut_slice())?;
+        self.rows = jobs.len();
+        Ok(())
+    }
+
+    /// Uploads and launches the prepared step; `step` and `slots` as they were prepared.
+    pub fn submit(&mut self, step: &SampleStep<'_>, slots: &SlotState) -> Result<(), CudaError> {
+        for start in step.starts {
+            // A history waits for what is under way: once in a sequence, and only where there are penalties.
+            let SlotHistory { tokens, .. } = &slots.histories[start.slot as usize];
+            let at = self.layout.histories + 4 * start.slot as usize * self.layout.positions();
+            self.arena.write(at, tokens)?;
+        }
+        if self.rows == 0 {
+            return Ok(());
+        }
+        self.device.bind()?;
+        self.device.upload(&self.upload, self.plan.words, self.arena.ptr())?;
+        for launch in self.launches() {
+            launch.run(&self.device)?;
+        }
+        let results = self.arena.ptr() + self.layout.results as u64;
+        self.device.download(results, &mut self.results, self.rows)
+    }
+
+    /// The prepared step's launches, in order: geometry and arguments depend on the kinds of rows and on their number's
+    /// power of two.
+    pub fn launches(&self) -> impl Iterator<Item = Launch> + '_ {
+        self.plan.launches.iter().map(|planned| {
+            let place = Kernel::ALL.iter().position(|kernel| *kernel == planned.kernel).unwrap_or(0);
+            let (_, _, block) = planned.kernel.entry();
+            Launch::new(&self.functions[place], planned.grid, block, 0, planned.args)
+        })
+    }
+
+    /// What the submitted step drew, once the device is done with it: fills `samples`, and the slots as the device has them.
+    ///
+    /// # Errors
+    /// As the CPU's sampler: logits that are not finite, a row of which no token may be drawn. No slot has changed then.
+    pub fn take(&mut self, slots: &mut SlotState, samples: &mut Vec<Sampled>) -> Result<(), BackendError> {
+        let rows = std::mem::take(&mut self.rows);
+        samples.clear();
+        samples.extend(self.results.as_slice()[..rows].iter().map(SampleResult::sampled));
+        settle(slots, samples, self.layout.positions())
+    }
+}
+
+/// Refuses a step with a failed row; else brings the host's slots to where the device's are.
+fn settle(slots: &mut SlotState, samples: &[Sampled], positions: usize) -> Result<(), BackendError> {
+    if let Some(index) = samples.iter().position(|sampled| sampled.token.token == NOT_FINITE) {
+        return Err(BackendError::NotFinite { row: slots.jobs[index].row.row as usize });
+    }
+    if let Some(index) = samples.iter().position(|sampled| sampled.token.token == NO_TOKEN) {
+        let reason = format!("every token of sample row {index} is masked: the grammar has no way on");
+        return Err(BackendError::Step(reason));
+    }
+    for (job, sampled) in slots.jobs.iter().zip(samples).filter(|(job, _)| job.row.given.is_none()) {
+        let slot = job.row.slot as usize;
+        slots.last_sample[slot] = Some(sampled.token.token);
+        let history = &mut slots.histories[slot];
+        if history.tokens.len() < positions {
+            history.tokens.push(sampled.token.token);
+        } else {
+            history.known = false;
+        }
+    }
+    Ok(())
+}
