@@ -1,0 +1,4 @@
+// Exact products of 8-bit activations with Q6_K weights.
+#include "gemm_int8.cuh"
+
+POLYLINK_INT8_KERNELS(Q6_K)

@@ -1,0 +1,276 @@
+//! Products against [`ReferenceOperations::gemm`], with every tile.
+
+use polylink_protocol::exact_math::{f16_to_f32, f32_to_bf16};
+
+use super::*;
+use crate::blocks::{KBlock, KKind};
+use crate::cuda::exact::products::TILES;
+use crate::operations::Operations;
+use crate::quantise::{self, BLOCK};
+use crate::reference::ReferenceOperations;
+use crate::weights::{MatrixShape, PlainMatrix, PlainValues};
+
+/// The forms, by number; the last one is a stack.
+const NAMES: [&str; 8] = ["f32", "bf16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k", "stack"];
+
+/// A scale of a file: f16, some 0, denormal, negative or large.
+fn scale(random: &mut Random) -> f32 {
+    match random.below(20) {
+        0 => 0.0,
+        1 => f16_to_f32(random.below(1024) as u16),
+        2 => f16_to_f32(0x7bff),
+        3 => -f16_to_f32(0x1800 + random.below(1024) as u16),
+        _ => f16_to_f32(0x1000 + random.below(0x0c00) as u16),
+    }
+}
+
+fn k_blocks(random: &mut Random, kind: KKind, outputs: usize, inputs: usize) -> Vec<KBlock> {
+    let mut blocks = Vec::new();
+    for _ in 0..outputs {
+        let (mut d, mut dmin) = (0.0, 0.0);
+        for block in 0..inputs / BLOCK {
+            if block % 8 == 0 {
+                (d, dmin) = (scale(random), if kind == KKind::Q6 { 0.0 } else { scale(random) });
+            }
+            let most = [16, 32, 64][kind as usize];
+            let quants = std::array::from_fn(|_| random.below(most) as u8);
+            let scales = if kind == KKind::Q6 {
+                [random.next() as i8, random.next() as i8]
+            } else {
+                [random.below(64) as i8; 2]
+            };
+            let min = if kind == KKind::Q6 { 0 } else { random.below(64) as u8 };
+            blocks.push(KBlock { quants, scales, min, d, dmin });
+        }
+    }
+    blocks
+}
+
+fn plain(random: &mut Random, shape: MatrixShape, form: usize) -> PlainMatrix {
+    let (outputs, inputs) = (shape.outputs, shape.inputs);
+    let count = outputs * inputs;
+    let values = match form {
+        0 => PlainValues::F32(random.values(count)),
+        1 => PlainValues::Bf16(random.values(count).into_iter().map(f32_to_bf16).collect()),
+        2 | 3 => {
+            let quants = (0..count).map(|_| if form == 2 { random.next() as i8 } else { random.below(16) as i8 - 8 });
+            let quants = quants.collect();
+            let scales = (0..count / BLOCK).map(|_| scale(random)).collect();
+            PlainValues::Int8 { quants, scales, nibbles: form == 3 }
+        }
+        4..7 => {
+            let kind = [KKind::Q4, KKind::Q5, KKind::Q6][form - 4];
+            PlainValues::K { kind, blocks: k_blocks(random, kind, outputs, inputs), first: 0 }
+        }
+        _ => {
+            let first = outputs / 3;
+            let parts = [(first, 4), (outputs / 2, 0), (outputs - first - outputs / 2, 2)];
+            let parts = parts.into_iter().filter(|(outputs, _)| *outputs > 0);
+            let part = |(outputs, form)| plain(random, MatrixShape { outputs, ..shape }, form);
+            PlainValues::Stack(parts.map(part).collect())
+        }
+    };
+    PlainMatrix { shape, values }
+}
+
+/// Buffers of a product's rows.
+struct Rows {
+    input: DeviceBuffer,
+    quants: DeviceBuffer,
+    scales: DeviceBuffer,
+}
+
+impl Rows {
+    /// Brings rows to the device and lets it quantise them (if their width is whole blocks).
+    fn new(device: &Arc<Device>, rows: usize, width: usize, values: &[f32]) -> Self {
+        let input = device.from_slice(values).unwrap();
+        let pitch = q8_pitch(width);
+        let quants = device.alloc(rows * pitch).unwrap();
+        let scales = device.alloc(rows * pitch / 8).unwrap();
+        quants.fill(0xff).unwrap();
+        scales.fill(0xff).unwrap();
+        if width.is_multiple_of(BLOCK) {
+            let counts = counts(device, &[count(rows, 0, 0)]);
+            let at = [input.ptr(), quants.ptr(), scales.ptr(), counts.ptr()];
+            let quantise = Quantise::new(device).unwrap();
+            quantise.launch(at, rows as u32, false, width as u32).run(device).unwrap();
+            device.synchronize().unwrap();
+        }
+        Self { input, quants, scales }
+    }
+}
+
+#[test]
+fn activations_become_the_integers_of_rule_3() {
+    let Some(device) = Device::for_tests() else { return };
+    let (mut random, mut report) = (Random::new("quantise"), Report::default());
+    for (rows, width) in [(1, 32), (3, 96), (2, 4096), (5, 1056), (7, 14336)] {
+        let values = random.values(rows * width);
+        let found = Rows::new(&device, rows, width, &values);
+        let pitch = q8_pitch(width);
+        let quants: Vec<u8> = found.quants.read(0, rows * pitch).unwrap();
+        let scales: Vec<f32> = found.scales.read(0, rows * pitch / BLOCK).unwrap();
+        let (mut expected, mut got) = (Vec::new(), Vec::new());
+        for row in 0..rows {
+            for block in 0..width / BLOCK {
+                let mut integers = [0i8; BLOCK];
+                let of = values[row * width + block * BLOCK..].first_chunk().unwrap();
+                expected.push(quantise::activations(of, &mut integers));
+                expected.extend(integers.map(f32::from));
+                got.push(scales[row * (pitch / BLOCK) + block]);
+                let at = row * pitch + block * BLOCK;
+                got.extend(quants[at..at + BLOCK].iter().map(|&q| f32::from(q as i8)));
+            }
+        }
+        report.compare(&format!("{rows} × {width}"), width / BLOCK * (BLOCK + 1), &expected, &got);
+    }
+    report.end("quantise");
+}
+
+#[test]
+fn products_have_the_bits_of_the_definition() {
+    let Some(device) = Device::for_tests() else { return };
+    let (mut random, mut report) = (Random::new("products"), Report::default());
+    let kernels = ExactProducts::new(&device).unwrap();
+    let mut reference = ReferenceOperations::default();
+    let shapes = [
+        (1, 32, 32, 8),
+        (16, 96, 32, 20),
+        (17, 64, 64, 20),
+        (31, 288, 96, 130),
+        (48, 512, 32, 65),
+        (70, 160, 64, 20),
+        (18, 1088, 1088, 20),
+        (136, 896, 64, 16),
+        (270, 512, 512, 20),
+        (40, 256, 256, 2048),
+        (33, 45, 45, 130),
+        (5, 7, 3, 20),
+        (130, 66, 22, 20),
+    ];
+    for (case, (outputs, inputs, range_length, most)) in shapes.into_iter().enumerate() {
+        for (form, form_name) in NAMES.into_iter().enumerate() {
+            if form > 1 && (inputs % BLOCK != 0 || range_length % BLOCK != 0) {
+                continue;
+            }
+            let shape = MatrixShape { outputs, inputs, range_length, planes: 1 };
+            let matrix = plain(&mut random, shape, form);
+            let packed = ExactMatrix::new(&device, &matrix).unwrap();
+            let input = random.values(most * inputs);
+            let bias = (case % 2 == 0).then(|| random.values(outputs));
+            let residual = (case % 3 == 0).then(|| random.values(most * outputs));
+            let mut expected = residual.clone().unwrap_or_else(|| vec![f32::NAN; most * outputs]);
+            reference.gemm(&matrix, &input, &mut expected, bias.as_deref(), residual.is_some()).unwrap();
+            let rows_on = Rows::new(&device, most, inputs, &input);
+            let bias_on = bias.as_ref().map(|bias| device.from_slice(bias).unwrap());
+            let out = device.alloc((most + 1) * outputs * 4).unwrap();
+            for rows in [1, 2, 7, 8, 16, 20, 64, 65, 130, 200, 2048].into_iter().filter(|rows| *rows <= most) {
+                let counts = counts(&device, &[count(rows, 0, 0)]);
+                let product = Product {
+                    input: rows_on.input.ptr(),
+                    quants: rows_on.quants.ptr(),
+                    scales: rows_on.scales.ptr(),
+                    bias: bias_on.as_ref().map_or(0, DeviceBuffer::ptr),
+                    residual: if residual.is_some() { out.ptr() } else { 0 },
+                    output: out.ptr(),
+                    counts: counts.ptr(),
+                    wanted: case % 2 == 1,
+                    // The bucket may be larger than the step.
+                    rows: (rows + case % 3) as u32,
+                    groups: 1,
+                };
+                // What is chosen, and every tile that could be.
+                let mut ways = vec![("chosen", kernels.launches(&packed, &product))];
+                if packed.sections.len() == 1 && form > 1 {
+                    let section = &packed.sections[0];
+                    for tile in TILES.into_iter().filter(|tile| tile.takes(&shape)) {
+                        ways.push((tile.name, vec![kernels.integers(&shape, section, &product, tile)]));
+                    }
+                }
+                for (way, launches) in ways {
+                    out.fill(0xff).unwrap();
+                    if let Some(residual) = &residual {
+                        out.write(0, residual).unwrap();
+                    }
+                    let name = format!("{form_name} {outputs} × {inputs} in {range_length}, {rows} rows, {way}");
+                    let done = launches.iter().try_for_each(|launch| launch.run(&device));
+                    done.and_then(|()| device.synchronize()).unwrap_or_else(|error| panic!("{name}: {error}"));
+                    let found: Vec<f32> = out.read(0, (rows + 1) * outputs).unwrap();
+                    report.compare(&name, outputs, &expected[..rows * outputs], &found[..rows * outputs]);
+                    let after = match &residual {
+                        Some(residual) if rows < most => residual[rows * outputs..(rows + 1) * outputs].to_vec(),
+                        _ => vec![f32::from_bits(u32::MAX); outputs],
+                    };
+                    report.compare(&format!("{name}, the row after"), outputs, &after, &found[rows * outputs..]);
+                }
+            }
+        }
+    }
+    report.end("products");
+}
+
+#[test]
+fn groups_take_their_own_rows_and_matrix() {
+    let Some(device) = Device::for_tests() else { return };
+    let (mut random, mut report) = (Random::new("groups"), Report::default());
+    let kernels = ExactProducts::new(&device).unwrap();
+    let mut reference = ReferenceOperations::default();
+    let shape = MatrixShape { outputs: 70, inputs: 320, range_length: 64, planes: 1 };
+    // First row, rows, matrix.
+    let groups = [(0, 3, 2), (8, 0, 0), (8, 20, 1), (32, 1, 4)];
+    for (form, form_name) in NAMES.into_iter().enumerate() {
+        let matrices: Vec<_> = (0..5).map(|_| plain(&mut random, shape, form)).collect();
+        let packed = ExactMatrix::group(&device, &matrices).unwrap();
+        let input = random.values(40 * shape.inputs);
+        let rows_on = Rows::new(&device, 40, shape.inputs, &input);
+        let mut expected = vec![f32::from_bits(u32::MAX); 40 * shape.outputs];
+        for (first, rows, matrix) in groups {
+            let x = &input[first * shape.inputs..(first + rows) * shape.inputs];
+            let out = &mut expected[first * shape.outputs..(first + rows) * shape.outputs];
+            reference.gemm(&matrices[matrix], x, out, None, false).unwrap();
+        }
+        let counts = counts(
+            &device,
+            &groups.map(|(first, rows, matrix)| [rows as u32, 0, 0, 0, 0, 0, first as u32, matrix as u32]),
+        );
+        let out = device.alloc(40 * shape.outputs * 4).unwrap();
+        for rows in [20, 40] {
+            out.fill(0xff).unwrap();
+            let product = Product {
+                input: rows_on.input.ptr(),
+                quants: rows_on.quants.ptr(),
+                scales: rows_on.scales.ptr(),
+                output: out.ptr(),
+                counts: counts.ptr(),
+                rows,
+                groups: groups.len() as u32,
+                ..Product::default()
+            };
+            for launch in kernels.launches(&packed, &product) {
+                launch.run(&device).unwrap();
+            }
+            let found: Vec<f32> = out.read(0, 40 * shape.outputs).unwrap();
+            report.compare(&format!("{form_name} groups, {rows} rows"), shape.outputs, &expected, &found);
+        }
+    }
+    report.end("groups");
+}
+
+#[test]
+fn what_has_no_kernel_is_refused() {
+    use crate::backend::PairOrder;
+    use crate::cuda::exact::packing::pack;
+    let shape = MatrixShape { outputs: 2, inputs: 32, range_length: 32, planes: 1 };
+    let float = |shape| PlainMatrix { shape, values: PlainValues::F32(vec![1.0; 64]) };
+    assert!(pack(&float(shape)).is_ok());
+    assert!(pack(&float(MatrixShape { planes: 2, range_length: 16, ..shape })).is_err());
+    let pairs = PlainMatrix { shape, values: PlainValues::Bf16Pairs(vec![0; 64], PairOrder::Vdp) };
+    assert!(pack(&pairs).is_err());
+    let mut random = Random::new("refusals");
+    let values = |first, random: &mut Random| PlainMatrix {
+        shape,
+        values: PlainValues::K { kind: KKind::Q5, blocks: k_blocks(random, KKind::Q5, 2, 32), first },
+    };
+    assert!(pack(&values(0, &mut random)).is_ok());
+    assert!(pack(&values(3, &mut random)).is_err());
+}
