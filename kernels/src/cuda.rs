@@ -7,6 +7,8 @@
 use cudarc::driver::{result, sys};
 
 #[allow(dead_code)] // the backend that uses all of it comes with its kernels
+pub(crate) mod attention;
+#[allow(dead_code)] // as above
 pub(crate) mod driver;
 #[allow(dead_code)] // as above
 pub(crate) mod exact;

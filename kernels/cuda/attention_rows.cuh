@@ -1,0 +1,282 @@
+// Some splits of one tile of attention, as its threads hold them: what the kernels of all devices have in common.
+#pragma once
+
+#include "attention_bf16.cuh"
+
+namespace polylink {
+
+// D: values of a head. ROW_WARPS x 16 query rows in a tile, DIM_WARPS warps for each 16; these warps are the block, or, where it
+// has others too (PART), those of it that meet at barrier 1. Then the totals over splits lie in shared memory, 16 bytes of a
+// thread beside those of the next: [PAIRS x 2][THREADS].
+template <int D, int ROW_WARPS, int DIM_WARPS, bool CAP, bool PART>
+struct AttentionRows {
+    static constexpr int THREADS = 32 * ROW_WARPS * DIM_WARPS;
+    static constexpr int ROWS = 16 * ROW_WARPS;
+    static constexpr int STEP = ATTENTION_STEP;
+    static constexpr int PAIRS = (D / 16 + DIM_WARPS - 1) / DIM_WARPS;  // groups of 16 dimensions of a warp
+
+    const AttentionParams& p;
+    // The piece; its words lie in shared memory, since they are rarely needed.
+    volatile const AttentionItem& item;
+    // The thread's place: lane / 4 is its row (and the one 8 below), 2 x (lane % 4) its column.
+    uint32_t thread, lane, row_warp, dim_warp;
+    uint32_t head, flats, key_begin, key_end, first_step, steps;
+    uint32_t warp_low, warp_high;  // positions of the warp's first and last row
+    bool active;                   // the warp has rows
+    // State of the split under way, and of the splits before.
+    float values[PAIRS][2][4];
+    float sums[4];
+    float maximum[2];
+    float totals[PART ? 1 : PAIRS][2][4];
+    float4* shared_totals;
+    bool fresh;  // the tile has no totals yet
+    Fold fold[2];
+
+    __device__ __forceinline__ AttentionRows(const AttentionParams& params, const AttentionItem& piece, float4* kept, uint32_t own)
+        : p(params), item(piece), shared_totals(kept), thread(own), lane(own % 32), row_warp(own / 32 % ROW_WARPS), dim_warp(own / 32 / ROW_WARPS) {}
+
+    __device__ __forceinline__ static void meet() {
+        if constexpr (PART) {
+            asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory");
+        } else {
+            __syncthreads();
+        }
+    }
+
+    __device__ __forceinline__ uint32_t group() const { return p.query_heads / p.kv_heads; }
+
+    // Takes over the piece in shared memory, for one head.
+    __device__ __forceinline__ void open(uint32_t kv_head) {
+        head = kv_head;
+        const AttentionSpan span = attention_span(p, item.first_flat, item.first_position, item.splits, item.counts);
+        flats = span.flats;
+        key_begin = span.key_begin;
+        key_end = span.key_end;
+        first_step = span.first_step;
+        steps = span.steps;
+        const uint32_t row = row_warp * 16;
+        active = row < flats;
+        warp_low = item.first_position + (item.first_flat + row) / group();
+        warp_high = item.first_position + (item.first_flat + min(row + 15, flats - 1)) / group();
+    }
+
+    // Whether keys of a step are hidden from some row of the warp.
+    __device__ __forceinline__ bool hides(uint32_t key) const {
+        return key + STEP - 1 > warp_low || key < window_begin(warp_high, p.window);
+    }
+
+    // Hides the keys that the thread's rows do not see.
+    __device__ __forceinline__ void mask(float (&s)[STEP / 2], uint32_t key) const {
+        const uint32_t flat = item.first_flat + row_warp * 16 + lane / 4;
+        const uint32_t position[2] = {item.first_position + flat / group(), item.first_position + (flat + 8) / group()};
+        const uint32_t low[2] = {window_begin(position[0], p.window), window_begin(position[1], p.window)};
+#pragma unroll
+        for (int i = 0; i < STEP / 2; ++i) {
+            const uint32_t at = key + i / 4 * 8 + lane % 4 * 2 + i % 2;
+            const int row = i % 4 / 2;
+            if (at > position[row] || at < low[row]) {
+                s[i] = minus_infinity();
+            }
+        }
+    }
+
+    __device__ __forceinline__ void begin_split() {
+#pragma unroll
+        for (int pair = 0; pair < PAIRS; ++pair) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                values[pair][i / 4][i % 4] = 0.0f;
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            sums[i] = 0.0f;
+        }
+        maximum[0] = maximum[1] = minus_infinity();
+    }
+
+    __device__ __forceinline__ void begin_tile() {
+        fresh = true;
+        fold[0].begin();
+        fold[1].begin();
+        begin_split();
+    }
+
+    // The tile's totals of a group of 8 dimensions.
+    __device__ __forceinline__ float4 total(int eight) const {
+        if (fresh) {
+            return make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        }
+        if constexpr (PART) {
+            return shared_totals[eight * THREADS + thread];
+        } else {
+            const float(&t)[4] = totals[eight / 2][eight % 2];
+            return make_float4(t[0], t[1], t[2], t[3]);
+        }
+    }
+
+    __device__ __forceinline__ void fold_total(int eight) {
+        const float(&v)[4] = values[eight / 2][eight % 2];
+        float4 t = total(eight);
+        t.x = fold[0].value(t.x, v[0]);
+        t.y = fold[0].value(t.y, v[1]);
+        t.z = fold[1].value(t.z, v[2]);
+        t.w = fold[1].value(t.w, v[3]);
+        if constexpr (PART) {
+            shared_totals[eight * THREADS + thread] = t;
+        } else {
+            float(&to)[4] = totals[eight / 2][eight % 2];
+            to[0] = t.x;
+            to[1] = t.y;
+            to[2] = t.z;
+            to[3] = t.w;
+        }
+    }
+
+    // Multiplies what the split has so far. Times 1 changes nothing, so the whole warp may leave it out.
+    __device__ __forceinline__ void shrink_by(const float (&shrink)[2]) {
+        if (__any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
+#pragma unroll
+            for (int pair = 0; pair < PAIRS; ++pair) {
+#pragma unroll
+                for (int i = 0; i < 8; ++i) {
+                    values[pair][i / 4][i % 4] = __fmul_rn(values[pair][i / 4][i % 4], shrink[i % 4 / 2]);
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                sums[i] = __fmul_rn(sums[i], shrink[i / 2]);
+            }
+        }
+    }
+
+    // The split is complete: folds it, or leaves it in memory.
+    __device__ __forceinline__ void end_split(uint32_t split) {
+        if (!active) {
+            return;
+        }
+        if (item.partials == NO_PARTIALS) {
+#pragma unroll
+            for (int row = 0; row < 2; ++row) {
+                fold[row].take(maximum[row], sums[2 * row]);
+            }
+#pragma unroll
+            for (int eight = 0; eight < 2 * PAIRS; ++eight) {
+                fold_total(eight);
+            }
+            fresh = false;
+        } else {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const uint32_t row = row_warp * 16 + lane / 4 + 8 * half;
+                if (row < flats) {
+                    const uint32_t partial = item.partials + (split - (item.tile_splits & 0xffff)) * flats + row;
+                    const uint64_t at = (uint64_t)partial * p.kv_heads + head;
+                    if (dim_warp == 0 && lane % 4 == 0) {
+                        p.partial_folds[at] = make_float2(maximum[half], sums[2 * half]);
+                    }
+#pragma unroll
+                    for (int i = 0; i < 2 * PAIRS; ++i) {
+                        const uint32_t dims = dim_warp + i / 2 * DIM_WARPS;
+                        if (D / 16 % DIM_WARPS == 0 || dims < D / 16) {
+                            float* to = p.partial_values + at * D + dims * 16 + i % 2 * 8 + lane % 4 * 2;
+                            *(float2*)to = make_float2(values[i / 2][i % 2][2 * half], values[i / 2][i % 2][2 * half + 1]);
+                        }
+                    }
+                }
+            }
+        }
+        begin_split();
+    }
+
+    // Step and column of the output for a row of the tile.
+    __device__ __forceinline__ void place(uint32_t row, uint32_t& step_row, uint32_t& column) const {
+        const uint32_t flat = item.first_flat + row, g = group();
+        step_row = item.first_row + flat / g;
+        column = (head * g + flat % g) * D;
+    }
+
+    __device__ __forceinline__ void store_tile() {
+        if (!active) {
+            return;
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const uint32_t row = row_warp * 16 + lane / 4 + 8 * half;
+            if (row < flats) {
+                uint32_t step_row, column;
+                place(row, step_row, column);
+                const float inverse = fold[half].inverse();
+#pragma unroll
+                for (int i = 0; i < 2 * PAIRS; ++i) {
+                    const uint32_t dims = dim_warp + i / 2 * DIM_WARPS;
+                    if (D / 16 % DIM_WARPS == 0 || dims < D / 16) {
+                        const float4 t = total(i);
+                        const float two[2] = {Fold::finish(half == 0 ? t.x : t.z, inverse),
+                                              Fold::finish(half == 0 ? t.y : t.w, inverse)};
+                        store_output(p, p.query_heads * D, step_row, column + dims * 16 + i % 2 * 8 + lane % 4 * 2, two);
+                    }
+                }
+            }
+        }
+    }
+
+    // The block that arrives last folds the splits of the tile, ascending.
+    __device__ __forceinline__ void arrive() {
+        __shared__ uint32_t last;
+        __threadfence();
+        meet();
+        if (thread == 0) {
+            uint32_t* counter = p.arrivals + (uint64_t)item.partials * p.kv_heads + head;
+            last = atomicAdd(counter, 1) + 1 == item.counts >> 16;
+            if (last) {
+                *counter = 0;
+            }
+        }
+        meet();
+        if (!last) {
+            return;
+        }
+        __threadfence();
+        const uint32_t tile_begin = item.tile_splits & 0xffff;
+        const uint32_t begin = max(tile_begin, key_begin / ATTENTION_SPLIT);
+        const uint32_t end = min(item.tile_splits >> 16, (key_end + ATTENTION_SPLIT - 1) / ATTENTION_SPLIT);
+        for (uint32_t index = thread; index < flats * (D / 4); index += THREADS) {
+            const uint32_t row = index / (D / 4), column4 = index % (D / 4);
+            uint64_t at = (uint64_t)(item.partials + (begin - tile_begin) * flats + row) * p.kv_heads + head;
+            Fold own;
+            own.begin();
+            float total[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 8
+            for (uint32_t split = begin; split < end; ++split) {
+                const float2 with = __ldcg(p.partial_folds + at);
+                const float4 v = __ldcg((const float4*)(p.partial_values + at * D) + column4);
+                own.take(with.x, with.y);
+                total[0] = own.value(total[0], v.x);
+                total[1] = own.value(total[1], v.y);
+                total[2] = own.value(total[2], v.z);
+                total[3] = own.value(total[3], v.w);
+                at += (uint64_t)flats * p.kv_heads;
+            }
+            const float inverse = own.inverse();
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                total[i] = Fold::finish(total[i], inverse);
+            }
+            uint32_t step_row, column;
+            place(row, step_row, column);
+            store_output(p, p.query_heads * D, step_row, column + column4 * 4, total);
+        }
+    }
+
+    // The piece is complete.
+    __device__ __forceinline__ void end_piece() {
+        if (item.partials == NO_PARTIALS) {
+            store_tile();
+        } else {
+            arrive();
+        }
+    }
+};
+
+}  // namespace polylink

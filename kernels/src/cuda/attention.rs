@@ -1,0 +1,457 @@
+//! Attention of the `sm90-bf16` family over a paged cache of bf16, and the append before it.
+//!
+//! `kernels/cuda/attention_bf16.cuh` fixes the order of sums: splits of 256 absolute positions, each from nothing, folded
+//! ascending. So how the work is cut ([`plan`]) changes no bit, and is chosen by what keeps the device busy.
+//!
+//! A step is planned once for all layers of one [`AttentionShape`]. Layers with a window may use the plan of the layers
+//! without (pieces that lie before the window are skipped by the kernel), or one of their own.
+
+use super::driver::{CudaError, Device, DevicePtr, Function, Launch};
+
+mod plan;
+#[cfg(test)]
+mod tests;
+
+#[allow(unused_imports)] // the backend that plans steps comes with the other families
+pub(crate) use self::plan::{PlanScratch, PlanSequence, Planner};
+
+/// Positions of a split; every split is computed from nothing.
+pub(crate) const SPLIT: u32 = 256;
+
+/// Positions per block of the cache.
+pub(crate) const BLOCK_TOKENS: usize = 32;
+
+/// Steps of at most so many rows launch the kernel of narrow tiles alone.
+const NARROW_ROWS_MAX: usize = 256;
+
+/// Form of the output rows; `RowForm` in `common.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OutputForm {
+    /// `[rows][width]` f32.
+    F32,
+    /// Panels of 64 columns with room for so many rows.
+    Bf16Tiled {
+        /// Rows.
+        row_capacity: u32,
+    },
+}
+
+/// One head dimension's kernels; mirrors the list at the end of `attention_bf16.cu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tiles {
+    head_dim: u32,
+    /// Steps of 64 keys in shared memory: narrow, wide.
+    stages: [u32; 2],
+    /// Warps along the rows of a wide tile (16 rows each).
+    wide_row_warps: u32,
+    /// Blocks of narrow tiles that a multiprocessor holds by its registers.
+    narrow_blocks: u32,
+}
+
+const TILES: [Tiles; 5] = [
+    Tiles { head_dim: 64, stages: [4, 4], wide_row_warps: 8, narrow_blocks: 3 },
+    Tiles { head_dim: 80, stages: [3, 3], wide_row_warps: 8, narrow_blocks: 3 },
+    Tiles { head_dim: 96, stages: [2, 3], wide_row_warps: 8, narrow_blocks: 3 },
+    Tiles { head_dim: 128, stages: [2, 3], wide_row_warps: 8, narrow_blocks: 3 },
+    Tiles { head_dim: 256, stages: [2, 2], wide_row_warps: 4, narrow_blocks: 1 },
+];
+
+/// Head dimensions whose wide tiles have a kernel of their own on sm_90, and its steps of 64 keys in shared memory; mirrors
+/// `Layout` and the list at the end of `attention_bf16_sm90a.cu`.
+const WIDE_HOPPER: [(u32, u32); 2] = [(64, 8), (128, 4)];
+
+const NARROW_THREADS: u32 = 128;
+const WIDE_THREADS: u32 = 256;
+const HOPPER_THREADS: u32 = 384;
+const NARROW_TILE: u32 = 16;
+
+impl Tiles {
+    /// Bytes of shared memory of a block: its rows of queries, and the ring of keys and values; rows padded by 16 bytes.
+    fn shared_bytes(&self, wide: bool) -> u32 {
+        let rows = if wide { 16 * self.wide_row_warps } else { NARROW_TILE };
+        (rows + self.stages[usize::from(wide)] * 2 * 64) * (2 * self.head_dim + 16)
+    }
+}
+
+/// The kernel of wide tiles: where it is, and what a block of it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Wide {
+    module: &'static str,
+    threads: u32,
+    shared_bytes: u32,
+}
+
+impl Wide {
+    fn of(tiles: &Tiles, hopper: bool) -> Self {
+        let own = WIDE_HOPPER.iter().find(|(head_dim, _)| hopper && *head_dim == tiles.head_dim);
+        match own {
+            Some((head_dim, stages)) => {
+                // Queries, the ring, and f32 totals, at a multiple of 1024 bytes.
+                let shared_bytes = 1024 + 128 * head_dim * 2 + stages * 2 * 64 * head_dim * 2 + 128 * head_dim * 4;
+                Self { module: "attention_bf16_sm90a", threads: HOPPER_THREADS, shared_bytes }
+            }
+            None => Self { module: "attention_bf16", threads: WIDE_THREADS, shared_bytes: tiles.shared_bytes(true) },
+        }
+    }
+
+    fn kernel(&self, device: &Device, head_dim: u32, cap: &str) -> Result<Function, CudaError> {
+        let function = device.function(self.module, &format!("attention_bf16_{head_dim}_wide{cap}"))?;
+        function.allow_shared(self.shared_bytes)?;
+        Ok(function)
+    }
+}
+
+/// What all attention layers that share a plan have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AttentionShape {
+    pub query_heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+}
+
+impl AttentionShape {
+    /// Query heads per KV head.
+    pub fn group(&self) -> u32 {
+        self.query_heads / self.kv_heads
+    }
+}
+
+/// Why a shape has no kernel here; the exact family computes it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unsupported {
+    /// Another head dimension than those that were compiled.
+    #[error("attention on tensor cores: head dimension {0} is none of 64, 80, 96, 128, 256")]
+    HeadDim(u32),
+    /// Query heads are no multiple of KV heads, or there are none.
+    #[error("attention on tensor cores: {0} query heads over {1} KV heads")]
+    Heads(u32, u32),
+    /// A block asks for more shared memory than the device has.
+    #[error(
+        "attention on tensor cores: head dimension {head_dim} needs {needed} bytes of shared memory, {there} are there"
+    )]
+    Shared {
+        /// Values of a head.
+        head_dim: u32,
+        /// Bytes.
+        needed: u32,
+        /// Bytes.
+        there: u32,
+    },
+    /// Of the driver.
+    #[error(transparent)]
+    Driver(#[from] CudaError),
+}
+
+/// Mirrors `AttentionParams` in `attention_bf16.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct AttentionParams {
+    query: DevicePtr,
+    cache: DevicePtr,
+    plan: DevicePtr,
+    block_tables: DevicePtr,
+    output: DevicePtr,
+    partial_values: DevicePtr,
+    partial_folds: DevicePtr,
+    arrivals: DevicePtr,
+    query_heads: u32,
+    kv_heads: u32,
+    layer: u32,
+    layers: u32,
+    window: u32,
+    output_form: u32,
+    row_capacity: u32,
+    wide: u32,
+    scale_log2: f32,
+    cap_log2: f32,
+    cap_slope: f32,
+    spare: u32,
+}
+
+/// Mirrors `AppendParams` in `append_bf16.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct AppendParams {
+    qkv: DevicePtr,
+    query: DevicePtr,
+    cache: DevicePtr,
+    sine: DevicePtr,
+    cosine: DevicePtr,
+    long_sine: DevicePtr,
+    long_cosine: DevicePtr,
+    query_norm: DevicePtr,
+    key_norm: DevicePtr,
+    positions: DevicePtr,
+    sequence_of: DevicePtr,
+    table_start: DevicePtr,
+    flags: DevicePtr,
+    block_tables: DevicePtr,
+    counts: DevicePtr,
+    query_heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    pairs: u32,
+    layer: u32,
+    layers: u32,
+    eps: f32,
+    spare: u32,
+}
+
+/// Where a step's inputs lie; as `StepInputs` has them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowInputs {
+    /// `StepCounts`.
+    pub counts: DevicePtr,
+    /// By row.
+    pub positions: DevicePtr,
+    /// By row.
+    pub sequence_of: DevicePtr,
+    /// By sequence.
+    pub table_start: DevicePtr,
+    /// By sequence.
+    pub flags: DevicePtr,
+    /// All tables.
+    pub block_tables: DevicePtr,
+}
+
+/// The cache, and which of its layers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CacheLayer {
+    /// First byte of the cache.
+    pub cache: DevicePtr,
+    /// This layer.
+    pub layer: u32,
+    /// Layers that keep keys and values.
+    pub layers: u32,
+}
+
+/// Sines and cosines on the device, `[positions][pairs]` f32.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RopeTables {
+    pub pairs: u32,
+    pub sine: DevicePtr,
+    pub cosine: DevicePtr,
+    /// Of sequences that are said to be long, where they differ.
+    pub long: Option<(DevicePtr, DevicePtr)>,
+}
+
+/// Norms of query and key heads: the vectors on the device, `[head_dim]` f32 each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeadNorms {
+    pub query: DevicePtr,
+    pub key: DevicePtr,
+    pub eps: f32,
+}
+
+/// What one layer's attention reads and writes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionLayer {
+    /// bf16 `[rows][query_heads × head_dim]`, as the append leaves it.
+    pub query: DevicePtr,
+    pub cache: CacheLayer,
+    pub plan: DevicePtr,
+    pub block_tables: DevicePtr,
+    pub output: DevicePtr,
+    pub form: OutputForm,
+    /// Multiplies scores; above 0.
+    pub scale: f32,
+    pub window: Option<u32>,
+    pub soft_cap: Option<f32>,
+}
+
+/// Memory that the attention of a step needs; shared by all layers, since they follow one another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionScratch {
+    /// [`AttentionKernels::partial_value_bytes`].
+    pub values: DevicePtr,
+    /// [`AttentionKernels::partial_fold_bytes`].
+    pub folds: DevicePtr,
+    /// [`AttentionKernels::arrival_bytes`]; zeroed once, when it is allocated.
+    pub arrivals: DevicePtr,
+}
+
+/// The kernels of one shape, and what their planner must know.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionKernels {
+    shape: AttentionShape,
+    tiles: Tiles,
+    wide: Wide,
+    /// Narrow, wide.
+    plain: [Function; 2],
+    capped: [Function; 2],
+    append: Function,
+    planner: Planner,
+}
+
+impl AttentionKernels {
+    /// Looks the kernels up. `partial_rows`: room for rows of splits that are computed beside each other; bounds the
+    /// scratch memory.
+    ///
+    /// # Errors
+    /// [`Unsupported`]: the caller takes the exact attention.
+    pub fn new(device: &Device, shape: AttentionShape, partial_rows: u32) -> Result<Self, Unsupported> {
+        let AttentionShape { query_heads, kv_heads, head_dim } = shape;
+        let tiles = TILES.iter().find(|tiles| tiles.head_dim == head_dim).ok_or(Unsupported::HeadDim(head_dim))?;
+        if kv_heads == 0 || query_heads == 0 || query_heads % kv_heads != 0 {
+            return Err(Unsupported::Heads(query_heads, kv_heads));
+        }
+        let there = device.shared_bytes_max();
+        let wide = Wide::of(tiles, device.hopper());
+        for needed in [tiles.shared_bytes(false), wide.shared_bytes] {
+            if needed > there {
+                return Err(Unsupported::Shared { head_dim, needed, there });
+            }
+        }
+        let narrow = |cap: &str| -> Result<Function, CudaError> {
+            let function = device.function("attention_bf16", &format!("attention_bf16_{head_dim}_narrow{cap}"))?;
+            function.allow_shared(tiles.shared_bytes(false))?;
+            Ok(function)
+        };
+        // A block takes 1 KiB beside what it asks for, of a memory that is 1 KiB larger than one block may ask for.
+        let by_memory = (there + 1024) / (tiles.shared_bytes(false) + 1024);
+        let narrow_blocks = device.multiprocessors() * by_memory.clamp(1, tiles.narrow_blocks);
+        Ok(Self {
+            shape,
+            tiles: *tiles,
+            wide,
+            plain: [narrow("")?, wide.kernel(device, head_dim, "")?],
+            capped: [narrow("_cap")?, wide.kernel(device, head_dim, "_cap")?],
+            append: device.function("append_bf16", "append_bf16")?,
+            planner: Planner {
+                group: shape.group(),
+                kv_heads,
+                wide_tile: 16 * tiles.wide_row_warps,
+                blocks: [narrow_blocks, device.multiprocessors()],
+                partial_rows,
+            },
+        })
+    }
+
+    /// The same with the wide tiles of all devices, where this one has a kernel of its own.
+    #[cfg(test)]
+    fn portable(&self, device: &Device) -> Result<Self, CudaError> {
+        let (wide, head_dim) = (Wide::of(&self.tiles, false), self.shape.head_dim);
+        let mut own = Self { wide, ..*self };
+        own.plain[1] = wide.kernel(device, head_dim, "")?;
+        own.capped[1] = wide.kernel(device, head_dim, "_cap")?;
+        Ok(own)
+    }
+
+    /// Cuts a step's attention into pieces.
+    pub fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    /// Bytes of [`AttentionScratch::values`].
+    pub fn partial_value_bytes(&self) -> usize {
+        self.partials() * self.shape.head_dim as usize * 4
+    }
+
+    /// Bytes of [`AttentionScratch::folds`].
+    pub fn partial_fold_bytes(&self) -> usize {
+        self.partials() * 8
+    }
+
+    /// Bytes of [`AttentionScratch::arrivals`].
+    pub fn arrival_bytes(&self) -> usize {
+        self.partials() * 4
+    }
+
+    fn partials(&self) -> usize {
+        self.planner.partial_rows as usize * self.shape.kv_heads as usize
+    }
+
+    /// One layer's attention, for steps of up to `rows` rows and `sequences` sequences.
+    pub fn attention(
+        &self,
+        layer: &AttentionLayer,
+        scratch: &AttentionScratch,
+        rows: usize,
+        sequences: usize,
+    ) -> Vec<Launch> {
+        let log2_e = std::f32::consts::LOG2_E;
+        let (output_form, row_capacity) = match layer.form {
+            OutputForm::F32 => (0, 0),
+            OutputForm::Bf16Tiled { row_capacity } => (1, row_capacity),
+        };
+        let cap = layer.soft_cap.unwrap_or(0.0);
+        let params = |wide: bool| AttentionParams {
+            query: layer.query,
+            cache: layer.cache.cache,
+            plan: layer.plan,
+            block_tables: layer.block_tables,
+            output: layer.output,
+            partial_values: scratch.values,
+            partial_folds: scratch.folds,
+            arrivals: scratch.arrivals,
+            query_heads: self.shape.query_heads,
+            kv_heads: self.shape.kv_heads,
+            layer: layer.cache.layer,
+            layers: layer.cache.layers,
+            window: layer.window.unwrap_or(u32::MAX),
+            output_form,
+            row_capacity,
+            wide: u32::from(wide),
+            scale_log2: layer.scale * log2_e,
+            cap_log2: cap * log2_e,
+            cap_slope: if cap == 0.0 { 0.0 } else { 2.0 * layer.scale / cap * log2_e },
+            spare: 0,
+        };
+        let functions = if layer.soft_cap.is_some() { &self.capped } else { &self.plain };
+        let items = self.planner.items_max(rows, sequences);
+        let launch = |wide: bool| {
+            let which = usize::from(wide);
+            let blocks = self.planner.blocks[which].min(items[which].saturating_mul(self.shape.kv_heads));
+            let (threads, shared) = if wide {
+                (self.wide.threads, self.wide.shared_bytes)
+            } else {
+                (NARROW_THREADS, self.tiles.shared_bytes(false))
+            };
+            Launch::new(&functions[which], [blocks, 1, 1], threads, shared, params(wide))
+        };
+        if rows > NARROW_ROWS_MAX { vec![launch(true), launch(false)] } else { vec![launch(false)] }
+    }
+
+    /// Norms and turns q and k of `qkv` (f32 `[rows][(query_heads + 2 kv_heads) × head_dim]`), appends k and v to the cache,
+    /// and leaves q in bf16 at `query`.
+    pub fn append(
+        &self,
+        inputs: &RowInputs,
+        cache: &CacheLayer,
+        rope: &RopeTables,
+        norms: Option<HeadNorms>,
+        [qkv, query]: [DevicePtr; 2],
+        rows: usize,
+    ) -> Launch {
+        const WARPS: u32 = 4;
+        let AttentionShape { query_heads, kv_heads, head_dim } = self.shape;
+        let (long_sine, long_cosine) = rope.long.unwrap_or((rope.sine, rope.cosine));
+        let heads = rows as u32 * (query_heads + 2 * kv_heads);
+        let params = AppendParams {
+            qkv,
+            query,
+            cache: cache.cache,
+            sine: rope.sine,
+            cosine: rope.cosine,
+            long_sine,
+            long_cosine,
+            query_norm: norms.map_or(0, |norms| norms.query),
+            key_norm: norms.map_or(0, |norms| norms.key),
+            positions: inputs.positions,
+            sequence_of: inputs.sequence_of,
+            table_start: inputs.table_start,
+            flags: inputs.flags,
+            block_tables: inputs.block_tables,
+            counts: inputs.counts,
+            query_heads,
+            kv_heads,
+            head_dim,
+            pairs: rope.pairs,
+            layer: cache.layer,
+            layers: cache.layers,
+            eps: norms.map_or(0.0, |norms| norms.eps),
+            spare: 0,
+        };
+        Launch::new(&self.append, [heads.div_ceil(WARPS), 1, 1], 32 * WARPS, 0, params)
+    }
+}
