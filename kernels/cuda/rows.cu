@@ -1,4 +1,4 @@
-// Row-wise kernels beside the norms: embedding, gates, soft caps, sketches.
+// Row-wise kernels beside the norms: gates, soft caps, sketches.
 //
 // Everything is the CPU's bits (docs/numerics.md); rows at or beyond the count are left alone.
 #include "row_store.cuh"
@@ -6,27 +6,6 @@
 #include <cuda_fp16.h>
 
 namespace polylink {
-
-constexpr uint32_t LAST_SAMPLE = 0x80000000u;  // in a token: the rest is the slot whose last sample it is
-
-struct EmbedParams {
-    const uint8_t* table;
-    const uint32_t* tokens;       // [rows]
-    const uint32_t* last_sample;  // [slots]
-    float* output;                // [rows][width]
-    const uint32_t* count;
-    uint32_t width;
-    uint32_t vocabulary;
-    uint32_t inputs_padded;  // bf16 tiles: inputs of the padded weight
-    float scale;
-};
-
-// The token of a row; one that cannot be (the sample of a row that failed) is taken as the last.
-__device__ __forceinline__ uint32_t token_of(const EmbedParams& p, uint32_t row) {
-    uint32_t token = p.tokens[row];
-    if (token & LAST_SAMPLE) token = p.last_sample[token & ~LAST_SAMPLE];
-    return token < p.vocabulary ? token : p.vocabulary - 1;
-}
 
 struct GatedParams {
     const float* input;  // [rows][2 × width]: gate, then up
@@ -83,40 +62,6 @@ __device__ __forceinline__ uint16_t to_f16_saturating(float x) {
 }  // namespace polylink
 
 using namespace polylink;
-
-// A block per row.
-extern "C" __global__ void __launch_bounds__(256) embed_f32(const __grid_constant__ EmbedParams p) {
-    pdl_launch();
-    pdl_wait();
-    const uint32_t row = blockIdx.x, width = p.width;
-    if (row >= *p.count) return;
-    const float* from = reinterpret_cast<const float*>(p.table) + (uint64_t)token_of(p, row) * width;
-    float* to = p.output + (uint64_t)row * width;
-    const bool fours = in_fours(width);
-    for (uint32_t col = threadIdx.x * 4; col < width; col += blockDim.x * 4) {
-        store_floats(to, col, width, fours, times(load_four(from, col, width, fours), p.scale));
-    }
-}
-
-// Of bf16 tiles (weight_tile_offset): eight values per thread.
-extern "C" __global__ void __launch_bounds__(256) embed_tiles(const __grid_constant__ EmbedParams p) {
-    pdl_launch();
-    pdl_wait();
-    const uint32_t row = blockIdx.x, width = p.width;
-    if (row >= *p.count) return;
-    const uint32_t token = token_of(p, row);
-    float* to = p.output + (uint64_t)row * width;
-    const bool fours = in_fours(width);
-    for (uint32_t col = threadIdx.x * 8; col < width; col += blockDim.x * 8) {
-        const uint4 words = *reinterpret_cast<const uint4*>(p.table + weight_tile_offset(token, col, p.inputs_padded));
-        auto low = [](uint32_t word) { return from_bits(word << 16); };
-        auto high = [](uint32_t word) { return from_bits(word & 0xffff0000u); };
-        const float4 first = make_float4(low(words.x), high(words.x), low(words.y), high(words.y));
-        const float4 second = make_float4(low(words.z), high(words.z), low(words.w), high(words.w));
-        store_floats(to, col, width, fours, times(first, p.scale));
-        store_floats(to, col + 4, width, fours, times(second, p.scale));
-    }
-}
 
 #define POLYLINK_GATED(name, form, gelu)                                                                    \
     extern "C" __global__ void __launch_bounds__(256) name(const __grid_constant__ GatedParams p) {         \

@@ -1,4 +1,4 @@
-//! Row-wise kernels (`rows.cu`, `norms.cu`, `append.cu`, `experts.cu`): what stands between the products, with the CPU's bits.
+//! Row-wise kernels (`rows.cu`, `embed.cu`, `norms.cu`, `append.cu`, `experts.cu`): what stands between the products, with the CPU's bits.
 //!
 //! Functions here make [`Launch`]es for given addresses and a number of rows, the bucket's; how many of them are in use lies
 //! at `count` on the device (a word of `StepCounts`). A null address (0) means that a part is not there. All activations
@@ -10,6 +10,7 @@ use super::driver::{CudaError, Device, DevicePtr, Function, Launch};
 use crate::program::{Activation, AttentionSpec};
 
 mod append;
+mod embed;
 mod experts;
 mod norm;
 #[cfg(test)]
@@ -17,6 +18,8 @@ mod tests;
 
 #[allow(unused_imports)] // the backend that uses all of it comes with its lowering
 pub(crate) use self::append::{Append, RopeAddresses};
+#[allow(unused_imports)] // as above
+pub(crate) use self::embed::{Embed, EmbedTable};
 #[allow(unused_imports)] // as above
 pub(crate) use self::experts::{ExpertRows, Gather, Place, Route};
 #[allow(unused_imports)] // as above
@@ -111,47 +114,6 @@ impl ByForm {
     }
 }
 
-/// A table of embeddings as it lies on the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum EmbedTable {
-    /// `[vocabulary][width]` f32.
-    F32,
-    /// A packed weight of bf16, in tiles of 64 × 64.
-    Tiles,
-}
-
-/// `EmbedParams`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-struct EmbedParams {
-    table: DevicePtr,
-    tokens: DevicePtr,
-    last_sample: DevicePtr,
-    output: DevicePtr,
-    count: DevicePtr,
-    width: u32,
-    vocabulary: u32,
-    inputs_padded: u32,
-    scale: f32,
-}
-
-/// `output[r] = table[token(r)] × scale`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Embed {
-    pub kind: EmbedTable,
-    pub table: DevicePtr,
-    /// `[rows]`: ids, or bit 31 and a slot.
-    pub tokens: DevicePtr,
-    /// `[slots]`.
-    pub last_sample: DevicePtr,
-    /// `[rows][width]` f32.
-    pub output: DevicePtr,
-    pub count: DevicePtr,
-    pub width: usize,
-    pub vocabulary: usize,
-    pub scale: f32,
-}
-
 /// `GatedParams`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -204,8 +166,7 @@ struct HeadNormParams {
 #[derive(Clone, Debug)]
 pub(crate) struct RowKernels {
     multiprocessors: u32,
-    embed_f32: Function,
-    embed_tiles: Function,
+    embed: embed::Functions,
     /// SiLU, GELU.
     gated: [ByForm; 2],
     soft_cap: Function,
@@ -222,8 +183,7 @@ impl RowKernels {
     pub fn load(device: &Arc<Device>) -> Result<Self, CudaError> {
         Ok(Self {
             multiprocessors: device.multiprocessors(),
-            embed_f32: device.function("rows", "embed_f32")?,
-            embed_tiles: device.function("rows", "embed_tiles")?,
+            embed: embed::Functions::load(device)?,
             gated: [ByForm::load(device, "rows", "gated_silu_", "")?, ByForm::load(device, "rows", "gated_gelu_", "")?],
             soft_cap: device.function("rows", "soft_cap")?,
             sketch: device.function("rows", "sketch")?,
@@ -232,28 +192,6 @@ impl RowKernels {
             append: append::Functions::load(device)?,
             experts: experts::Functions::load(device)?,
         })
-    }
-
-    /// Embeds so many rows.
-    pub fn embed(&self, rows: usize, embed: &Embed) -> Launch {
-        let Embed { kind, table, tokens, last_sample, output, count, width, vocabulary, scale } = *embed;
-        let params = EmbedParams {
-            table,
-            tokens,
-            last_sample,
-            output,
-            count,
-            width: width as u32,
-            vocabulary: vocabulary as u32,
-            inputs_padded: width.next_multiple_of(64) as u32,
-            scale,
-        };
-        let (function, each) = match kind {
-            EmbedTable::F32 => (&self.embed_f32, 4),
-            EmbedTable::Tiles => (&self.embed_tiles, 8),
-        };
-        let threads = (width.div_ceil(each) as u32).next_multiple_of(32).min(THREADS);
-        Launch::new(function, [rows as u32, 1, 1], threads, 0, params)
     }
 
     /// `input: [rows][2 × width]` f32, gate then up.

@@ -12,6 +12,7 @@ use crate::quantise;
 
 mod append;
 mod elementwise;
+mod embed;
 mod experts;
 mod norms;
 mod times;

@@ -1,81 +1,13 @@
-//! Embedding, gates, soft caps, sketches, norms of heads.
+//! Gates, soft caps, sketches, norms of heads.
 
-use polylink_protocol::exact_math::{bf16_to_f32, f32_to_bf16};
 use polylink_protocol::noise::NoiseKey;
 
-use super::super::{Embed, EmbedTable};
 use super::{Bench, FORMS, Output, Random, Report};
 use crate::cuda::rows::RowForm;
 use crate::operations::{Operations, SketchRow};
 use crate::program::{Activation, AttentionSpec};
 use crate::reference::ReferenceOperations;
 use crate::step::SKETCH_VALUES;
-use crate::weights::{MatrixShape, PlainMatrix, PlainValues};
-
-#[test]
-fn embedded_tokens_are_the_tables_rows() {
-    let Some(bench) = Bench::new() else { return };
-    let (mut random, mut report) = (Random::new("embed"), Report::default());
-    for (rows, width, vocabulary) in [(1, 17, 5), (7, 64, 100), (300, 200, 77), (64, 576, 1000), (2, 4096, 70)] {
-        let table = random.values(vocabulary * width);
-        let last: Vec<u32> = (0..9).map(|_| random.below(vocabulary) as u32).collect();
-        let mut tokens: Vec<u32> = (0..rows).map(|_| random.below(vocabulary) as u32).collect();
-        let known = tokens.clone();
-        let mut known = known;
-        for row in (0..rows).step_by(3) {
-            let slot = random.below(last.len());
-            (tokens[row], known[row]) = (1 << 31 | slot as u32, last[slot]);
-        }
-        let (ids, samples) = (bench.upload(&tokens), bench.upload(&last));
-        let count = bench.upload(&[rows as u32]);
-        let shape = MatrixShape { outputs: vocabulary, inputs: width, range_length: width, planes: 1 };
-        let rounded: Vec<u16> = table.iter().map(|&value| f32_to_bf16(value)).collect();
-        let tiles = tiles(&rounded, vocabulary, width);
-        let wide: Vec<f32> = rounded.iter().map(|&bits| bf16_to_f32(bits)).collect();
-        for scale in [1.0, 64.0 / 3.0] {
-            for kind in [EmbedTable::F32, EmbedTable::Tiles] {
-                let (values, packed) = match kind {
-                    EmbedTable::F32 => (table.clone(), bench.upload(&table)),
-                    EmbedTable::Tiles => (wide.clone(), bench.upload(&tiles)),
-                };
-                let plain = PlainMatrix { shape, values: PlainValues::F32(values) };
-                let mut expected = vec![f32::NAN; rows * width];
-                let mut reference = ReferenceOperations::default();
-                reference.embed(&plain, &known, scale, &mut expected).expect("one thread");
-                let output = bench.poisoned(4 * rows * width);
-                let embed = Embed {
-                    kind,
-                    table: packed.ptr(),
-                    tokens: ids.ptr(),
-                    last_sample: samples.ptr(),
-                    output: output.ptr(),
-                    count: count.ptr(),
-                    width,
-                    vocabulary,
-                    scale,
-                };
-                let what = format!("embed {rows} rows of {vocabulary} × {width} {kind:?} × {scale}");
-                bench.run(&what, &bench.kernels.embed(rows, &embed));
-                report.floats(&what, &expected, &output.read(0, rows * width).expect("a copy"), width);
-            }
-        }
-    }
-    report.finish("embed");
-}
-
-/// A weight of bf16 as products read it: by the formula of `weight_tile_offset`.
-fn tiles(values: &[u16], outputs: usize, inputs: usize) -> Vec<u16> {
-    let (n_padded, k_padded) = (outputs.next_multiple_of(64), inputs.next_multiple_of(64));
-    let mut packed = vec![0u16; n_padded * k_padded];
-    for n in 0..outputs {
-        for k in 0..inputs {
-            let tile = (n / 64) * (k_padded / 64) + k / 64;
-            let byte = tile * 8192 + (n % 64) * 128 + (((k / 8) % 8) ^ (n % 8)) * 16 + (k % 8) * 2;
-            packed[byte / 2] = values[n * inputs + k];
-        }
-    }
-    packed
-}
 
 #[test]
 fn gates_have_the_references_bits_in_every_form() {
