@@ -6,6 +6,11 @@
 
 #include <cstdint>
 
+// A block's dynamic shared memory, by a name; the emulator has one of its own.
+#ifndef POLYLINK_DYNAMIC_SHARED
+#define POLYLINK_DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+#endif
+
 namespace polylink {
 
 // How much of a step's fixed geometry is in use; lies in device memory and is written anew for every step.

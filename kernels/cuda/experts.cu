@@ -52,7 +52,6 @@ struct PlaceParams {
     uint32_t groups_max;
 };
 
-constexpr uint32_t PLACE_NONE = 0xffffffffu;
 constexpr uint32_t PLACE_ALIGN = 8;
 constexpr uint32_t PLACE_THREADS = 512;
 
@@ -142,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(32 * ROUTE_WARPS) experts_route(con
 
 // A block per expert that is held; each counts all of them. Shared: `held` words.
 extern "C" __global__ void __launch_bounds__(PLACE_THREADS) experts_place(const __grid_constant__ PlaceParams p) {
-    extern __shared__ uint32_t rows_of[];
+    POLYLINK_DYNAMIC_SHARED(uint32_t, rows_of);
     __shared__ uint32_t sums[PLACE_THREADS / 32];
     pdl_launch();
     const uint32_t own = blockIdx.x, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;

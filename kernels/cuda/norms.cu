@@ -29,8 +29,6 @@ struct NormParams {
     float eps;
 };
 
-constexpr uint32_t PLACE_NONE = 0xffffffffu;
-
 // Rule 4's norm of a row in shared memory. All threads call, and may have written the row just before.
 __device__ __forceinline__ float block_norm_scale(const float* row, float* lanes, uint32_t width, float eps) {
     __syncthreads();
@@ -58,7 +56,7 @@ __device__ __forceinline__ float block_norm_scale(const float* row, float* lanes
 // Threads: a multiple of 64, times 4 × items at least the written width. Shared: width floats, rounded up to four.
 template <RowForm form, int items>
 __device__ __forceinline__ void norm_row(const NormParams& p) {
-    extern __shared__ float4 shared[];
+    POLYLINK_DYNAMIC_SHARED(float4, shared);
     __shared__ float lanes[64];
     pdl_launch();
     const uint32_t row = blockIdx.x, width = p.width, thread = threadIdx.x, threads = blockDim.x;

@@ -22,6 +22,9 @@ __device__ __forceinline__ uint32_t written_width(uint32_t width) {
     return form == RowForm::Bf16Tiled ? (width + 63u) / 64u * 64u : width;
 }
 
+// In a place of an expert's row: the expert is not held here.
+constexpr uint32_t PLACE_NONE = 0xffffffffu;
+
 // Whether rows of this width, one after the other, can be read 16 bytes at a time.
 __device__ __forceinline__ bool in_fours(uint32_t width) { return width % 4 == 0; }
 

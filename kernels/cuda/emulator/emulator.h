@@ -21,12 +21,39 @@
 #define __launch_bounds__(...)
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define POLYLINK_DYNAMIC_SHARED(type, name) type* const name = reinterpret_cast<type*>(emulator::dynamic_shared)
 
 struct alignas(16) float4 {
     float x, y, z, w;
 };
 
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+struct alignas(8) float2 {
+    float x, y;
+};
+
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
+
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+};
+
+struct uchar2 {
+    uint8_t x, y;
+};
+
+struct char2 {
+    int8_t x, y;
+};
+
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+inline uint32_t min(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 struct Dim3 {
     uint32_t x, y, z;
@@ -35,6 +62,8 @@ struct Dim3 {
 namespace emulator {
 
 constexpr size_t STACK = 64 << 10;
+
+alignas(128) inline uint8_t dynamic_shared[232448];
 
 enum State { RUNS, WAITS_FOR_BLOCK, WAITS_FOR_WARP, ENDED };
 
@@ -226,6 +255,20 @@ T __shfl_up_sync(uint32_t, T value, uint32_t distance) {
     return emulator::exchange(value, lane >= distance ? lane - distance : lane);
 }
 
+template <class T>
+T __shfl_sync(uint32_t, T value, uint32_t from) {
+    return emulator::exchange(value, from);
+}
+
+inline void __syncwarp() { emulator::exchange(0u, 0); }
+
+inline uint32_t __reduce_add_sync(uint32_t mask, uint32_t value) {
+    for (int distance = 16; distance > 0; distance /= 2) {
+        value += __shfl_xor_sync(mask, value, distance);
+    }
+    return value;
+}
+
 inline uint32_t __ballot_sync(uint32_t, bool value) {
     emulator::Warp& warp = emulator::warps[threadIdx.x / 32];
     uint32_t turn = emulator::current->warp_barriers % 2, bits = 0;
@@ -236,6 +279,7 @@ inline uint32_t __ballot_sync(uint32_t, bool value) {
     return bits;
 }
 
+inline int __popc(uint32_t value) { return __builtin_popcount(value); }
 inline int __ffs(uint32_t value) { return __builtin_ffs(value); }
 
 inline uint32_t atomicAdd(uint32_t* at, uint32_t value) {
@@ -284,6 +328,8 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
+inline uint64_t __cvta_generic_to_shared(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
+inline float __fsqrt_rn(float a) { return sqrtf(a); }
 inline float __expf(float x) { return expf(x); }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint64_t)a * b >> 32; }
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return (unsigned __int128)a * b >> 64; }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::driver::{CudaError, Device, DevicePtr, Function, Launch};
 
 pub(crate) mod attention;
-mod packing;
+pub(crate) mod packing;
 pub(crate) mod products;
 #[cfg(test)]
 mod tests;

@@ -127,9 +127,14 @@ pub(crate) struct Section {
     weights: DeviceBuffer,
 }
 
-#[cfg(test)]
 impl Section {
+    /// Address of the packed matrices.
+    pub fn weights(&self) -> DevicePtr {
+        self.weights.ptr()
+    }
+
     /// Of a whole matrix whose bytes are there.
+    #[cfg(test)]
     pub fn of(form: Form, outputs: usize, matrix_bytes: usize, weights: DeviceBuffer) -> Self {
         Self { form, first: 0, outputs, matrix_bytes, weights }
     }
