@@ -14,7 +14,6 @@ constexpr uint32_t SEEN = 0x80000000u;
 // Counts of a history's tokens are taken in a table that is 0 before and after: whoever takes a token's count out adjusts
 // the token, so each is adjusted once.
 extern "C" __global__ void __launch_bounds__(1024, 1) sampler_adjust(const __grid_constant__ SampleArgs args) {
-    __shared__ uint32_t bad;
     pdl_launch();
     pdl_wait();
     uint32_t index;
@@ -22,10 +21,6 @@ extern "C" __global__ void __launch_bounds__(1024, 1) sampler_adjust(const __gri
         return;
     }
     const SampleRow row = args.rows[index];
-    if (threadIdx.x == 0) {
-        bad = 0;
-    }
-    __syncthreads();
     const float* logits = args.logits + (uint64_t)row.logits_row * args.logits_stride;
     float* scores = args.scores + (uint64_t)row.scores_row * args.scores_stride;
     uint32_t* counts = args.counts + (uint64_t)row.scores_row * args.scores_stride;
@@ -38,9 +33,6 @@ extern "C" __global__ void __launch_bounds__(1024, 1) sampler_adjust(const __gri
         Quad values = load_quad(logits, quad, args.vocabulary, wide);
         broken |= quad_bad(values, quad, args.vocabulary);
         reinterpret_cast<float4*>(scores)[quad] = make_float4(values.v[0], values.v[1], values.v[2], values.v[3]);
-    }
-    if (broken) {
-        bad = 1;
     }
     if (penalties) {
         for (uint32_t i = threadIdx.x; i < row.history_length; i += blockDim.x) {
@@ -67,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) sampler_adjust(const __gri
             scores[token] = score;
         }
     }
-    __syncthreads();
+    bool bad = __syncthreads_or(broken);
     if (!(row.flags & ROW_BIAS_REPEATS)) {
         for (uint32_t i = threadIdx.x; i < row.bias_count; i += blockDim.x) {
             uint32_t token = row.bias[2 * i];
@@ -84,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) sampler_adjust(const __gri
         scores[row.suppressed[i]] = minus_infinity();
     }
     if (threadIdx.x == 0) {
-        args.states[index].bad = bad;
+        args.states[index].bad = bad ? 1 : 0;
     }
 }
 

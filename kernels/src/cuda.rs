@@ -10,6 +10,10 @@ use cudarc::driver::{result, sys};
 pub(crate) mod attention;
 #[allow(dead_code)] // as above
 pub(crate) mod driver;
+#[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
+pub(crate) mod emulated;
+#[cfg(test)]
+mod exact_math;
 #[allow(dead_code)] // as above
 pub(crate) mod exact;
 #[allow(dead_code)] // as above

@@ -1,53 +1,19 @@
-//! The kernels under the emulator (`kernels/cuda/emulator`): compiled by the machine's C++ compiler, run on the CPU.
+//! The kernels under the emulator.
 
-use std::ffi::{CString, c_void};
-use std::path::PathBuf;
-use std::process::Command;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use super::*;
-use crate::cuda::sampling::layout::SampleArgs;
+use crate::cuda::emulated::Emulated;
 use crate::memory::Aligned;
 
-type Run = unsafe extern "C" fn(u32, *const u32, u32, *const SampleArgs);
-
-/// Compiles and loads the emulated kernels; `None`, said aloud, without a compiler.
-fn kernels() -> Option<MutexGuard<'static, Run>> {
-    static LOADED: OnceLock<Option<Mutex<Run>>> = OnceLock::new();
-    // One kernel at a time: shared memory is static.
-    let loaded = LOADED.get_or_init(|| load().map(Mutex::new)).as_ref()?;
-    Some(loaded.lock().unwrap_or_else(PoisonError::into_inner))
+/// The sampler's kernels, compiled once; `None` without a compiler.
+fn kernels() -> Option<&'static Emulated> {
+    static LOADED: OnceLock<Option<Emulated>> = OnceLock::new();
+    LOADED.get_or_init(|| Emulated::load("sampler")).as_ref()
 }
 
-fn load() -> Option<Run> {
-    let source = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/cuda/emulator/sampler.cpp"));
-    let library = std::env::temp_dir().join(format!("polylink-emulated-sampler-{}.so", std::process::id()));
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let arguments = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-unknown-pragmas"];
-    let compiled = Command::new(&compiler).args(arguments).arg(&source).arg("-o").arg(&library).output();
-    let output = match compiled {
-        Ok(output) => output,
-        Err(reason) => {
-            println!("skipped: no C++ compiler {compiler} ({reason})");
-            return None;
-        }
-    };
-    assert!(output.status.success(), "the emulated kernels: {}", String::from_utf8_lossy(&output.stderr));
-    let path = CString::new(library.to_str().unwrap()).unwrap();
-    // SAFETY: a library of this repository, whose one function has the type `Run`; it is never unloaded.
-    let run = unsafe {
-        let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
-        assert!(!handle.is_null(), "the emulated kernels cannot be loaded");
-        let symbol = libc::dlsym(handle, c"emulated_launch".as_ptr());
-        assert!(!symbol.is_null());
-        std::mem::transmute::<*mut c_void, Run>(symbol)
-    };
-    std::fs::remove_file(&library).unwrap();
-    Some(run)
-}
-
-struct Emulated {
-    run: MutexGuard<'static, Run>,
+struct OnCpu {
+    kernels: &'static Emulated,
     layout: Layout,
     plan: Plan,
     logits: Aligned<f32>,
@@ -55,13 +21,13 @@ struct Emulated {
     upload: Vec<u64>,
 }
 
-impl Emulated {
+impl OnCpu {
     fn new(shape: &Shape, scores_rows: usize) -> Option<Self> {
-        let run = kernels()?;
+        let kernels = kernels()?;
         let logits = Aligned::<f32>::zeroed(shape.limits.wanted_rows * shape.stride);
         let layout = shape.layout(logits.as_ptr() as u64, scores_rows);
         Some(Self {
-            run,
+            kernels,
             plan: Plan::new(&shape.limits),
             arena: Aligned::zeroed(layout.bytes / 4),
             upload: vec![0; layout.upload_words],
@@ -75,7 +41,7 @@ impl Emulated {
     }
 }
 
-impl Target for Emulated {
+impl Target for OnCpu {
     fn set_logits(&mut self, logits: &[f32]) {
         self.logits.copy_from_slice(logits);
     }
@@ -106,7 +72,7 @@ impl Target for Emulated {
         for planned in &self.plan.launches {
             let place = Kernel::ALL.iter().position(|kernel| *kernel == planned.kernel).unwrap() as u32;
             // SAFETY: the arguments point into the arena and the logits, laid out as the kernels have it.
-            unsafe { (self.run)(place, planned.grid.as_ptr(), planned.kernel.entry().2, &planned.args) };
+            unsafe { self.kernels.launch(place, planned.grid, planned.kernel.entry().2, &planned.args) };
         }
         // SAFETY: as many results as rows lie there, written by the kernels.
         let results = unsafe {
@@ -140,7 +106,7 @@ fn draws_what_the_cpu_draws() {
     ];
     for (vocabulary, stride, rows, scores_rows, steps) in shapes {
         let shape = Shape::new(vocabulary, stride, rows);
-        let Some(mut target) = Emulated::new(&shape, scores_rows) else { return };
+        let Some(mut target) = OnCpu::new(&shape, scores_rows) else { return };
         wrong.extend(wander(&mut target, &shape, 0x5eed + vocabulary as u64, steps));
     }
     none_wrong(&wrong);
