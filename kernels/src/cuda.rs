@@ -12,10 +12,10 @@ pub(crate) mod attention;
 pub(crate) mod driver;
 #[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
 pub(crate) mod emulated;
-#[cfg(test)]
-mod exact_math;
 #[allow(dead_code)] // as above
 pub(crate) mod exact;
+#[cfg(test)]
+mod exact_math;
 #[allow(dead_code)] // as above
 pub(crate) mod gemm;
 #[allow(dead_code)] // as above
