@@ -346,6 +346,69 @@ fn wander(target: &mut dyn Target, shape: &Shape, seed: u64, steps: usize) -> Ve
     wrong
 }
 
+/// Rows whose likeliest tokens are so many of so few threads that the list of candidates overflows, and plain ones.
+fn crowded(target: &mut dyn Target, shape: &Shape, seed: u64) -> Vec<String> {
+    let Shape { vocabulary, stride, limits } = *shape;
+    let mut random = Random(seed);
+    let mut logits = vec![0.0; limits.wanted_rows * vocabulary];
+    for (row, logits) in logits.chunks_exact_mut(vocabulary).enumerate() {
+        for (token, logit) in logits.iter_mut().enumerate() {
+            // All of one thread's are larger than those of the next. Rounded, so that ties are common.
+            let thread = token / 4 % 1024;
+            let ahead = if row % 2 == 0 && thread < 25 { 100.0 - 3.0 * thread as f32 } else { 0.0 };
+            *logit = (random.normal() * 8.0).round() / 16.0 + ahead;
+        }
+    }
+    let mut padded = vec![f32::NAN; limits.wanted_rows * stride];
+    for (to, from) in padded.chunks_exact_mut(stride).zip(logits.chunks_exact(vocabulary)) {
+        to[..vocabulary].copy_from_slice(from);
+    }
+    target.set_logits(&padded);
+    let mut parts = Parts::default();
+    let mut rows = RowState::default();
+    for row in 0..limits.wanted_rows as u32 {
+        let none = Span::default();
+        let given = random.one_in(2).then(|| random.below(vocabulary) as u32);
+        let (params, logprobs) = (SampleParams { temperature: 1.0, ..SampleParams::greedy() }, Some(20 - row));
+        parts.rows.push(SampleRow {
+            row,
+            slot: 0,
+            params,
+            logit_bias: none,
+            suppressed: none,
+            mask: none,
+            logprobs,
+            given,
+        });
+        rows.wanted.push(row);
+        rows.sketch_rows.push(SketchRow { noise_key: NoiseKey(0), position: row });
+    }
+    let step = parts.step();
+    let (mut device, mut cpu) = (slot_state(&limits), slot_state(&limits));
+    for slots in [&mut device, &mut cpu] {
+        step_check::sample(&step, &limits, vocabulary, &rows, slots).unwrap();
+    }
+    target.poison();
+    let mut samples = Vec::new();
+    target.step(&step, &mut device, &mut samples).unwrap();
+    let mut scratch = SampleScratch::new(vocabulary);
+    let (right, expected) = expected(&step, &logits, &mut cpu, &mut scratch, shape);
+    right.unwrap();
+    let differ = |(row, (expected, got)): (usize, (&Sampled, &Sampled))| {
+        let text = format!("crowded, seed {seed}, row {row}: expected {}, got {}", told(expected), told(got));
+        (!same(expected, got)).then_some(text)
+    };
+    expected.iter().zip(&samples).enumerate().filter_map(differ).collect()
+}
+
+/// A seed that no run before had; POLYLINK_SEED names one.
+fn fresh_seed() -> u64 {
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let seed = std::env::var("POLYLINK_SEED").ok().map_or_else(now, |seed| seed.parse().unwrap());
+    println!("seed {seed}");
+    seed
+}
+
 fn none_wrong(wrong: &[String]) {
     assert!(wrong.is_empty(), "{} differences:\n{}", wrong.len(), wrong[..wrong.len().min(12)].join("\n"));
 }

@@ -92,6 +92,7 @@ impl Target for OnCpu {
 
 #[test]
 fn draws_what_the_cpu_draws() {
+    let seed = fresh_seed();
     let mut wrong = Vec::new();
     // Vocabulary, stride, rows, rows of adjusted scores at once, steps.
     let shapes = [
@@ -107,8 +108,11 @@ fn draws_what_the_cpu_draws() {
     for (vocabulary, stride, rows, scores_rows, steps) in shapes {
         let shape = Shape::new(vocabulary, stride, rows);
         let Some(mut target) = OnCpu::new(&shape, scores_rows) else { return };
-        wrong.extend(wander(&mut target, &shape, 0x5eed + vocabulary as u64, steps));
+        wrong.extend(wander(&mut target, &shape, seed ^ vocabulary as u64, steps));
     }
+    let shape = Shape::new(128_256, 128_256, 2);
+    let Some(mut target) = OnCpu::new(&shape, 1) else { return };
+    wrong.extend(crowded(&mut target, &shape, seed));
     none_wrong(&wrong);
 }
 

@@ -51,8 +51,7 @@ impl Target for Gpu {
 #[test]
 fn draws_what_the_cpu_draws_on_a_gpu() {
     let Some(device) = Device::for_tests() else { return };
-    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
-    println!("seed {seed}");
+    let seed = fresh_seed();
     let mut wrong = Vec::new();
     let shapes = [
         (1, 1, 3, 3, 10),
@@ -72,6 +71,11 @@ fn draws_what_the_cpu_draws_on_a_gpu() {
         println!("vocabulary {vocabulary}: {} differences", found.len());
         wrong.extend(found);
     }
+    let shape = Shape::new(128_256, 128_256, 8);
+    let mut target = Gpu::new(&device, &shape, 1);
+    let found = crowded(&mut target, &shape, seed);
+    println!("crowded: {} differences", found.len());
+    wrong.extend(found);
     none_wrong(&wrong);
 }
 
