@@ -2,7 +2,7 @@
 # Everything that only a machine with a GPU can show: kernels, agreement, limits, figures and peers, in one report.
 # Needs this repository and the bundle that `make gpu-bundle` made (target/gpu, or its archive there, or $GPU_BUNDLE), an
 # NVIDIA driver and python3; torch and transformers for all but the tests. No Rust, no compiler, no network.
-# Usage: gpu.sh [kernels|e2e|sanitize|limits|agree|times|peers|report|all]…      (all, if none is named)
+# Usage: gpu.sh [kernels|e2e|sanitize|limits|agree|times|peers|all]…      (all, if none is named)
 # Parts have time limits (seconds), and the rest goes on when one has failed. Everything lands in $OUT (target/gpu/out).
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -73,7 +73,54 @@ if wants sanitize; then
         say "== sanitize: skipped, no compute-sanitizer on PATH"
     fi
 fi
-if wants limits; then part limits 40 python3 bench/gpu/limits.py "$OUT/limits.json"; fi
+if wants limits || wants times; then part limits 40 python3 bench/gpu/limits.py "$OUT/limits.json"; fi
+
+# make_model SHAPE: a random model under $work, once.
+make_model() { part "model $1" 60 python3 bench/gpu/models.py "$1" "$work/$1"; }
+
+# ours NAME SHAPE SECONDS PRECISION FLAGS…: figures of our server over HTTP, in $OUT/ours-NAME.json.
+ours() {
+    name=$1 shape=$2 limit=$3 precision=$4
+    shift 4
+    [ -f "$work/$shape/config.json" ] || { say "== ours $name: skipped, there is no model of this shape"; return; }
+    part "ours $name" "$limit" "$bin/polylink" bench engine --model "$work/$shape" --precision "$precision" --no-limits \
+        --peer none --cache "$work" --runs 3 --figure-seconds 20 --json "$OUT/ours-$name.json" \
+        --serve-flag=--backend=cuda --serve-flag=--token-budget="${TOKEN_BUDGET:-4096}" "$@"
+}
+
+# peer SHAPE SECONDS FLAGS…
+peer() {
+    shape=$1 limit=$2
+    shift 2
+    [ -f "$work/$shape/config.json" ] || { say "== peer $shape: skipped, there is no model of this shape"; return; }
+    part "peer $shape" "$limit" env HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_OFFLINE=1 \
+        python3 bench/gpu/peers.py "$work/$shape" "$OUT/peer-$shape.json" "$@"
+}
+
+if wants agree; then
+    make_model 0.5b
+    part agree 120 env HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_OFFLINE=1 \
+        python3 bench/gpu/agree.py "$bin/polylink" "$work/0.5b" "$OUT/agree.json"
+fi
+if wants times || wants peers; then
+    make_model 8b
+    make_model 1b
+fi
+large="--prompt 8192 --decode 1x128+64 --decode 1x1024+64 --decode 64x1024+64 --load 128x1000+200"
+small="--decode 1x128+64 --load 32x128+256"
+# The lists are words.
+# shellcheck disable=SC2086
+if wants times; then
+    ours 8b-bf16 8b 120 sm90-bf16 $large
+    ours 8b-q8_0 8b 120 q8_0 --prompt 8192 --decode 1x128+64 --decode 64x1024+64
+    ours 1b-bf16 1b 60 sm90-bf16 $small
+fi
+# shellcheck disable=SC2086
+if wants peers; then
+    peer 8b 120 $large
+    peer 1b 90 $small
+fi
+python3 bench/gpu/report.py "$OUT"
 
 say "== ended${failed:+; FAILED:$failed}"
 [ -z "$failed" ]

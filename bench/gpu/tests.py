@@ -21,20 +21,22 @@ from pathlib import Path
 # What of a failed test is shown; the log has it all.
 LINES_SHOWN = 30
 LINE_SHOWN = 400
-# Tests that measure: they run alone, after the others.
-ALONE = ("speed", "timing")
+# Tests that measure: they run alone, after the others, and are told by POLYLINK_GPU_TIMES to do it.
+ALONE = ("times_of", "timing", "speed")
+# Kernels' code on the CPU: what every machine has tested already.
+ELSEWHERE = ("emulated",)
 
 
 def listed(program: Path, wanted: str) -> list[str]:
     """Names of a program's tests that contain a text."""
     output = subprocess.run([program, "--list", "--format", "terse"], capture_output=True, text=True, timeout=60)
     names = [line.removesuffix(": test") for line in output.stdout.splitlines() if line.endswith(": test")]
-    return [name for name in names if wanted in name]
+    return [name for name in names if wanted in name and not any(word in name for word in ELSEWHERE)]
 
 
 def run(command: list[str], seconds: float) -> tuple[int | None, str]:
     """Exit status (None: it ran too long) and output of a command; its whole process group ends with it."""
-    environment = {**os.environ, "RUST_BACKTRACE": "0", "CUDA_MODULE_LOADING": "LAZY"}
+    environment = {**os.environ, "RUST_BACKTRACE": "0", "POLYLINK_GPU_TIMES": "1"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True, text=True,
         errors="replace",
@@ -96,10 +98,11 @@ class Runner:
             if result in ("FAILED", "TIMED OUT"):
                 for line in lines[-LINES_SHOWN:]:
                     print(f"          | {line[:LINE_SHOWN]}", flush=True)
-            elif result in ("ok", "skipped"):
+            else:
                 # What a measuring test has to say, and why one was skipped.
-                told = [line for line in lines if "skipped" in line or line.startswith(("speed:", "cuda:"))]
-                for line in told[:8]:
+                whole = any(word in name for word in ALONE)
+                told = [line for line in lines if whole or "skipped" in line or line.startswith("cuda:")]
+                for line in told[: 120 if whole else 6]:
                     print(f"          | {line[:LINE_SHOWN]}", flush=True)
 
 
@@ -109,7 +112,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--filter", default="")
     parser.add_argument("--seconds", type=float, default=120, help="of all tests together")
-    parser.add_argument("--test-seconds", type=float, default=40, help="of one test")
+    parser.add_argument("--test-seconds", type=float, default=60, help="of one test")
     parser.add_argument("--jobs", type=int, default=max(1, min(8, (os.cpu_count() or 2) // 2)))
     parser.add_argument("--sanitize", default="", help="tools of compute-sanitizer to run over the quick tests that pass")
     given = parser.parse_args()
