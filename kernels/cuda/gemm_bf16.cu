@@ -39,12 +39,15 @@ __device__ __forceinline__ void mma_block(const GemmParams& p) {
     const uint32_t thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     pdl_launch();
     pdl_wait();
-    const uint32_t tokens = p.wanted ? p.counts->wanted : p.counts->rows, token0 = blockIdx.y * NT;
+    const GemmRows rows = gemm_rows(p);
+    const uint32_t token0 = rows.first_row + blockIdx.y * NT, tokens = rows.first_row + rows.tokens;
     if (token0 >= tokens) {
         return;
     }
-    const uint8_t* weights = p.weights + (uint64_t)blockIdx.x * p.k_tiles * 8192;
+    const uint8_t* weights = rows.weights + (uint64_t)blockIdx.x * p.k_tiles * 8192;
     const uint8_t* input = p.input + (uint64_t)token0 * 128;
+    // Rows behind the last token may lie behind the input: the last token stands for them.
+    const uint32_t last = (min((uint32_t)NT, tokens - token0) - 1) * 128;
     auto copy_stage = [&](uint32_t k) {
         if (k < p.k_tiles) {
             const uint32_t slot = ring + k % MMA_STAGES * SLOT;
@@ -52,7 +55,7 @@ __device__ __forceinline__ void mma_block(const GemmParams& p) {
                 copy_16(slot + at, weights + (uint64_t)k * 8192 + at);
             }
             for (uint32_t at = thread * 16; at < NT * 128; at += 128 * 16) {
-                copy_16(slot + 8192 + at, input + (uint64_t)k * p.input_capacity * 128 + at);
+                copy_16(slot + 8192 + at, input + (uint64_t)k * p.input_capacity * 128 + min(at, last + at % 128));
             }
         }
         asm volatile("cp.async.commit_group;" ::: "memory");

@@ -8,6 +8,7 @@
 // A block is W consumer warpgroups (64 outputs each), one warp that copies weights and one that copies tokens, around a ring
 // of stages. All tiles lie in device memory as shared memory wants them, so copies are plain bulk copies. Weights do not
 // depend on earlier kernels: a step that streams them (`stream`) fills the ring before it waits for those.
+// Grouped products know their weight only afterwards, and wait first.
 // Blocks of a cluster have different outputs and the same tokens: each copies its part of these to all.
 #include "gemm_async.cuh"
 #include "gemm_epilogue.cuh"
@@ -77,8 +78,8 @@ struct Ring {
 };
 
 // Weights of one step: for each k tile the pieces of the tiles that the rows lie in.
-__device__ __forceinline__ void copy_weights(const GemmParams& p, const Ring& ring, Item item, uint32_t k0, uint32_t lane,
-                                             uint64_t policy) {
+__device__ __forceinline__ void copy_weights(const GemmParams& p, const Ring& ring, const uint8_t* weights, Item item,
+                                             uint32_t k0, uint32_t lane, uint64_t policy) {
     const uint32_t barrier = ring.full_at(ring.stage), slot = ring.slot(ring.stage), k_count = p.stage_k_tiles;
     if (lane == 0) {
         barrier_arrive_bytes(barrier, k_count * item.rows * 128);
@@ -91,7 +92,7 @@ __device__ __forceinline__ void copy_weights(const GemmParams& p, const Ring& ri
     for (uint32_t x = lane; x < k_count * pieces; x += 32) {
         uint32_t k = x / pieces, piece = x % pieces;
         uint32_t from = piece == 0 ? skipped : 0, to = min(64u, skipped + item.rows - 64 * piece);
-        const uint8_t* source = p.weights + ((uint64_t)(tile0 + piece) * p.k_tiles + k0 + k) * 8192 + from * 128;
+        const uint8_t* source = weights + ((uint64_t)(tile0 + piece) * p.k_tiles + k0 + k) * 8192 + from * 128;
         uint32_t target = slot + (k * p.pass_rows + 64 * piece + from - skipped) * 128;
         if (p.stream) {
             copy_bulk_hint(target, source, (to - from) * 128, barrier, policy);
@@ -103,17 +104,17 @@ __device__ __forceinline__ void copy_weights(const GemmParams& p, const Ring& ri
 
 // Tokens of one step: this block's part, to all blocks of the cluster.
 template <int NT>
-__device__ __forceinline__ void copy_tokens(const GemmParams& p, const Ring& ring, Item item, uint32_t tokens, uint32_t rank,
-                                            uint32_t k0, uint32_t lane) {
+__device__ __forceinline__ void copy_tokens(const GemmParams& p, const Ring& ring, const GemmRows& rows_in, Item item,
+                                            uint32_t rank, uint32_t k0, uint32_t lane) {
     const uint32_t k_count = p.stage_k_tiles, barrier = ring.full_at(ring.stage), target = ring.slot(ring.stage) + ring.tokens_offset;
-    const uint32_t rows = min((uint32_t)NT, tokens - item.token0);
+    const uint32_t rows = min((uint32_t)NT, rows_in.tokens - item.token0), first = rows_in.first_row + item.token0;
     if (lane == 0) {
         barrier_arrive_bytes(barrier, k_count * rows * 128);
     }
     __syncwarp();
     const uint32_t share = NT / p.cluster, from = rank * share, to = min(rows, from + share);
     if (lane < k_count && from < to) {
-        const uint8_t* source = p.input + ((uint64_t)(k0 + lane) * p.input_capacity + item.token0 + from) * 128;
+        const uint8_t* source = p.input + ((uint64_t)(k0 + lane) * p.input_capacity + first + from) * 128;
         uint32_t at = target + (lane * NT + from) * 128, bytes = (to - from) * 128;
         if (p.cluster == 1) {
             copy_bulk(at, source, bytes, barrier);
@@ -128,26 +129,28 @@ template <int NT, int W>
 __device__ __forceinline__ void produce_weights(const GemmParams& p, Ring ring, uint32_t rank) {
     const uint32_t lane = threadIdx.x % 32;
     const uint64_t policy = policy_evict_first();
-    uint32_t tokens = NT;  // a stream's items do not depend on it, except that there are none without tokens
-    if (!p.stream) {
+    // A stream's items do not depend on the counts, except that there are none without tokens.
+    const bool early = p.stream && !p.grouped;
+    GemmRows rows = {p.weights, NT, 0};
+    if (!early) {
         pdl_wait();
-        tokens = p.wanted ? p.counts->wanted : p.counts->rows;
+        rows = gemm_rows(p);
     }
-    Items<NT, W> items(p, rank, tokens);
+    Items<NT, W> items(p, rank, rows.tokens);
     uint32_t done = 0;
     for (uint32_t i = 0; i < items.count; ++i) {
         const Item item = items.get(i);
         for (uint32_t s = 0; s < ring.steps; ++s, ++done) {
-            if (done == ring.stages && p.stream) {
+            if (done == ring.stages && early) {
                 pdl_wait();
-                if ((p.wanted ? p.counts->wanted : p.counts->rows) == 0) {
+                if (gemm_rows(p).tokens == 0) {
                     return;
                 }
             }
             if (done >= ring.stages) {
                 barrier_wait(ring.empty_at(ring.stage), ring.parity ^ 1);
             }
-            copy_weights(p, ring, item, s * p.stage_k_tiles, lane, policy);
+            copy_weights(p, ring, rows.weights, item, s * p.stage_k_tiles, lane, policy);
             ring.next();
         }
     }
@@ -159,8 +162,8 @@ __device__ __forceinline__ void produce_tokens(const GemmParams& p, Ring ring, u
     const uint32_t lane = threadIdx.x % 32;
     pdl_wait();
     fence_async_global();
-    const uint32_t tokens = p.wanted ? p.counts->wanted : p.counts->rows;
-    if (p.stream && tokens == 0) {
+    const GemmRows rows = gemm_rows(p);
+    if (p.stream && !p.grouped && rows.tokens == 0) {
         // Weights are on their way into the ring: let the consumers wait for them.
         for (uint32_t s = 0; s < min(ring.stages, ring.steps * p.passes); ++s) {
             if (lane == 0) {
@@ -169,7 +172,7 @@ __device__ __forceinline__ void produce_tokens(const GemmParams& p, Ring ring, u
         }
         return;
     }
-    Items<NT, W> items(p, rank, tokens);
+    Items<NT, W> items(p, rank, rows.tokens);
     uint32_t done = 0;
     for (uint32_t i = 0; i < items.count; ++i) {
         const Item item = items.get(i);
@@ -177,7 +180,7 @@ __device__ __forceinline__ void produce_tokens(const GemmParams& p, Ring ring, u
             if (done >= ring.stages) {
                 barrier_wait(ring.empty_at(ring.stage), ring.parity ^ 1);
             }
-            copy_tokens<NT>(p, ring, item, tokens, rank, s * p.stage_k_tiles, lane);
+            copy_tokens<NT>(p, ring, rows, item, rank, s * p.stage_k_tiles, lane);
             ring.next();
         }
     }
@@ -231,14 +234,14 @@ __device__ __forceinline__ void consume(const GemmParams& p, Ring ring, uint32_t
     // By shuffle, so that the compiler knows it to be the same in a whole warp.
     const uint32_t lane = threadIdx.x % 32, group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
     pdl_wait();
-    const uint32_t tokens = p.wanted ? p.counts->wanted : p.counts->rows;
-    if (p.stream && tokens == 0) {
+    const GemmRows rows = gemm_rows(p);
+    if (p.stream && !p.grouped && rows.tokens == 0) {
         for (uint32_t s = 0; s < min(ring.stages, ring.steps * p.passes); ++s) {
             barrier_wait(ring.full_at(s), 0);
         }
         return;
     }
-    Items<NT, W> items(p, rank, tokens);
+    Items<NT, W> items(p, rank, rows.tokens);
     float d[NT / 2];
     for (uint32_t i = 0; i < items.count; ++i) {
         const Item item = items.get(i);
@@ -258,13 +261,13 @@ __device__ __forceinline__ void consume(const GemmParams& p, Ring ring, uint32_t
             default: multiply_item<NT, 4>(p, ring, d, group, lane); break;
         }
         gemm_epilogue<NT>(p, d, staging + group * (STAGING_BYTES<NT> / 4), 1 + group, item.row0 + 64 * group,
-                          min(64u, item.rows - 64 * group), item.token0, tokens);
+                          min(64u, item.rows - 64 * group), rows.first_row + item.token0, rows.first_row + rows.tokens);
     }
 }
 
 template <int NT, int W>
 __device__ __forceinline__ void gemm_block(const GemmParams& p) {
-    extern __shared__ uint8_t dynamic_shared[];
+    extern __shared__ __align__(128) uint8_t dynamic_shared[];
     __shared__ __align__(8) uint64_t barriers[2 * STAGES_MAX];
     pdl_launch();
     const uint32_t warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), rank = p.cluster > 1 ? cluster_rank() : 0;

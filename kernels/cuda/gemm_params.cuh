@@ -37,7 +37,23 @@ struct GemmParams {
     uint32_t stages;             // at most 16
     uint32_t cluster;            // blocks of a cluster: they share the tokens
     uint32_t group;              // tiles: so many tiles of tokens are walked before the next outputs
-    uint32_t spare;
+    // 1: block z takes counts[z], whose rows lie at first_row of input and output and whose weight is number `matrix` of those
+    // that follow each other; 0: counts[0], and the first weight, known before counts are.
+    uint32_t grouped;
 };
+
+// What the counts say.
+struct GemmRows {
+    const uint8_t* weights;
+    uint32_t tokens, first_row;
+};
+
+// After pdl_wait.
+__device__ __forceinline__ GemmRows gemm_rows(const GemmParams& p) {
+    const StepCounts& counts = p.counts[p.grouped ? blockIdx.z : 0];
+    const uint64_t weight_bytes = (uint64_t)p.padded_outputs * p.k_tiles * 128;
+    return {p.weights + (p.grouped ? counts.matrix * weight_bytes : 0), p.wanted ? counts.wanted : counts.rows,
+            p.grouped ? counts.first_row : 0};
+}
 
 }  // namespace polylink

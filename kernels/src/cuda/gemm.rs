@@ -164,7 +164,7 @@ struct GemmParams {
     stages: u32,
     cluster: u32,
     group: u32,
-    spare: u32,
+    grouped: u32,
 }
 
 /// The kernels of a device.
@@ -208,7 +208,22 @@ impl GemmKernels {
 
     /// The launch of a call.
     pub fn launch(&self, call: &GemmCall) -> Launch {
-        let geometry = self.geometry(call.shape, call.rows_max);
+        self.with_geometry(call, self.geometry(call.shape, call.rows_max), None)
+    }
+
+    /// One launch for `groups` products of equal shape, as of a mixture of experts. Group z takes `counts[z]`: its rows are
+    /// `first_row … first_row + rows` of input and output (a multiple of 8; rows may be 0, and at most `call.rows_max`), its
+    /// weight is number `matrix` of those that lie behind each other from `call.weights` on. `rows_all`: rows of all groups
+    /// together, roughly. Neither bias nor residual.
+    pub fn launch_grouped(&self, call: &GemmCall, groups: usize, rows_all: usize) -> Launch {
+        debug_assert!(call.bias.is_none() && call.residual.is_none());
+        let machine = self.machine.shared_by(groups);
+        let typical = rows_all.div_ceil(groups.max(1)).min(call.rows_max);
+        let geometry = Geometry::choose_for(call.shape, call.rows_max, typical, machine, &self.tuning);
+        self.with_geometry(call, geometry, Some(groups))
+    }
+
+    fn with_geometry(&self, call: &GemmCall, geometry: Geometry, groups: Option<usize>) -> Launch {
         let function = self
             .functions
             .iter()
@@ -251,8 +266,10 @@ impl GemmKernels {
             stages: geometry.stages,
             cluster: geometry.cluster,
             group: geometry.group,
-            spare: 0,
+            grouped: u32::from(groups.is_some()),
         };
-        Launch::new(function, geometry.grid, geometry.threads, geometry.shared, params).cluster(geometry.cluster)
+        let [x, y, _] = geometry.grid;
+        Launch::new(function, [x, y, groups.unwrap_or(1) as u32], geometry.threads, geometry.shared, params)
+            .cluster(geometry.cluster)
     }
 }

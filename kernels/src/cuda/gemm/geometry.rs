@@ -25,6 +25,13 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
+    /// What one of `groups` products that run at once has of it.
+    pub(super) fn shared_by(self, groups: usize) -> Self {
+        // Some groups have no rows, some many: a few more blocks than multiprocessors.
+        let blocks = (3 * self.multiprocessors / 2) / groups.max(1) as u32;
+        Self { multiprocessors: blocks.clamp(1, self.multiprocessors), ..self }
+    }
+
     /// Most dynamic shared memory of a variant.
     pub(super) fn dynamic_shared(&self, wgmma: bool, tokens: u32) -> u32 {
         if wgmma { self.shared_bytes - BARRIER_BYTES } else { mma_shared(tokens) }
@@ -124,14 +131,25 @@ fn mma_shared(tokens: u32) -> u32 {
 impl Geometry {
     /// For a weight and the most rows of a bucket.
     pub fn choose(shape: GemmShape, rows_max: usize, machine: Machine, tuning: &Tuning) -> Self {
-        let rows = rows_max.max(1) as u32;
+        Self::choose_for(shape, rows_max, rows_max, machine, tuning)
+    }
+
+    /// Right for up to `rows_max` rows, good for `rows`.
+    pub(super) fn choose_for(
+        shape: GemmShape,
+        rows_max: usize,
+        rows: usize,
+        machine: Machine,
+        tuning: &Tuning,
+    ) -> Self {
+        let [rows_max, rows] = [rows_max, rows].map(|rows| rows.max(1) as u32);
         if !machine.wgmma {
-            return Self::plain(shape, rows);
+            return Self::plain(shape, rows_max);
         }
         let mut best: Option<(f64, Self)> = None;
         for (tokens, groups) in WGMMA {
             for stream in [true, false] {
-                if tuning.only.is_some_and(|only| only != (tokens, groups, stream)) || (stream && rows > tokens) {
+                if tuning.only.is_some_and(|only| only != (tokens, groups, stream)) || (stream && rows_max > tokens) {
                     continue;
                 }
                 let candidate = if stream {
@@ -182,7 +200,8 @@ impl Geometry {
 
     fn tiled(shape: GemmShape, rows: u32, tokens: u32, groups: u32, machine: Machine, tuning: &Tuning) -> Self {
         let row_blocks = (shape.padded_outputs() as u32).div_ceil(64 * groups);
-        let cluster = if tokens == 256 && row_blocks > 1 { tuning.tile_cluster.clamp(1, 2) } else { 1 };
+        let pairs = tokens == 256 && row_blocks > 1 && machine.multiprocessors > 1;
+        let cluster = if pairs { tuning.tile_cluster.clamp(1, 2) } else { 1 };
         let tiles = row_blocks.div_ceil(cluster) * rows.div_ceil(tokens);
         let blocks = tiles.min(machine.multiprocessors / cluster) * cluster;
         let partial = Self {
