@@ -6,9 +6,12 @@
 
 use cudarc::driver::{result, sys};
 
-#[allow(dead_code)] // the backend that uses all of it comes with its kernels
+mod activations;
+mod attend;
+#[allow(dead_code)] // the plan of a window alone is used by tests
 pub(crate) mod attention;
-#[allow(dead_code)] // as above
+mod backend;
+#[allow(dead_code)] // parts are used by tests
 pub(crate) mod driver;
 #[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
 pub(crate) mod emulated;
@@ -18,12 +21,16 @@ pub(crate) mod exact;
 mod exact_math;
 #[allow(dead_code)] // as above
 pub(crate) mod gemm;
-#[allow(dead_code)] // as above
 pub(crate) mod inputs;
+mod lower;
+mod ropes;
 #[allow(dead_code)] // as above
 pub(crate) mod rows;
 #[allow(dead_code)] // as above
 pub(crate) mod sampling;
+mod weights;
+
+pub use self::backend::CudaBackend;
 
 /// A device that the driver shows.
 #[derive(Clone, Debug, PartialEq, Eq)]

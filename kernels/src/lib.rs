@@ -49,6 +49,8 @@ mod weights;
 
 pub use cpu::isa::InstructionSet;
 pub use cpu::{CpuBackend, CpuOptions};
+#[cfg(feature = "cuda")]
+pub use cuda::CudaBackend;
 pub use executor::Executor;
 pub use margin::{Margin, replay_margin};
 pub use sampler::{DrawInputs, SampleScratch, log_sum_exp, sample_token};

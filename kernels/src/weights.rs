@@ -186,7 +186,6 @@ fn check_parts(parts: &[Part<'_>], ranges: KRanges) -> Result<(usize, Range<usiz
 
 /// What a matrix of these parts is, whatever its form.
 #[cfg(feature = "cuda")]
-#[allow(dead_code)] // used by the backend that comes
 pub(crate) fn shape(parts: &[Part<'_>], ranges: KRanges) -> Result<MatrixShape, BackendError> {
     let (outputs, columns) = check_parts(parts, ranges)?;
     let inputs = columns.len();

@@ -31,6 +31,15 @@ fn backends() -> Vec<Box<dyn Backend>> {
     backends
 }
 
+/// The same, and a GPU where there is one and it computes this form.
+fn backends_for(form: WeightForm) -> Vec<Box<dyn Backend>> {
+    let mut backends = backends();
+    if !matches!(form, WeightForm::Bf16 | WeightForm::AmxBf16) {
+        backends.extend(cuda());
+    }
+    backends
+}
+
 fn built(mut backend: Box<dyn Backend>, sizes: &Sizes, dtype: Dtype, form: WeightForm) -> Box<dyn Backend> {
     build(&mut *backend, sizes, dtype, form, &Split::whole(sizes), limits(), Box::new(Solo)).unwrap();
     backend
@@ -51,7 +60,7 @@ const FORMS: [(&Sizes, Dtype, WeightForm); 8] = [
 fn every_instruction_set_and_thread_count_gives_the_reference_bits() {
     for (sizes, dtype, form) in FORMS {
         let (kv, mut expected) = (sizes.kv(), None::<Forward>);
-        for backend in backends() {
+        for backend in backends_for(form) {
             let mut backend = built(backend, sizes, dtype, form);
             let chunk =
                 |slot, length| Chunk { slot, first: 0, tokens: tokens(slot, length, TINY.vocabulary), wanted: 7 };
@@ -77,7 +86,7 @@ fn blocks_and_superblocks_give_the_reference_bits_whatever_the_batch() {
     let made = [WeightForm::Q4K, WeightForm::Q5K, WeightForm::Q6K].map(|form| (Dtype::Bf16, form));
     for (dtype, form) in stored.into_iter().chain(made) {
         let mut expected: Option<Forward> = None;
-        for backend in backends() {
+        for backend in backends_for(form) {
             let mut backend = built(backend, &SUPER, dtype, form);
             let name = format!("{} {form:?} {dtype:?}", backend.name());
             let chunk =
@@ -95,8 +104,8 @@ fn blocks_and_superblocks_give_the_reference_bits_whatever_the_batch() {
 
 #[test]
 fn rows_do_not_depend_on_batch_chunks_or_cache() {
-    let both =
-        || [&TINY, &TINY_KV16, &TINY_KV8].into_iter().flat_map(|sizes| backends().into_iter().map(move |b| (sizes, b)));
+    let all = || backends_for(WeightForm::Float).into_iter();
+    let both = || [&TINY, &TINY_KV16, &TINY_KV8].into_iter().flat_map(|sizes| all().map(move |b| (sizes, b)));
     for (sizes, backend) in both() {
         let kv = sizes.kv();
         let mut backend = built(backend, sizes, Dtype::Bf16, WeightForm::Float);
@@ -175,7 +184,7 @@ fn generate(backend: &mut dyn Backend, others: u32, count: usize) -> Vec<(u32, u
 #[test]
 fn a_generation_is_the_same_alone_in_company_and_on_replay() {
     let mut expected = None;
-    for backend in backends() {
+    for backend in backends_for(WeightForm::Q8_0) {
         let mut backend = built(backend, &TINY, Dtype::Bf16, WeightForm::Q8_0);
         let alone = generate(&mut *backend, 0, 24);
         assert_eq!(alone, generate(&mut *backend, 3, 24), "{}", backend.name());
@@ -205,7 +214,8 @@ fn a_generation_is_the_same_alone_in_company_and_on_replay() {
 fn given_tokens_are_told_and_change_nothing() {
     let prompt = tokens(3, 60, TINY.vocabulary);
     let mut first: Option<Vec<Sampled>> = None;
-    for mut backend in backends().into_iter().map(|backend| built(backend, &TINY, Dtype::Bf16, WeightForm::Float)) {
+    let all = backends_for(WeightForm::Float).into_iter();
+    for mut backend in all.map(|backend| built(backend, &TINY, Dtype::Bf16, WeightForm::Float)) {
         let name = backend.name().to_owned();
         let chunk = Chunk { slot: 2, first: 0, tokens: prompt.clone(), wanted: 60 };
         let logits = forward(&mut *backend, &KV, &[chunk]).unwrap().logits;

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{result, sys};
@@ -134,6 +135,11 @@ impl Device {
         &self.name
     }
 
+    /// Its compute capability.
+    pub fn capability(&self) -> (i32, i32) {
+        self.capability
+    }
+
     /// How many blocks can run at least.
     pub fn multiprocessors(&self) -> u32 {
         self.multiprocessors
@@ -221,6 +227,12 @@ impl Device {
     pub fn upload<T: Copy>(&self, from: &Pinned<T>, count: usize, to: DevicePtr) -> Result<()> {
         // SAFETY: pinned memory of at least `count` values; `to` was given out by this device for as many.
         unsafe { result::memcpy_htod_async(to, &from.as_slice()[..count], self.stream) }.map_err(failed("upload"))
+    }
+
+    /// The same, of some of the values.
+    pub fn upload_from<T: Copy>(&self, from: &Pinned<T>, range: Range<usize>, to: DevicePtr) -> Result<()> {
+        // SAFETY: as above, of this range.
+        unsafe { result::memcpy_htod_async(to, &from.as_slice()[range], self.stream) }.map_err(failed("upload"))
     }
 
     /// Copies to pinned memory, after what was launched before; there once an event after it has come.

@@ -1,8 +1,9 @@
-//! What changes from step to step, in one stretch of words that is copied to the device at once.
+//! What changes from step to step, in one stretch of words of which the parts in use are copied to the device.
 //!
 //! Where each array lies is a function of the [`Bucket`] alone, so that a recorded graph finds it: what the step has less
-//! than the bucket's sizes is left as it is, and the kernels go by [`Counts`]. Block tables come last: only as much of them is
-//! copied as there is.
+//! than the bucket's sizes is left as it is, and the kernels go by [`Counts`].
+
+use std::ops::Range;
 
 use super::driver::DevicePtr;
 use crate::executor::RowState;
@@ -26,6 +27,14 @@ pub(crate) struct Counts {
     pub attention_merges: u32,
     pub sample_rows: u32,
     pub spare: [u32; 2],
+}
+
+impl Counts {
+    /// As they lie there.
+    pub fn words(&self) -> [u32; COUNT_WORDS] {
+        let Self { rows, wanted, sequences, attention_items, attention_merges, sample_rows, spare } = *self;
+        [rows, wanted, sequences, attention_items, attention_merges, sample_rows, spare[0], spare[1]]
+    }
 }
 
 const COUNT_WORDS: usize = size_of::<Counts>() / 4;
@@ -138,15 +147,16 @@ impl Bucket {
         }
     }
 
-    /// Writes a checked step's inputs; returns how many words are to be copied. `plan` fills in the attention's plan and
-    /// says what of it there is.
+    /// Writes a checked step's inputs; `used` gets the words that are to be copied. `plan` fills in the attention's plan and
+    /// adds what of it there is.
     pub fn fill(
         &self,
         step: &ForwardStep<'_>,
         rows: &RowState,
         words: &mut [u32],
-        plan: impl FnOnce(&mut [u32], &mut Counts),
-    ) -> usize {
+        used: &mut Vec<Range<usize>>,
+        plan: impl FnOnce(&mut [u32], &mut Counts, &mut Vec<Range<usize>>),
+    ) {
         let places = self.places();
         for ((word, input), &token) in words[places.tokens..].iter_mut().zip(step.tokens).zip(&rows.tokens) {
             *word = match input {
@@ -178,12 +188,17 @@ impl Bucket {
             sequences: step.sequences.len() as u32,
             ..Counts::default()
         };
-        plan(&mut words[places.plan..][..self.plan_words], &mut counts);
-        let Counts { rows, wanted, sequences, attention_items, attention_merges, sample_rows, spare } = counts;
-        let counts = [rows, wanted, sequences, attention_items, attention_merges, sample_rows, spare[0], spare[1]];
-        words[..COUNT_WORDS].copy_from_slice(&counts);
+        used.clear();
+        plan(&mut words[places.plan..][..self.plan_words], &mut counts, used);
+        used.iter_mut().for_each(|range| *range = places.plan + range.start..places.plan + range.end);
+        words[..COUNT_WORDS].copy_from_slice(&counts.words());
         words[places.block_tables..][..step.block_tables.len()].copy_from_slice(step.block_tables);
-        places.block_tables + step.block_tables.len()
+        // The plan's beginning follows the fixed arrays: one copy.
+        match used.first_mut() {
+            Some(first) if first.start == places.plan => first.start = 0,
+            _ => used.insert(0, 0..places.plan),
+        }
+        used.push(places.block_tables..places.block_tables + step.block_tables.len());
     }
 }
 

@@ -65,6 +65,11 @@ impl Sampler {
         self.arena.ptr() + self.layout.last_sample as u64
     }
 
+    /// Bytes on the device, for this shape.
+    pub fn bytes_for(shape: SamplerShape) -> usize {
+        Layout::new(shape).bytes
+    }
+
     /// Bytes on the device.
     pub fn bytes(&self) -> usize {
         self.layout.bytes

@@ -59,6 +59,16 @@ pub const SUPER: Sizes = Sizes {
     kv_dtype: KvDtype::F32,
 };
 
+/// A GPU, where this program has kernels for one and the machine has it; else says why not.
+pub fn cuda() -> Option<Box<dyn Backend>> {
+    #[cfg(feature = "cuda")]
+    match CudaBackend::open(0) {
+        Ok(backend) => return Some(Box::new(backend)),
+        Err(reason) => println!("skipped: no CUDA device ({reason})"),
+    }
+    None
+}
+
 /// What one device of several holds.
 #[derive(Clone)]
 pub struct Split {

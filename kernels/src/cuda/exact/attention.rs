@@ -27,6 +27,14 @@ pub(crate) struct AttentionItem {
     spare: u32,
 }
 
+impl AttentionItem {
+    /// As it lies in a plan.
+    pub fn words(&self) -> [u32; 8] {
+        let Self { first_row, rows, first_position, table, first_tile, tiles, part, spare } = *self;
+        [first_row, rows, first_position, table, first_tile, tiles, part, spare]
+    }
+}
+
 /// A row whose tiles were computed apart: `AttentionMerge` in `attention_exact.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +43,13 @@ pub(crate) struct AttentionMerge {
     index: u32,
     first_part: u32,
     parts: u32,
+}
+
+impl AttentionMerge {
+    /// As it lies in a plan.
+    pub fn words(&self) -> [u32; 4] {
+        [self.row, self.index, self.first_part, self.parts]
+    }
 }
 
 /// A sequence's rows in a step, for the planner.

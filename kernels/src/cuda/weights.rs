@@ -1,0 +1,275 @@
+//! Weights on the device.
+//!
+//! Matrices for tensor cores are packed here, by several threads, while the copies before are under way: 64 × 64 tiles in the
+//! order in which shared memory wants them (`weight_tile_offset` in `common.cuh`). Exact forms are packed by their family
+//! from the same plain matrices as the CPU's, so that the integers agree by construction.
+
+use std::sync::Arc;
+
+use polylink_protocol::exact_math::f32_to_bf16;
+
+use super::driver::{CudaError, Device, DeviceBuffer, DevicePtr, Launch};
+use super::exact::ExactError;
+use super::exact::products::ExactMatrix;
+use super::gemm::GemmShape;
+use crate::backend::{BackendError, Dtype, KRanges, Part, WeightForm};
+use crate::plan::WeightKind;
+use crate::weights::{self, MatrixShape};
+
+/// Side of a tile.
+const TILE: usize = 64;
+/// Bytes of a tile.
+const TILE_BYTES: usize = TILE * TILE * 2;
+
+/// A prepared weight.
+#[derive(Debug)]
+pub(super) enum Weight {
+    Vector { values: DeviceBuffer, length: usize },
+    Matrix(Matrix),
+}
+
+/// A prepared matrix.
+#[derive(Debug)]
+pub(super) struct Matrix {
+    pub shape: MatrixShape,
+    pub packed: Packed,
+}
+
+/// How it lies there.
+#[derive(Debug)]
+pub(super) enum Packed {
+    /// For tensor cores.
+    Tiles(Tiles),
+    /// In one of the exact forms.
+    Exact(ExactMatrix),
+}
+
+/// A matrix of bf16 in tiles.
+#[derive(Debug)]
+pub(super) struct Tiles {
+    pub buffer: DeviceBuffer,
+    pub shape: GemmShape,
+}
+
+/// `InterleaveParams` in `tiles.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct InterleaveParams {
+    from: DevicePtr,
+    to: DevicePtr,
+    half: u32,
+    k_tiles: u32,
+}
+
+impl Tiles {
+    /// Puts ups beside their gates, for a product that makes the gate itself.
+    pub fn interleave(&mut self, device: &Arc<Device>) -> Result<(), CudaError> {
+        let shape = GemmShape { gated: true, ..self.shape };
+        let to = device.alloc(shape.packed_bytes())?;
+        let params = InterleaveParams {
+            from: self.buffer.ptr(),
+            to: to.ptr(),
+            half: (shape.outputs / 2) as u32,
+            k_tiles: shape.k_tiles() as u32,
+        };
+        let grid = [shape.padded_outputs() as u32 / 8, shape.k_tiles() as u32, 1];
+        device.bind()?;
+        Launch::new(&device.function("tiles", "interleave_gates")?, grid, 64, 0, params).run(device)?;
+        device.synchronize()?;
+        *self = Self { buffer: to, shape };
+        Ok(())
+    }
+
+    /// Whether [`Tiles::interleave`] can: gates and ups in whole groups of 8.
+    pub fn can_interleave(&self) -> bool {
+        !self.shape.gated && self.shape.outputs.is_multiple_of(16)
+    }
+}
+
+impl Weight {
+    /// What the plan asks.
+    pub fn kind(&self) -> WeightKind {
+        match self {
+            Weight::Vector { length, .. } => WeightKind::Vector(*length),
+            Weight::Matrix(matrix) => {
+                let converts = match &matrix.packed {
+                    Packed::Tiles(_) => true,
+                    Packed::Exact(exact) => exact.takes_integers(),
+                };
+                WeightKind::Matrix { shape: matrix.shape, converts }
+            }
+        }
+    }
+}
+
+/// As [`crate::Backend::prepare`].
+pub(super) fn prepare(
+    device: &Arc<Device>,
+    parts: &[Part<'_>],
+    ranges: KRanges,
+    form: WeightForm,
+) -> Result<Weight, BackendError> {
+    match form {
+        WeightForm::Vector => {
+            let values = weights::vector(parts)?;
+            Ok(Weight::Vector { values: device.from_slice(&values)?, length: values.len() })
+        }
+        WeightForm::Bf16 | WeightForm::AmxBf16 => Err(BackendError::Unavailable(
+            "products of bf16 in the order of a CPU's instructions are not made on a GPU (it has `sm90-bf16`)".into(),
+        )),
+        WeightForm::TensorBf16 => {
+            let shape = weights::shape(parts, ranges)?;
+            if shape.planes != 1 {
+                let reason = "products split over devices by their inputs are not made on a GPU yet";
+                return Err(BackendError::Unavailable(reason.into()));
+            }
+            let tiles = tiles(device, parts, shape)?;
+            Ok(Weight::Matrix(Matrix { shape, packed: Packed::Tiles(tiles) }))
+        }
+        _ => {
+            let plain = weights::matrix(parts, ranges, form)?;
+            let shape = plain.shape;
+            Ok(Weight::Matrix(Matrix { shape, packed: Packed::Exact(ExactMatrix::new(device, &plain)?) }))
+        }
+    }
+}
+
+/// Rows of a tensor part, of which a weight's outputs are made.
+#[derive(Clone, Copy)]
+struct Stretch<'a> {
+    part: &'a Part<'a>,
+    /// First output of the weight.
+    first: usize,
+}
+
+/// Packs bf16 tiles: stretches of 64 outputs by as many threads as there are, uploaded in pieces.
+fn tiles(device: &Arc<Device>, parts: &[Part<'_>], shape: MatrixShape) -> Result<Tiles, BackendError> {
+    let gemm = GemmShape { outputs: shape.outputs, inputs: shape.inputs, gated: false };
+    let padded = [shape.outputs, shape.inputs].map(|size| size.next_multiple_of(TILE));
+    let strip = TILE * padded[1];
+    let strips = padded[0] / TILE;
+    let buffer = device.alloc(2 * strips * strip)?;
+    let mut stretches = Vec::with_capacity(parts.len());
+    let mut first = 0;
+    for part in parts {
+        stretches.push(Stretch { part, first });
+        first += part.shard.rows.len();
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(32);
+    // Pieces of about 64 MiB: one is packed while the other is copied.
+    let piece = (32 * 1024 * 1024 / strip).clamp(1, strips);
+    let mut staging = [device.pinned::<u16>(piece * strip)?, device.pinned::<u16>(piece * strip)?];
+    let copied = [device.event(false)?, device.event(false)?];
+    for (turn, begin) in (0..strips).step_by(piece).enumerate() {
+        let count = piece.min(strips - begin);
+        let (staging, copied) = (&mut staging[turn % 2], &copied[turn % 2]);
+        if turn >= 2 {
+            copied.wait()?;
+        }
+        let space = &mut staging.as_mut_slice()[..count * strip];
+        let each = count.div_ceil(threads);
+        let stretches = &stretches;
+        std::thread::scope(|scope| {
+            let packers: Vec<_> = space
+                .chunks_mut(each * strip)
+                .enumerate()
+                .map(|(number, space)| {
+                    scope.spawn(move || {
+                        let rows = (begin + number * each) * TILE;
+                        pack_strips(stretches, shape, rows, padded[1], space)
+                    })
+                })
+                .collect();
+            packers.into_iter().try_for_each(|packer| packer.join().unwrap_or(Err(BackendError::Poisoned)))
+        })?;
+        let to: DevicePtr = buffer.ptr() + (2 * begin * strip) as u64;
+        device.upload(staging, count * strip, to)?;
+        copied.record()?;
+    }
+    device.synchronize()?;
+    Ok(Tiles { buffer, shape: gemm })
+}
+
+/// Fills whole strips of 64 outputs, from output `first` on.
+fn pack_strips(
+    stretches: &[Stretch<'_>],
+    shape: MatrixShape,
+    first: usize,
+    inputs: usize,
+    space: &mut [u16],
+) -> Result<(), BackendError> {
+    let mut values = vec![0u16; inputs];
+    let mut floats = Vec::new();
+    for (number, strip) in space.chunks_mut(TILE * inputs).enumerate() {
+        for row in 0..TILE {
+            let output = first + number * TILE + row;
+            values.fill(0);
+            if output < shape.outputs {
+                read_bf16(stretches, output, &mut values[..shape.inputs], &mut floats)?;
+            }
+            for (tile, values) in strip.chunks_mut(TILE_BYTES / 2).zip(values.chunks(TILE)) {
+                for (piece, values) in values.chunks(8).enumerate() {
+                    let place = row * TILE + (piece ^ (row % 8)) * 8;
+                    tile[place..place + 8].copy_from_slice(values);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One output's inputs as bf16, rounded to the nearest.
+fn read_bf16(
+    stretches: &[Stretch<'_>],
+    output: usize,
+    values: &mut [u16],
+    floats: &mut Vec<f32>,
+) -> Result<(), BackendError> {
+    let stretch = stretches.iter().rev().find(|stretch| stretch.first <= output);
+    let Some(Stretch { part, first }) = stretch else { return Ok(()) };
+    let row = part.shard.rows.start + output - first;
+    let bad = |column: usize| BackendError::Tensor {
+        name: part.tensor.name.into(),
+        reason: format!("element ({row}, {}) is not finite: the file is damaged", part.shard.columns.start + column),
+    };
+    if part.tensor.dtype == Dtype::Bf16 {
+        let columns = part.shard.columns.clone();
+        let start = row * part.tensor.shape[1];
+        let bytes = &part.tensor.data[2 * (start + columns.start)..2 * (start + columns.end)];
+        let mut any = false;
+        for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            *value = u16::from_le_bytes(*bytes);
+            any |= *value & 0x7f80 == 0x7f80;
+        }
+        if any {
+            let column = values.iter().position(|value| value & 0x7f80 == 0x7f80).unwrap_or(0);
+            return Err(bad(column));
+        }
+        return Ok(());
+    }
+    weights::read_row(&part.tensor, part.tensor.shape[1], row, part.shard.columns.clone(), floats);
+    if let Some(column) = floats.iter().position(|value| !value.is_finite()) {
+        return Err(bad(column));
+    }
+    values.iter_mut().zip(&*floats).for_each(|(value, &float)| *value = f32_to_bf16(float));
+    Ok(())
+}
+
+impl From<CudaError> for BackendError {
+    fn from(error: CudaError) -> Self {
+        match error {
+            CudaError::Memory { bytes, .. } => BackendError::Memory { needed_bytes: bytes },
+            CudaError::NoKernel { .. } => BackendError::Unavailable(error.to_string()),
+            CudaError::Driver { .. } => BackendError::Device(error.to_string()),
+        }
+    }
+}
+
+impl From<ExactError> for BackendError {
+    fn from(error: ExactError) -> Self {
+        match error {
+            ExactError::Unsupported(reason) => BackendError::Unavailable(reason),
+            ExactError::Cuda(error) => error.into(),
+        }
+    }
+}
