@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 if [ $# -eq 0 ]; then
     CUDA_HOME=$(./kernels/cuda/toolkit.sh)
     export CUDA_HOME
-    built=$(cargo build --locked -p polylink-kernels --features cuda-aot --message-format=json)
+    built=$(cargo check --locked -p polylink-kernels --features cuda-aot --message-format=json)
     out=$(printf '%s\n' "$built" | sed -n 's/.*"reason":"build-script-executed","package_id":"[^"]*kernels[^"]*".*"out_dir":"\([^"]*\)".*/\1/p')
     [ -n "$out" ] || { echo "check.sh: cargo names no output folder of the kernels' build script" >&2; exit 1; }
     for source in kernels/cuda/*.cu; do
