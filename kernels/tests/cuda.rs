@@ -106,3 +106,227 @@ fn logits_are_near_those_of_a_cpu() {
         assert!(error < 2e-2, "head dimension {}: relative difference {error}", sizes.head_dim);
     }
 }
+
+/// Sizes of models whose steps are timed, with random weights: name, sizes.
+const TIMED: [(&str, Sizes); 3] = [
+    (
+        "8b",
+        Sizes {
+            layers: 32,
+            hidden: 4096,
+            query_heads: 32,
+            kv_heads: 8,
+            head_dim: 128,
+            mlp: 14336,
+            vocabulary: 128_256,
+            window: None,
+            kv_dtype: KvDtype::Bf16,
+        },
+    ),
+    (
+        "1b",
+        Sizes {
+            layers: 16,
+            hidden: 2048,
+            query_heads: 32,
+            kv_heads: 8,
+            head_dim: 64,
+            mlp: 8192,
+            vocabulary: 128_256,
+            window: None,
+            kv_dtype: KvDtype::Bf16,
+        },
+    ),
+    (
+        "0.5b",
+        Sizes {
+            layers: 24,
+            hidden: 896,
+            query_heads: 14,
+            kv_heads: 2,
+            head_dim: 64,
+            mlp: 4864,
+            vocabulary: 151_936,
+            window: None,
+            kv_dtype: KvDtype::Bf16,
+        },
+    ),
+];
+
+/// Builds a model whose layers are copies of one random layer, each with memory of its own. Returns the bytes of weights that
+/// a step reads.
+fn build_timed(backend: &mut dyn Backend, sizes: &Sizes, form: WeightForm, limits: Limits) -> usize {
+    let Sizes { layers, hidden, query_heads, kv_heads, head_dim, mlp, vocabulary, .. } = *sizes;
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = |n: usize, k: usize| -> Vec<u8> {
+        let scale = 1.7 / (k as f32).sqrt();
+        let mut bytes = Vec::with_capacity(2 * n * k);
+        for _ in 0..n * k {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let value = ((state >> 40) as f32 / 8_388_608.0 - 1.0) * scale;
+            bytes.extend_from_slice(&((value.to_bits() >> 16) as u16).to_le_bytes());
+        }
+        bytes
+    };
+    let (q_all, kv_all) = (query_heads * head_dim, kv_heads * head_dim);
+    let shapes = [
+        [q_all, hidden],
+        [kv_all, hidden],
+        [kv_all, hidden],
+        [hidden, q_all],
+        [mlp, hidden],
+        [mlp, hidden],
+        [hidden, mlp],
+        [vocabulary, hidden],
+    ];
+    let data = shapes.map(|[n, k]| random(n, k));
+    let part = |index: usize| Part {
+        tensor: TensorView { name: "random", shape: &shapes[index], dtype: Dtype::Bf16, data: &data[index] },
+        shard: Shard::whole(&shapes[index]),
+    };
+    let ones: Vec<u8> = (0..hidden).flat_map(|_| 1f32.to_le_bytes()).collect();
+    let ones_shape = [hidden];
+    let norm = Part {
+        tensor: TensorView { name: "norm", shape: &ones_shape, dtype: Dtype::F32, data: &ones },
+        shard: Shard::whole(&ones_shape),
+    };
+    let matrix = |backend: &mut dyn Backend, parts: &[usize], ranges: KRanges| {
+        let parts: Vec<Part<'_>> = parts.iter().map(|&index| part(index)).collect();
+        backend.prepare(&parts, ranges, form).unwrap()
+    };
+    let norm = backend.prepare(&[norm], KRanges::whole(1), WeightForm::Vector).unwrap();
+    let table = matrix(backend, &[7], KRanges::whole(hidden));
+    let head = matrix(backend, &[7], KRanges::whole(hidden));
+    let mut builder = ProgramBuilder::new(sizes.kv(), vocabulary);
+    let (x, h) = (builder.step_buffer(hidden), builder.step_buffer(hidden));
+    let (qkv, mixed) = (builder.step_buffer(q_all + 2 * kv_all), builder.step_buffer(q_all));
+    let (gate_up, act) = (builder.step_buffer(2 * mlp), builder.step_buffer(mlp));
+    let frequencies = polylink_protocol::exact_math::rope_frequencies(500_000.0, head_dim);
+    let rope = builder.rope(RopeSpec { frequencies, scale: 1.0, growth: None, long: None });
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let attention = AttentionSpec { query_heads, kv_heads, head_dim, scale, window: None, soft_cap: None };
+    let onto = Epilogue { bias: None, residual: Some(x) };
+    builder.push(Op::Embed { table, scale: 1.0, output: x });
+    for layer in 0..layers {
+        let weight = matrix(backend, &[0, 1, 2], KRanges::whole(hidden));
+        builder.push(Op::RmsNorm { input: x, weight: norm, eps: 1e-5, residual: None, output: h });
+        builder.push(Op::Gemm { weight, input: h, output: qkv, epilogue: Epilogue::default() });
+        builder.push(Op::RopeAppend { layer, qkv, attention, rope });
+        builder.push(Op::Attention { layer, qkv, output: mixed, attention });
+        let weight = matrix(backend, &[3], KRanges::kv_groups(q_all, q_all / kv_heads));
+        builder.push(Op::Gemm { weight, input: mixed, output: x, epilogue: onto });
+        builder.push(Op::RmsNorm { input: x, weight: norm, eps: 1e-5, residual: None, output: h });
+        let weight = matrix(backend, &[4, 5], KRanges::whole(hidden));
+        builder.push(Op::Gemm { weight, input: h, output: gate_up, epilogue: Epilogue::default() });
+        builder.push(Op::GatedMul { activation: Activation::Silu, input: gate_up, output: act });
+        let weight = matrix(backend, &[6], KRanges::mlp(mlp));
+        builder.push(Op::Gemm { weight, input: act, output: x, epilogue: onto });
+    }
+    let (last, normed) = (builder.wanted_buffer(hidden), builder.wanted_buffer(hidden));
+    let logits = builder.wanted_buffer(vocabulary);
+    builder.push(Op::GatherRows { input: x, output: last });
+    builder.push(Op::RmsNorm { input: last, weight: norm, eps: 1e-5, residual: None, output: normed });
+    builder.push(Op::Sketch { input: normed });
+    builder.push(Op::Gemm { weight: head, input: normed, output: logits, epilogue: Epilogue::default() });
+    backend.build(builder.finish(logits), limits, Box::new(Solo)).unwrap();
+    let bits = if form == WeightForm::Q8_0 { 8.5 } else { 16.0 };
+    let values: usize = shapes[..7].iter().map(|[n, k]| n * k).sum::<usize>() * layers + vocabulary * hidden;
+    (values as f64 * bits / 8.0) as usize
+}
+
+/// Seconds of a step of `batch` sequences of `rows` rows that follow `before` others, and of their draws; the median of
+/// several, as the engine would see it.
+fn step_seconds(backend: &mut dyn Backend, batch: usize, before: usize, rows: usize, runs: usize) -> f64 {
+    let per = (before + rows).div_ceil(32);
+    let tables: Vec<u32> = (0..(batch * per) as u32).collect();
+    let sequences: Vec<SequenceRows> = (0..batch as u32)
+        .map(|slot| SequenceRows {
+            slot,
+            first_position: before as u32,
+            rows: rows as u32,
+            wanted: 1,
+            blocks: Span { start: slot * per as u32, length: per as u32 },
+            noise_key: key(),
+            long: false,
+        })
+        .collect();
+    let inputs: Vec<TokenInput> = (0..batch * rows).map(|i| TokenInput::Id((i * 7919 % 30_000) as u32)).collect();
+    let none = Span::default();
+    let params = SampleParams { temperature: 1.0, noise_key: key(), ..SampleParams::greedy() };
+    let draws: Vec<SampleRow> = (0..batch as u32)
+        .map(|row| SampleRow {
+            row,
+            slot: row,
+            params,
+            logit_bias: none,
+            suppressed: none,
+            mask: none,
+            logprobs: None,
+            given: None,
+        })
+        .collect();
+    let mut output = StepOutput::default();
+    let mut times: Vec<f64> = (0..runs + 3)
+        .map(|_| {
+            let begun = std::time::Instant::now();
+            let step = ForwardStep { sequences: &sequences, tokens: &inputs, block_tables: &tables, logits_out: false };
+            let forward = backend.submit(&Step::Forward(step)).unwrap();
+            let sample =
+                SampleStep { starts: &[], histories: &[], rows: &draws, logit_bias: &[], suppressed: &[], masks: &[] };
+            let sample = backend.submit(&Step::Sample(sample)).unwrap();
+            backend.wait(forward, &mut output).unwrap();
+            backend.wait(sample, &mut output).unwrap();
+            begun.elapsed().as_secs_f64()
+        })
+        .skip(3)
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// Whole steps, with all that is between kernels; printed where `POLYLINK_GPU_TIMES` names the models, as `8b,1b`. Shares are
+/// of what reading the weights and the cache takes at 4.3 TB/s, and of 790 TFLOP/s: an H200's copy and product by others.
+#[test]
+fn times_of_steps() {
+    let Ok(wanted) = std::env::var("POLYLINK_GPU_TIMES") else { return };
+    for (name, sizes) in TIMED.iter().filter(|(name, _)| wanted.split(',').any(|wanted| wanted == *name)) {
+        for form in [WeightForm::TensorBf16, WeightForm::Q8_0] {
+            let Some(mut backend) = cuda() else { return };
+            let (begun, large) = (std::time::Instant::now(), *name == "8b");
+            let limits = Limits { rows: 8192, wanted_rows: 256, slots: 256, kv_blocks: 11_000, positions: 9_000 };
+            let bytes = build_timed(&mut *backend, sizes, form, limits);
+            println!(
+                "{name} {form:?}: {:.2} GB of weights, built in {:.1} s",
+                bytes as f64 * 1e-9,
+                begun.elapsed().as_secs_f64()
+            );
+            let kv = 4.0 * (sizes.layers * sizes.kv_heads * sizes.head_dim) as f64;
+            let q_all = sizes.query_heads * sizes.head_dim;
+            let weights = bytes as f64 / if form == WeightForm::Q8_0 { 1.0625 } else { 2.0 };
+            for (batch, before) in [(1, 127), (1, 8000), (8, 1023), (32, 255), (64, 1023), (256, 1023)] {
+                let seconds = step_seconds(&mut *backend, batch, before, 1, 20);
+                let read = bytes as f64 + kv * (batch * (before + 1)) as f64;
+                println!(
+                    "{name} {form:?}: decode of {batch} after {before}: {:.3} ms, {:.0} tok/s, {:.0} GB/s, {:.1} % of 4.3 TB/s",
+                    seconds * 1e3,
+                    batch as f64 / seconds,
+                    read / seconds * 1e-9,
+                    read / seconds / 4.3e12 * 100.0,
+                );
+            }
+            for rows in [512, 2048, 8192] {
+                let seconds = step_seconds(&mut *backend, 1, 0, rows, if large { 3 } else { 5 });
+                let head = (sizes.vocabulary * sizes.hidden) as f64;
+                let attention = 2.0 * (rows * rows * q_all * sizes.layers) as f64;
+                let flops = 2.0 * (weights - head) * rows as f64 + 2.0 * head + attention;
+                println!(
+                    "{name} {form:?}: prefill of {rows}: {:.2} ms, {:.0} tok/s, {:.0} TFLOP/s, {:.1} % of 790",
+                    seconds * 1e3,
+                    rows as f64 / seconds,
+                    flops / seconds * 1e-12,
+                    flops / seconds / 790e12 * 100.0,
+                );
+            }
+        }
+    }
+}

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use polylink_protocol::exact_math::f32_to_bf16;
 
 use super::driver::{CudaError, Device, DeviceBuffer, DevicePtr, Launch};
-use super::exact::ExactError;
 use super::exact::products::ExactMatrix;
+use super::exact::{ExactError, packing};
 use super::gemm::GemmShape;
-use crate::backend::{BackendError, Dtype, KRanges, Part, WeightForm};
+use crate::backend::{BackendError, Dtype, KRanges, Part, Shard, WeightForm};
 use crate::plan::WeightKind;
 use crate::weights::{self, MatrixShape};
 
@@ -127,11 +127,54 @@ pub(super) fn prepare(
             Ok(Weight::Matrix(Matrix { shape, packed: Packed::Tiles(tiles) }))
         }
         _ => {
-            let plain = weights::matrix(parts, ranges, form)?;
-            let shape = plain.shape;
-            Ok(Weight::Matrix(Matrix { shape, packed: Packed::Exact(ExactMatrix::new(device, &plain)?) }))
+            let matrix = exact(device, parts, ranges, form)?;
+            Ok(Weight::Matrix(Matrix { shape: matrix.shape, packed: Packed::Exact(matrix) }))
         }
     }
+}
+
+/// Packs an exact form. Some outputs at a time by as many threads as there are: a matrix of one form is the same whether it is
+/// made whole or of stretches of whole strips.
+fn exact(
+    device: &Arc<Device>,
+    parts: &[Part<'_>],
+    ranges: KRanges,
+    form: WeightForm,
+) -> Result<ExactMatrix, BackendError> {
+    let shape = weights::shape(parts, ranges)?;
+    let one_form = form != WeightForm::Stored || parts.iter().all(|part| part.tensor.dtype == parts[0].tensor.dtype);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(64);
+    let each = shape.outputs.div_ceil(threads).next_multiple_of(TILE);
+    if !one_form || each >= shape.outputs {
+        return Ok(ExactMatrix::new(device, &weights::matrix(parts, ranges, form)?)?);
+    }
+    let pack = |first: usize| {
+        let (mut before, mut some) = (0, Vec::with_capacity(parts.len()));
+        for part in parts {
+            let rows = &part.shard.rows;
+            let (begin, end) = (first.max(before), (first + each).min(before + rows.len()));
+            if begin < end {
+                let rows = rows.start + begin - before..rows.start + end - before;
+                some.push(Part { tensor: part.tensor, shard: Shard { rows, columns: part.shard.columns.clone() } });
+            }
+            before += rows.len();
+        }
+        packing::pack(&weights::matrix(&some, ranges, form)?).map_err(BackendError::from)
+    };
+    let mut packed = std::thread::scope(|scope| {
+        let starts = (0..shape.outputs).step_by(each);
+        let packers: Vec<_> = starts.map(|first| scope.spawn(move || pack(first))).collect();
+        let join = packers.into_iter().map(|packer| packer.join().unwrap_or(Err(BackendError::Poisoned)));
+        join.collect::<Result<Vec<_>, _>>()
+    })?
+    .into_iter()
+    .flatten();
+    let Some(mut whole) = packed.next() else { return Err(BackendError::Poisoned) };
+    for mut next in packed {
+        whole.outputs += next.outputs;
+        whole.bytes.append(&mut next.bytes);
+    }
+    Ok(ExactMatrix::of_packed(device, shape, &whole)?)
 }
 
 /// Rows of a tensor part, of which a weight's outputs are made.

@@ -156,6 +156,14 @@ impl ExactMatrix {
         Self::group(device, std::slice::from_ref(plain))
     }
 
+    /// Brings a matrix of one form to the device, packed already.
+    pub fn of_packed(device: &Arc<Device>, shape: MatrixShape, packed: &packing::Packed) -> Result<Self, ExactError> {
+        let packing::Packed { form, outputs, bytes } = packed;
+        let weights = device.from_slice(bytes)?;
+        let section = Section { form: *form, first: 0, outputs: *outputs, matrix_bytes: bytes.len(), weights };
+        Ok(Self { shape, sections: vec![section] })
+    }
+
     /// Packs matrices of the same shape and forms, one after the other.
     ///
     /// # Errors
