@@ -216,11 +216,11 @@ __device__ __forceinline__ void cap_scores(const AttentionParams& p, float (&s)[
     }
 }
 
-// Moves the running maxima of the thread's two rows, and makes weights of the scores, as the left operand of the products with
-// the values; `shrink`: what the split's sums so far are multiplied by.
+// Moves the running maxima of the thread's two rows, and makes weights of the scores; `shrink`: what the split's sums so far are
+// multiplied by.
 template <bool CAP>
-__device__ __forceinline__ void weigh(const AttentionParams& p, const float (&s)[ATTENTION_STEP / 2], float (&maximum)[2],
-                                      float (&shrink)[2], uint32_t (&weights)[ATTENTION_STEP / 16][4]) {
+__device__ __forceinline__ void weigh(const AttentionParams& p, float (&s)[ATTENTION_STEP / 2], float (&maximum)[2],
+                                      float (&shrink)[2]) {
     float base[2];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
@@ -237,17 +237,17 @@ __device__ __forceinline__ void weigh(const AttentionParams& p, const float (&s)
         maximum[row] = next;
     }
 #pragma unroll
-    for (int i = 0; i < (int)ATTENTION_STEP / 8; ++i) {
+    for (int i = 0; i < (int)ATTENTION_STEP / 2; ++i) {
+        const float b = base[i % 4 / 2];
+        s[i] = fast_ex2(CAP ? __fsub_rn(s[i], b) : fmaf(s[i], p.scale_log2, -b));
+    }
+}
+
+// The weights as the left operand of the products with the values, rounded to bf16.
+__device__ __forceinline__ void pack_weights(const float (&s)[ATTENTION_STEP / 2], uint32_t (&weights)[ATTENTION_STEP / 16][4]) {
 #pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            float e[2];
-#pragma unroll
-            for (int column = 0; column < 2; ++column) {
-                const float score = s[4 * i + 2 * row + column];
-                e[column] = fast_ex2(CAP ? __fsub_rn(score, base[row]) : fmaf(score, p.scale_log2, -base[row]));
-            }
-            weights[i / 2][i % 2 * 2 + row] = pack_bf16(e[0], e[1]);
-        }
+    for (int i = 0; i < (int)ATTENTION_STEP / 4; ++i) {
+        weights[i / 4][i % 4] = pack_bf16(s[2 * i], s[2 * i + 1]);
     }
 }
 

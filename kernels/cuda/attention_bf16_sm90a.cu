@@ -52,6 +52,11 @@ __device__ __forceinline__ void pin(uint32_t (&values)[4][4]) {
     }
 }
 
+template <bool VALUE>
+struct Constant {
+    static constexpr bool value = VALUE;
+};
+
 template <int D>
 struct Layout {
     static constexpr uint32_t STAGES = D == 64 ? 8 : 4;
@@ -96,7 +101,7 @@ __device__ __forceinline__ void copy_pieces(const AttentionParams& p, uint32_t s
         }
         barrier_wait(&barriers.query_empty, (pieces & 1) ^ 1);
         ++pieces;
-#pragma unroll
+#pragma unroll 1
         for (uint32_t i = 0; i < TILE * L::CHUNKS / COPIERS; ++i) {
             const uint32_t index = threadIdx.x + i * COPIERS, row = index / L::CHUNKS, chunk = index % L::CHUNKS;
             const bool there = row < span.flats;
@@ -165,6 +170,8 @@ __device__ __forceinline__ void compute_pieces(const AttentionParams& p, uint32_
     const uint32_t query = shared + own / 128 * 64 * 128;  // the warpgroup's rows in each panel
     Rows rows(p, piece, totals, own);
     float(&values)[D / 2] = *reinterpret_cast<float(*)[D / 2]>(&rows.values[0][0][0]);
+    float s[ATTENTION_STEP / 2];
+    uint32_t weights[ATTENTION_STEP / 16][4];
     const uint32_t total = p.plan[1] * p.kv_heads;
     uint32_t stage = 0, phase = 0, pieces = 0;
     for (uint32_t round = 0; round * gridDim.x < total; ++round) {
@@ -178,115 +185,111 @@ __device__ __forceinline__ void compute_pieces(const AttentionParams& p, uint32_
         }
         Rows::meet();
         rows.open(work % p.kv_heads);
-        if (rows.steps == 0) {
+        // The same for all, which the compiler sees of a shuffle.
+        const uint32_t steps = __shfl_sync(0xffffffffu, rows.steps, 0);
+        const uint32_t first_step = __shfl_sync(0xffffffffu, rows.first_step, 0);
+        if (steps == 0) {
             rows.end_piece();
             continue;
         }
         rows.begin_tile();
         barrier_wait(&barriers.query_full, pieces & 1);
         ++pieces;
-        const bool active = own / 128 * 64 < rows.flats;
-        auto scores = [&](float (&s)[ATTENTION_STEP / 2]) {
-            const uint32_t keys = shared + L::QUERY_BYTES + stage * 2 * L::HALF_BYTES;
+        auto keys = [&]() { return shared + L::QUERY_BYTES + stage * 2 * L::HALF_BYTES; };
+        auto scores = [&]() {
 #pragma unroll
             for (int depth = 0; depth < D / 16; ++depth) {
                 wgmma_scores(s, along_rows(query + depth / 4 * TILE * 128 + depth % 4 * 32),
-                             along_rows(keys + depth / 4 * ATTENTION_STEP * 128 + depth % 4 * 32), depth);
+                             along_rows(keys() + depth / 4 * ATTENTION_STEP * 128 + depth % 4 * 32), depth);
             }
             wgmma_commit();
         };
-        float s[ATTENTION_STEP / 2];
-        uint32_t weights[2][ATTENTION_STEP / 16][4];
-        barrier_wait(&barriers.full[stage], phase);
-        if (active) {
-            wgmma_fence();
-            scores(s);
-            wgmma_wait<0>();
-            pin(s);
-        }
-        // A step begins with its scores complete and the products with the values of the step before under way.
-        auto advance = [&](uint32_t step, uint32_t (&weights)[ATTENTION_STEP / 16][4], uint32_t (&before)[ATTENTION_STEP / 16][4]) {
-            const uint32_t absolute = rows.first_step + step;
-            const uint32_t previous = stage == 0 ? L::STAGES - 1 : stage - 1;
-            auto finish_before = [&]() {
-                if (step > 0) {
-                    if (active) {
-                        wgmma_wait<0>();
-                        pin(values);
-                        pin(before);
-                    }
-                    if (rows.lane == 0) {
-                        barrier_arrive(&barriers.empty[previous]);
-                    }
-                }
-            };
-            const bool begins = absolute % STEPS_PER_SPLIT == 0 && step > 0;
-            if (begins) {
-                finish_before();
-                rows.end_split(absolute / STEPS_PER_SPLIT - 1);
-            }
-            float shrink[2];
-            if (active) {
-                cap_scores<CAP>(p, s);
-                if (rows.hides(absolute * ATTENTION_STEP)) {
-                    rows.mask(s, absolute * ATTENTION_STEP);
-                }
-                weigh<CAP>(p, s, rows.maximum, shrink, weights);
-            }
-            if (!begins) {
-                finish_before();
-            }
-            const uint32_t keys = shared + L::QUERY_BYTES + stage * 2 * L::HALF_BYTES;
-            if (++stage == L::STAGES) {
-                stage = 0;
-                phase ^= 1;
-            }
-            const bool more = step + 1 < rows.steps;
-            if (more) {
-                barrier_wait(&barriers.full[stage], phase);
-            }
-            if (active) {
-                rows.shrink_by(shrink);
-                pin(values);
-                wgmma_fence();
-                if (more) {
-                    scores(s);
-                }
-#pragma unroll
-                for (int sixteen = 0; sixteen < (int)ATTENTION_STEP / 16; ++sixteen) {
-                    wgmma_turned(values, weights[sixteen],
-                                 across_rows(keys + L::HALF_BYTES + sixteen * 16 * 128, ATTENTION_STEP * 128));
-                }
-                wgmma_commit();
-#pragma unroll
-                for (int sixteen = 0; sixteen < (int)ATTENTION_STEP / 16; ++sixteen) {
-                    mma_bf16(rows.sums, weights[sixteen], BF16_ONES, BF16_ONES);
-                }
-                if (more) {
-                    wgmma_wait<1>();
-                    pin(s);
-                }
-            }
-        };
-        uint32_t step = 0;
-        for (; step + 1 < rows.steps; step += 2) {
-            advance(step, weights[0], weights[1]);
-            advance(step + 1, weights[1], weights[0]);
-        }
-        if (step < rows.steps) {
-            advance(step, weights[0], weights[1]);
-        }
-        if (active) {
+        auto products_done = [&](uint32_t step) {
             wgmma_wait<0>();
             pin(values);
-            pin(weights[0]);
-            pin(weights[1]);
+            pin(weights);
+            if (step > 0 && rows.lane == 0) {
+                barrier_arrive(&barriers.empty[stage == 0 ? L::STAGES - 1 : stage - 1]);
+            }
+        };
+        // A step begins with its scores complete and the products with the values of the step before under way. `first`: of its
+        // split. Both are told when this is compiled, so that no wait for products is on one path alone.
+        auto advance = [&](uint32_t step, auto first, auto more) {
+            const uint32_t absolute = first_step + step;
+            if constexpr (decltype(first)::value) {
+                products_done(step);
+                if (step > 0) {
+                    rows.end_split(absolute / STEPS_PER_SPLIT - 1);
+                }
+            }
+            cap_scores<CAP>(p, s);
+            if (rows.hides(absolute * ATTENTION_STEP)) {
+                rows.mask(s, absolute * ATTENTION_STEP);
+            }
+            float shrink[2];
+            weigh<CAP>(p, s, rows.maximum, shrink);
+            if constexpr (!decltype(first)::value) {
+                products_done(step);
+            }
+            pack_weights(s, weights);
+            rows.shrink_by(shrink);
+            const uint32_t step_values = keys() + L::HALF_BYTES;
+            stage = stage + 1 == L::STAGES ? 0 : stage + 1;
+            phase ^= stage == 0;
+            if constexpr (decltype(more)::value) {
+                barrier_wait(&barriers.full[stage], phase);
+            }
+            pin(values);
+            pin(weights);
+            wgmma_fence();
+            if constexpr (decltype(more)::value) {
+                scores();
+            }
+#pragma unroll
+            for (int sixteen = 0; sixteen < (int)ATTENTION_STEP / 16; ++sixteen) {
+                wgmma_turned(values, weights[sixteen], across_rows(step_values + sixteen * 16 * 128, ATTENTION_STEP * 128));
+            }
+            wgmma_commit();
+#pragma unroll
+            for (int sixteen = 0; sixteen < (int)ATTENTION_STEP / 16; ++sixteen) {
+                mma_bf16(rows.sums, weights[sixteen], BF16_ONES, BF16_ONES);
+            }
+            if constexpr (decltype(more)::value) {
+                wgmma_wait<1>();
+                pin(s);
+            }
+        };
+        barrier_wait(&barriers.full[stage], phase);
+        wgmma_fence();
+        scores();
+        wgmma_wait<0>();
+        pin(s);
+        const Constant<true> yes;
+        const Constant<false> no;
+        uint32_t step = 0;
+        for (bool done = false; !done;) {
+            const uint32_t end = min(steps, step + STEPS_PER_SPLIT - (first_step + step) % STEPS_PER_SPLIT);
+            done = end == steps;
+            if (step + 1 == steps) {
+                advance(step, yes, no);
+                break;
+            }
+            advance(step, yes, yes);
+            for (++step; step + (done ? 1 : 0) < end; ++step) {
+                advance(step, no, yes);
+            }
+            if (done) {
+                advance(step, no, no);
+            }
         }
+        wgmma_wait<0>();
+        pin(values);
+        pin(weights);
         if (rows.lane == 0) {
             barrier_arrive(&barriers.empty[stage == 0 ? L::STAGES - 1 : stage - 1]);
             barrier_arrive(&barriers.query_empty);
         }
-        rows.end_split((rows.first_step + rows.steps - 1) / STEPS_PER_SPLIT);
+        rows.end_split((first_step + steps - 1) / STEPS_PER_SPLIT);
         rows.end_piece();
     }
 }

@@ -16,8 +16,6 @@ struct Attention : AttentionRows<D, ROW_WARPS, DIM_WARPS, CAP, false> {
     using Rows::group;
     using Rows::head;
     using Rows::item;
-    using Rows::key_begin;
-    using Rows::key_end;
     using Rows::lane;
     using Rows::p;
     using Rows::row_warp;
@@ -34,6 +32,7 @@ struct Attention : AttentionRows<D, ROW_WARPS, DIM_WARPS, CAP, false> {
     static constexpr int DEPTHS = D / 16;            // mma of a score
 
     uint32_t shared;
+    uint32_t key_begin, key_end;
     uint32_t blocks[2];  // of the step that is loaded next
     uint32_t query[KEPT][4];
 
@@ -42,6 +41,9 @@ struct Attention : AttentionRows<D, ROW_WARPS, DIM_WARPS, CAP, false> {
 
     __device__ __forceinline__ void open(uint32_t kv_head) {
         Rows::open(kv_head);
+        const AttentionSpan own = this->span();
+        key_begin = own.key_begin;
+        key_end = own.key_end;
         if (steps > 0) {
             find_blocks(0);
         }
@@ -132,7 +134,8 @@ struct Attention : AttentionRows<D, ROW_WARPS, DIM_WARPS, CAP, false> {
         }
         float shrink[2];
         uint32_t weights[STEP / 16][4];
-        weigh<CAP>(p, s, this->maximum, shrink, weights);
+        weigh<CAP>(p, s, this->maximum, shrink);
+        pack_weights(s, weights);
         this->shrink_by(shrink);
         const uint32_t value_address = keys + HALF_BYTES + lane % 16 * PITCH + lane / 16 * 16;
 #pragma unroll

@@ -20,7 +20,7 @@ struct AttentionRows {
     volatile const AttentionItem& item;
     // The thread's place: lane / 4 is its row (and the one 8 below), 2 x (lane % 4) its column.
     uint32_t thread, lane, row_warp, dim_warp;
-    uint32_t head, flats, key_begin, key_end, first_step, steps;
+    uint32_t head, flats, first_step, steps;
     uint32_t warp_low, warp_high;  // positions of the warp's first and last row
     bool active;                   // the warp has rows
     // State of the split under way, and of the splits before.
@@ -45,15 +45,17 @@ struct AttentionRows {
 
     __device__ __forceinline__ uint32_t group() const { return p.query_heads / p.kv_heads; }
 
+    __device__ __forceinline__ AttentionSpan span() const {
+        return attention_span(p, item.first_flat, item.first_position, item.splits, item.counts);
+    }
+
     // Takes over the piece in shared memory, for one head.
     __device__ __forceinline__ void open(uint32_t kv_head) {
         head = kv_head;
-        const AttentionSpan span = attention_span(p, item.first_flat, item.first_position, item.splits, item.counts);
-        flats = span.flats;
-        key_begin = span.key_begin;
-        key_end = span.key_end;
-        first_step = span.first_step;
-        steps = span.steps;
+        const AttentionSpan own = span();
+        flats = own.flats;
+        first_step = own.first_step;
+        steps = own.steps;
         const uint32_t row = row_warp * 16;
         active = row < flats;
         warp_low = item.first_position + (item.first_flat + row) / group();
@@ -133,9 +135,10 @@ struct AttentionRows {
         }
     }
 
-    // Multiplies what the split has so far. Times 1 changes nothing, so the whole warp may leave it out.
+    // Multiplies what the split has so far. Times 1 changes nothing, so the whole warp may leave it out; not where products
+    // under way own the registers, which must not be changed on one path alone.
     __device__ __forceinline__ void shrink_by(const float (&shrink)[2]) {
-        if (__any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
+        if (PART || __any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
 #pragma unroll
             for (int pair = 0; pair < PAIRS; ++pair) {
 #pragma unroll
@@ -152,9 +155,13 @@ struct AttentionRows {
 
     // The split is complete: folds it, or leaves it in memory.
     __device__ __forceinline__ void end_split(uint32_t split) {
-        if (!active) {
-            return;
+        if (active) {
+            leave_split(split);
         }
+        maximum[0] = maximum[1] = minus_infinity();  // so that what the next split begins with is shrunk to 0
+    }
+
+    __device__ __forceinline__ void leave_split(uint32_t split) {
         if (item.partials == NO_PARTIALS) {
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
@@ -186,7 +193,6 @@ struct AttentionRows {
                 }
             }
         }
-        begin_split();
     }
 
     // Step and column of the output for a row of the tile.
@@ -239,8 +245,9 @@ struct AttentionRows {
         }
         __threadfence();
         const uint32_t tile_begin = item.tile_splits & 0xffff;
-        const uint32_t begin = max(tile_begin, key_begin / ATTENTION_SPLIT);
-        const uint32_t end = min(item.tile_splits >> 16, (key_end + ATTENTION_SPLIT - 1) / ATTENTION_SPLIT);
+        const AttentionSpan own_span = span();
+        const uint32_t begin = max(tile_begin, own_span.key_begin / ATTENTION_SPLIT);
+        const uint32_t end = min(item.tile_splits >> 16, (own_span.key_end + ATTENTION_SPLIT - 1) / ATTENTION_SPLIT);
         for (uint32_t index = thread; index < flats * (D / 4); index += THREADS) {
             const uint32_t row = index / (D / 4), column4 = index % (D / 4);
             uint64_t at = (uint64_t)(item.partials + (begin - tile_begin) * flats + row) * p.kv_heads + head;

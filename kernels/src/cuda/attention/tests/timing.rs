@@ -1,6 +1,8 @@
 //! Times, printed where `POLYLINK_GPU_TIMES` is 1. Nothing is asserted of them.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use polylink_protocol::exact_math::f32_to_bf16;
 
 use super::super::*;
 use super::bench_case::Random;
@@ -19,7 +21,8 @@ struct Memory {
 /// Fills a buffer with small random bf16, one stretch of which is repeated.
 fn fill(buffer: &DeviceBuffer, random: &mut Random) {
     const STRETCH: usize = 1 << 24;
-    let values: Vec<u16> = (0..STRETCH).map(|_| polylink_protocol::exact_math::f32_to_bf16(random.value())).collect();
+    static VALUES: OnceLock<Vec<u16>> = OnceLock::new();
+    let values = VALUES.get_or_init(|| (0..STRETCH).map(|_| f32_to_bf16(random.value())).collect());
     for at in (0..buffer.bytes() / 2).step_by(STRETCH) {
         buffer.write(2 * at, &values[..STRETCH.min(buffer.bytes() / 2 - at)]).unwrap();
     }
