@@ -205,42 +205,60 @@ __device__ __forceinline__ float (&four_of(float (&s)[N], int first))[4] {
 
 // Scores of 16 x 64 keys, of which a thread holds 32: s[4 j + i] is that of row lane / 4 + 8 (i / 2) with key 8 j + 2 (lane % 4) +
 // i % 2. With a soft cap they become capped ones, in units of log2.
-template <bool CAP>
-__device__ __forceinline__ void cap_scores(const AttentionParams& p, float (&s)[ATTENTION_STEP / 2]) {
+template <bool CAP, int N>
+__device__ __forceinline__ void cap_scores(const AttentionParams& p, float (&s)[N]) {
     if constexpr (CAP) {
 #pragma unroll
-        for (int i = 0; i < (int)ATTENTION_STEP / 2; ++i) {
+        for (int i = 0; i < N; ++i) {
             const float e = fast_ex2(__fmul_rn(s[i], p.cap_slope));
             s[i] = fmaf(__fmul_rn(-2.0f, p.cap_log2), fast_reciprocal(__fadd_rn(e, 1.0f)), p.cap_log2);
         }
     }
 }
 
-// Moves the running maxima of the thread's two rows, and makes weights of the scores; `shrink`: what the split's sums so far are
-// multiplied by.
+// The highest score of the thread's row 0 or 1, among those of all lanes that hold the row.
+template <int N>
+__device__ __forceinline__ float highest_of(const float (&s)[N], int row) {
+    float highest = minus_infinity();
+#pragma unroll
+    for (int i = 0; i < N / 4; ++i) {
+        highest = fmaxf(highest, fmaxf(s[4 * i + 2 * row], s[4 * i + 2 * row + 1]));
+    }
+    highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 1));
+    return fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 2));
+}
+
+// Moves a row's running maximum over a step's highest score; `base`: what is subtracted from the step's scores, `shrink`: what
+// the split's sums so far are multiplied by.
+template <bool CAP>
+__device__ __forceinline__ void move_maximum(const AttentionParams& p, float highest, float& maximum, float& base,
+                                             float& shrink) {
+    const float next = fmaxf(maximum, CAP ? highest : __fmul_rn(highest, p.scale_log2));
+    base = next == minus_infinity() ? 0.0f : next;
+    shrink = fast_ex2(__fsub_rn(maximum, base));
+    maximum = next;
+}
+
+// Makes weights of the scores of the thread's two rows.
+template <bool CAP, int N>
+__device__ __forceinline__ void weights_of(const AttentionParams& p, float (&s)[N], const float (&base)[2]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        const float b = base[i % 4 / 2];
+        s[i] = fast_ex2(CAP ? __fsub_rn(s[i], b) : fmaf(s[i], p.scale_log2, -b));
+    }
+}
+
+// Moves the running maxima of the thread's two rows over a step, and makes weights of the scores.
 template <bool CAP>
 __device__ __forceinline__ void weigh(const AttentionParams& p, float (&s)[ATTENTION_STEP / 2], float (&maximum)[2],
                                       float (&shrink)[2]) {
     float base[2];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-        float highest = minus_infinity();
-#pragma unroll
-        for (int i = 0; i < (int)ATTENTION_STEP / 8; ++i) {
-            highest = fmaxf(highest, fmaxf(s[4 * i + 2 * row], s[4 * i + 2 * row + 1]));
-        }
-        highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 1));
-        highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 2));
-        const float next = fmaxf(maximum[row], CAP ? highest : __fmul_rn(highest, p.scale_log2));
-        base[row] = next == minus_infinity() ? 0.0f : next;
-        shrink[row] = fast_ex2(__fsub_rn(maximum[row], base[row]));
-        maximum[row] = next;
+        move_maximum<CAP>(p, highest_of(s, row), maximum[row], base[row], shrink[row]);
     }
-#pragma unroll
-    for (int i = 0; i < (int)ATTENTION_STEP / 2; ++i) {
-        const float b = base[i % 4 / 2];
-        s[i] = fast_ex2(CAP ? __fsub_rn(s[i], b) : fmaf(s[i], p.scale_log2, -b));
-    }
+    weights_of<CAP>(p, s, base);
 }
 
 // The weights as the left operand of the products with the values, rounded to bf16.

@@ -5,6 +5,7 @@
 // swizzled for wgmma, STAGES steps of keys and values ahead; the totals over splits lie behind these. While a warpgroup's products with the values of one step are under
 // way, it makes the weights of the next.
 #include "attention_rows.cuh"
+#include "attention_roles.cuh"
 #include "attention_wgmma.cuh"
 
 using namespace polylink;
@@ -14,27 +15,6 @@ namespace {
 constexpr uint32_t COPIERS = 128;
 constexpr uint32_t COMPUTERS = 256;
 constexpr uint32_t TILE = 128;
-
-__device__ __forceinline__ void barrier_init(uint64_t* barrier, uint32_t count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
-    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(shared_address(barrier)) : "memory");
-}
-
-// Until the phase of this parity is complete.
-__device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity) {
-    asm volatile(
-        "{\n.reg .pred done;\n"
-        "AGAIN:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra.uni DONE;\n"
-        "bra.uni AGAIN;\n"
-        "DONE:\n}" ::"r"(shared_address(barrier)),
-        "r"(parity)
-        : "memory");
-}
 
 // Keeps the compiler from moving uses of registers across a wait for the products that write or read them.
 template <int N>
@@ -71,16 +51,6 @@ struct Barriers {
     uint64_t query_full, query_empty;
 };
 
-// Which piece a block takes in a round; none: false. They come by descending cost: every other round is dealt backwards.
-__device__ __forceinline__ bool work_of(uint32_t round, uint32_t total, uint32_t& work) {
-    work = round * gridDim.x + (round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
-    return work < total;
-}
-
-__device__ __forceinline__ const uint4* words_of(const AttentionParams& p, uint32_t work) {
-    return (const uint4*)(p.plan + PLAN_HEADER_WORDS) + 2 * (p.plan[2] + work / p.kv_heads);
-}
-
 template <int D>
 __device__ __forceinline__ void copy_pieces(const AttentionParams& p, uint32_t shared,
                                             Barriers<Layout<D>::STAGES>& barriers) {
@@ -94,7 +64,7 @@ __device__ __forceinline__ void copy_pieces(const AttentionParams& p, uint32_t s
             continue;
         }
         const uint32_t head = work % p.kv_heads;
-        const uint4 low = __ldg(words_of(p, work)), high = __ldg(words_of(p, work) + 1);
+        const uint4 low = __ldg(words_of(p, p.plan[2], work)), high = __ldg(words_of(p, p.plan[2], work) + 1);
         const AttentionSpan span = attention_span(p, low.y, low.z, high.x, high.z);
         if (span.steps == 0) {
             continue;
@@ -165,7 +135,7 @@ template <int D, bool CAP>
 __device__ __forceinline__ void compute_pieces(const AttentionParams& p, uint32_t shared, float4* totals, AttentionItem& piece,
                                                Barriers<Layout<D>::STAGES>& barriers) {
     using L = Layout<D>;
-    using Rows = AttentionRows<D, 8, 1, CAP, true>;
+    using Rows = AttentionRows<D, 8, 1, CAP, Keep::SharedTotals>;
     const uint32_t own = threadIdx.x - COPIERS;
     const uint32_t query = shared + own / 128 * 64 * 128;  // the warpgroup's rows in each panel
     Rows rows(p, piece, totals, own);
@@ -181,7 +151,7 @@ __device__ __forceinline__ void compute_pieces(const AttentionParams& p, uint32_
         }
         Rows::meet();  // all are done with the piece before
         if (own < 2) {
-            ((uint4*)&piece)[own] = __ldg(words_of(p, work) + own);
+            ((uint4*)&piece)[own] = __ldg(words_of(p, p.plan[2], work) + own);
         }
         Rows::meet();
         rows.open(work % p.kv_heads);

@@ -7,8 +7,8 @@ namespace polylink {
 
 // STAGES: steps of keys and values in shared memory. KEPT: of the queries' D / 16 pieces, so many stay in registers.
 template <int D, int ROW_WARPS, int DIM_WARPS, int STAGES, int KEPT, bool CAP>
-struct Attention : AttentionRows<D, ROW_WARPS, DIM_WARPS, CAP, false> {
-    using Rows = AttentionRows<D, ROW_WARPS, DIM_WARPS, CAP, false>;
+struct Attention : AttentionRows<D, ROW_WARPS, DIM_WARPS, CAP, Keep::Registers> {
+    using Rows = AttentionRows<D, ROW_WARPS, DIM_WARPS, CAP, Keep::Registers>;
     using Rows::active;
     using Rows::dim_warp;
     using Rows::first_step;

@@ -5,19 +5,38 @@
 
 namespace polylink {
 
-// D: values of a head. ROW_WARPS x 16 query rows in a tile, DIM_WARPS warps for each 16; these warps are the block, or, where it
-// has others too (PART), those of it that meet at barrier 1. Then the totals over splits lie in shared memory, 16 bytes of a
-// thread beside those of the next: [PAIRS x 2][THREADS].
-template <int D, int ROW_WARPS, int DIM_WARPS, bool CAP, bool PART>
-struct AttentionRows {
+// Where a block's warps keep the words of their piece, and the totals over splits.
+enum class Keep {
+    Registers,     // totals in registers, the piece in shared memory; the block has no other warps
+    SharedTotals,  // totals and piece in shared memory; the block has other warps
+    Piece,         // totals and piece in registers; the block has other warps
+};
+
+template <Keep KEEP>
+struct PieceWords {
+    volatile const AttentionItem& item;  // rarely needed
+    __device__ __forceinline__ PieceWords(const AttentionItem& piece) : item(piece) {}
+};
+
+template <>
+struct PieceWords<Keep::Piece> {
+    AttentionItem item;
+    __device__ __forceinline__ PieceWords(const AttentionItem&) {}
+};
+
+// D: values of a head. ROW_WARPS x 16 query rows in a tile, DIM_WARPS warps for each 16. Where the block has other warps too, these
+// meet at barrier 1. Totals in shared memory: 16 bytes of a thread beside those of the next, [PAIRS x 2][THREADS].
+template <int D, int ROW_WARPS, int DIM_WARPS, bool CAP, Keep KEEP>
+struct AttentionRows : PieceWords<KEEP> {
+    using PieceWords<KEEP>::item;
+    static constexpr bool PART = KEEP != Keep::Registers;
+    static constexpr bool SHARED_TOTALS = KEEP == Keep::SharedTotals;
     static constexpr int THREADS = 32 * ROW_WARPS * DIM_WARPS;
     static constexpr int ROWS = 16 * ROW_WARPS;
     static constexpr int STEP = ATTENTION_STEP;
     static constexpr int PAIRS = (D / 16 + DIM_WARPS - 1) / DIM_WARPS;  // groups of 16 dimensions of a warp
 
     const AttentionParams& p;
-    // The piece; its words lie in shared memory, since they are rarely needed.
-    volatile const AttentionItem& item;
     // The thread's place: lane / 4 is its row (and the one 8 below), 2 x (lane % 4) its column.
     uint32_t thread, lane, row_warp, dim_warp;
     uint32_t head, flats, first_step, steps;
@@ -27,13 +46,13 @@ struct AttentionRows {
     float values[PAIRS][2][4];
     float sums[4];
     float maximum[2];
-    float totals[PART ? 1 : PAIRS][2][4];
+    float totals[SHARED_TOTALS ? 1 : PAIRS][2][4];
     float4* shared_totals;
     bool fresh;  // the tile has no totals yet
     Fold fold[2];
 
     __device__ __forceinline__ AttentionRows(const AttentionParams& params, const AttentionItem& piece, float4* kept, uint32_t own)
-        : p(params), item(piece), shared_totals(kept), thread(own), lane(own % 32), row_warp(own / 32 % ROW_WARPS), dim_warp(own / 32 / ROW_WARPS) {}
+        : PieceWords<KEEP>(piece), p(params), shared_totals(kept), thread(own), lane(own % 32), row_warp(own / 32 % ROW_WARPS), dim_warp(own / 32 / ROW_WARPS) {}
 
     __device__ __forceinline__ static void meet() {
         if constexpr (PART) {
@@ -67,13 +86,14 @@ struct AttentionRows {
         return key + STEP - 1 > warp_low || key < window_begin(warp_high, p.window);
     }
 
-    // Hides the keys that the thread's rows do not see.
-    __device__ __forceinline__ void mask(float (&s)[STEP / 2], uint32_t key) const {
+    // Hides the keys, from `key` on, that the thread's rows do not see.
+    template <int N>
+    __device__ __forceinline__ void mask(float (&s)[N], uint32_t key) const {
         const uint32_t flat = item.first_flat + row_warp * 16 + lane / 4;
         const uint32_t position[2] = {item.first_position + flat / group(), item.first_position + (flat + 8) / group()};
         const uint32_t low[2] = {window_begin(position[0], p.window), window_begin(position[1], p.window)};
 #pragma unroll
-        for (int i = 0; i < STEP / 2; ++i) {
+        for (int i = 0; i < N; ++i) {
             const uint32_t at = key + i / 4 * 8 + lane % 4 * 2 + i % 2;
             const int row = i % 4 / 2;
             if (at > position[row] || at < low[row]) {
@@ -109,7 +129,7 @@ struct AttentionRows {
         if (fresh) {
             return make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         }
-        if constexpr (PART) {
+        if constexpr (SHARED_TOTALS) {
             return shared_totals[eight * THREADS + thread];
         } else {
             const float(&t)[4] = totals[eight / 2][eight % 2];
@@ -124,7 +144,7 @@ struct AttentionRows {
         t.y = fold[0].value(t.y, v[1]);
         t.z = fold[1].value(t.z, v[2]);
         t.w = fold[1].value(t.w, v[3]);
-        if constexpr (PART) {
+        if constexpr (SHARED_TOTALS) {
             shared_totals[eight * THREADS + thread] = t;
         } else {
             float(&to)[4] = totals[eight / 2][eight % 2];
@@ -138,7 +158,7 @@ struct AttentionRows {
     // Multiplies what the split has so far. Times 1 changes nothing, so the whole warp may leave it out; not where products
     // under way own the registers, which must not be changed on one path alone.
     __device__ __forceinline__ void shrink_by(const float (&shrink)[2]) {
-        if (PART || __any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
+        if (SHARED_TOTALS || __any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
 #pragma unroll
             for (int pair = 0; pair < PAIRS; ++pair) {
 #pragma unroll

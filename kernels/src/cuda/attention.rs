@@ -60,9 +60,9 @@ const TILES: [Tiles; 5] = [
 /// `Layout` and the list at the end of `attention_bf16_sm90a.cu`.
 const WIDE_HOPPER: [(u32, u32); 2] = [(64, 8), (128, 4)];
 
-const NARROW_THREADS: u32 = 128;
-const WIDE_THREADS: u32 = 256;
-const HOPPER_THREADS: u32 = 384;
+/// The same of narrow tiles, and the halves of splits in shared memory: `attention_split_sm90a.cu`.
+const SPLIT_HOPPER: [(u32, u32); 4] = [(64, 5), (80, 4), (96, 3), (128, 3)];
+
 const NARROW_TILE: u32 = 16;
 
 impl Tiles {
@@ -73,29 +73,43 @@ impl Tiles {
     }
 }
 
-/// The kernel of wide tiles: where it is, and what a block of it has.
+/// Where the kernel of narrow or wide tiles is, and what a block of it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Wide {
+struct Block {
     module: &'static str,
     threads: u32,
     shared_bytes: u32,
+    /// How many a multiprocessor holds by its registers.
+    at_once: u32,
 }
 
-impl Wide {
-    fn of(tiles: &Tiles, hopper: bool) -> Self {
-        let own = WIDE_HOPPER.iter().find(|(head_dim, _)| hopper && *head_dim == tiles.head_dim);
-        match own {
-            Some((head_dim, stages)) => {
-                // Queries, the ring, and f32 totals, at a multiple of 1024 bytes.
-                let shared_bytes = 1024 + 128 * head_dim * 2 + stages * 2 * 64 * head_dim * 2 + 128 * head_dim * 4;
-                Self { module: "attention_bf16_sm90a", threads: HOPPER_THREADS, shared_bytes }
-            }
-            None => Self { module: "attention_bf16", threads: WIDE_THREADS, shared_bytes: tiles.shared_bytes(true) },
-        }
+impl Block {
+    /// The kernel of all devices.
+    fn portable(tiles: &Tiles, wide: bool) -> Self {
+        let (threads, at_once) = if wide { (256, 1) } else { (128, tiles.narrow_blocks) };
+        Self { module: "attention_bf16", threads, shared_bytes: tiles.shared_bytes(wide), at_once }
     }
 
-    fn kernel(&self, device: &Device, head_dim: u32, cap: &str) -> Result<Function, CudaError> {
-        let function = device.function(self.module, &format!("attention_bf16_{head_dim}_wide{cap}"))?;
+    /// That of sm_90, where there is one.
+    fn hopper(tiles: &Tiles, wide: bool) -> Option<Self> {
+        let dim = tiles.head_dim;
+        let of = |list: &[(u32, u32)]| list.iter().find(|(head_dim, _)| *head_dim == dim).map(|(_, stages)| *stages);
+        let (module, shared_bytes) = if wide {
+            // Queries, the ring, and f32 totals, at a multiple of 1024 bytes.
+            let stages = of(&WIDE_HOPPER)?;
+            ("attention_bf16_sm90a", 1024 + 128 * dim * 2 + stages * 2 * 64 * dim * 2 + 128 * dim * 4)
+        } else {
+            // Halves of splits with room for queries behind them; weights of 16 rows; maxima of 8 warps.
+            let slots = of(&SPLIT_HOPPER)?;
+            let half = (SPLIT + NARROW_TILE) * (2 * dim + 16);
+            ("attention_split_sm90a", slots * half + NARROW_TILE * (2 * SPLIT + 16) + 8 * NARROW_TILE * 4)
+        };
+        Some(Self { module, threads: 384, shared_bytes, at_once: 1 })
+    }
+
+    fn kernel(&self, device: &Device, head_dim: u32, wide: bool, cap: &str) -> Result<Function, CudaError> {
+        let width = if wide { "wide" } else { "narrow" };
+        let function = device.function(self.module, &format!("attention_bf16_{head_dim}_{width}{cap}"))?;
         function.allow_shared(self.shared_bytes)?;
         Ok(function)
     }
@@ -275,8 +289,8 @@ pub(crate) struct AttentionScratch {
 pub(crate) struct AttentionKernels {
     shape: AttentionShape,
     tiles: Tiles,
-    wide: Wide,
     /// Narrow, wide.
+    blocks: [Block; 2],
     plain: [Function; 2],
     capped: [Function; 2],
     append: Function,
@@ -295,46 +309,52 @@ impl AttentionKernels {
         if kv_heads == 0 || query_heads == 0 || query_heads % kv_heads != 0 {
             return Err(Unsupported::Heads(query_heads, kv_heads));
         }
-        let there = device.shared_bytes_max();
-        let wide = Wide::of(tiles, device.hopper());
-        for needed in [tiles.shared_bytes(false), wide.shared_bytes] {
-            if needed > there {
-                return Err(Unsupported::Shared { head_dim, needed, there });
-            }
+        let of = |wide: bool| {
+            let own = if device.hopper() { Block::hopper(tiles, wide) } else { None };
+            own.unwrap_or_else(|| Block::portable(tiles, wide))
+        };
+        Self::with_blocks(device, shape, *tiles, [of(false), of(true)], partial_rows)
+    }
+
+    fn with_blocks(
+        device: &Device,
+        shape: AttentionShape,
+        tiles: Tiles,
+        blocks: [Block; 2],
+        partial_rows: u32,
+    ) -> Result<Self, Unsupported> {
+        let (head_dim, there) = (shape.head_dim, device.shared_bytes_max());
+        if let Some(needed) = blocks.iter().map(|block| block.shared_bytes).find(|&needed| needed > there) {
+            return Err(Unsupported::Shared { head_dim, needed, there });
         }
-        let narrow = |cap: &str| -> Result<Function, CudaError> {
-            let function = device.function("attention_bf16", &format!("attention_bf16_{head_dim}_narrow{cap}"))?;
-            function.allow_shared(tiles.shared_bytes(false))?;
-            Ok(function)
+        let kernels = |cap: &str| -> Result<[Function; 2], CudaError> {
+            let [narrow, wide] = &blocks;
+            Ok([narrow.kernel(device, head_dim, false, cap)?, wide.kernel(device, head_dim, true, cap)?])
         };
         // A block takes 1 KiB beside what it asks for, of a memory that is 1 KiB larger than one block may ask for.
-        let by_memory = (there + 1024) / (tiles.shared_bytes(false) + 1024);
-        let narrow_blocks = device.multiprocessors() * by_memory.clamp(1, tiles.narrow_blocks);
+        let at_once = |block: &Block| ((there + 1024) / (block.shared_bytes + 1024)).clamp(1, block.at_once);
         Ok(Self {
             shape,
-            tiles: *tiles,
-            wide,
-            plain: [narrow("")?, wide.kernel(device, head_dim, "")?],
-            capped: [narrow("_cap")?, wide.kernel(device, head_dim, "_cap")?],
+            tiles,
+            blocks,
+            plain: kernels("")?,
+            capped: kernels("_cap")?,
             append: device.function("append_bf16", "append_bf16")?,
             planner: Planner {
                 group: shape.group(),
-                kv_heads,
+                kv_heads: shape.kv_heads,
                 wide_tile: 16 * tiles.wide_row_warps,
-                blocks: [narrow_blocks, device.multiprocessors()],
+                blocks: blocks.each_ref().map(|block| device.multiprocessors() * at_once(block)),
                 partial_rows,
             },
         })
     }
 
-    /// The same with the wide tiles of all devices, where this one has a kernel of its own.
+    /// The same by the kernels of all devices.
     #[cfg(test)]
-    fn portable(&self, device: &Device) -> Result<Self, CudaError> {
-        let (wide, head_dim) = (Wide::of(&self.tiles, false), self.shape.head_dim);
-        let mut own = Self { wide, ..*self };
-        own.plain[1] = wide.kernel(device, head_dim, "")?;
-        own.capped[1] = wide.kernel(device, head_dim, "_cap")?;
-        Ok(own)
+    fn portable(&self, device: &Device) -> Result<Self, Unsupported> {
+        let blocks = [false, true].map(|wide| Block::portable(&self.tiles, wide));
+        Self::with_blocks(device, self.shape, self.tiles, blocks, self.planner.partial_rows)
     }
 
     /// Cuts a step's attention into pieces.
@@ -402,12 +422,8 @@ impl AttentionKernels {
         let launch = |wide: bool| {
             let which = usize::from(wide);
             let blocks = self.planner.blocks[which].min(items[which].saturating_mul(self.shape.kv_heads));
-            let (threads, shared) = if wide {
-                (self.wide.threads, self.wide.shared_bytes)
-            } else {
-                (NARROW_THREADS, self.tiles.shared_bytes(false))
-            };
-            Launch::new(&functions[which], [blocks, 1, 1], threads, shared, params(wide))
+            let Block { threads, shared_bytes, .. } = self.blocks[which];
+            Launch::new(&functions[which], [blocks, 1, 1], threads, shared_bytes, params(wide))
         };
         if rows > NARROW_ROWS_MAX { vec![launch(true), launch(false)] } else { vec![launch(false)] }
     }

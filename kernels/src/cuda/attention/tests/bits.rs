@@ -57,6 +57,9 @@ fn bits_do_not_depend_on_batch_chunks_tiles_or_splits() {
         let plain = Cut::plain(1);
         same("once more", &everything, &plain);
         same("wide tiles", &everything, &Cut::plain(257));
+        same("tiles of all devices", &everything, &Cut { portable: true, ..plain });
+        let split = Cut { portable: true, planner: Some((1 << 20, 1 << 14)), ..plain };
+        same("tiles of all devices, a piece per split", &everything, &split);
         same("wide tiles of all devices", &everything, &Cut { portable: true, ..Cut::plain(257) });
         same("splits one after the other", &everything, &Cut { planner: Some((132, 0)), ..plain });
         same("wide tiles, one after the other", &everything, &Cut { planner: Some((132, 0)), ..Cut::plain(300) });
@@ -78,6 +81,7 @@ fn bits_do_not_depend_on_batch_chunks_tiles_or_splits() {
             same("a plan without the window", &everything, &Cut { plan_window: false, ..plain });
             let split = Cut { plan_window: false, planner: Some((1 << 20, 1 << 14)), ..plain };
             same("a plan without the window, a piece per split", &everything, &split);
+            same("the same by tiles of all devices", &everything, &Cut { portable: true, ..split });
         }
         let mut backwards = everything.clone();
         backwards.reverse();

@@ -29,8 +29,11 @@ fn fill(buffer: &DeviceBuffer, random: &mut Random) {
 }
 
 /// Seconds of one layer's attention over `sequences` of (first position, rows), by a graph over several layers.
-fn time(device: &Arc<Device>, name: &str, sequences: &[(u32, u32)], random: &mut Random) {
-    let kernels = AttentionKernels::new(device, SHAPE, 1 << 14).unwrap();
+fn time(device: &Arc<Device>, name: &str, sequences: &[(u32, u32)], portable: bool, random: &mut Random) {
+    let mut kernels = AttentionKernels::new(device, SHAPE, 1 << 14).unwrap();
+    if portable {
+        kernels = kernels.portable(device).unwrap();
+    }
     let rows: usize = sequences.iter().map(|s| s.1 as usize).sum();
     let blocks: Vec<u32> = sequences.iter().map(|(first, rows)| (first + rows).div_ceil(32)).collect();
     let total = blocks.iter().sum::<u32>();
@@ -105,7 +108,8 @@ fn time(device: &Arc<Device>, name: &str, sequences: &[(u32, u32)], random: &mut
     let bytes = keys * 2.0 * f64::from(SHAPE.kv_heads * SHAPE.head_dim) * 2.0;
     let operations = seen * 4.0 * f64::from(SHAPE.query_heads * SHAPE.head_dim);
     println!(
-        "attention {name:28} {:9.2} us a layer, {:7.0} GB/s of KV, {:6.1} TFLOP/s; {} + {} pieces, planned in {:.0} us",
+        "attention {name:28} {} {:9.2} us a layer, {:7.0} GB/s of KV, {:6.1} TFLOP/s; {} + {} pieces, planned in {:.0} us",
+        if portable { "of all devices" } else { "" },
         seconds * 1e6,
         bytes / seconds / 1e9,
         operations / seconds / 1e12,
@@ -133,7 +137,7 @@ fn times() {
         ("decode 256 x 1k", 256, 1024),
         ("decode 300 x 1k", 300, 1024),
     ] {
-        time(&device, name, &vec![(context - 1, 1); count], &mut random);
+        time(&device, name, &vec![(context - 1, 1); count], false, &mut random);
     }
     for (name, first, rows) in [
         ("prefill 8k", 0, 8192),
@@ -143,11 +147,13 @@ fn times() {
         ("chunk of 512 at 8k", 8192, 512),
         ("chunk of 2k at 30k", 30_720, 2048),
     ] {
-        time(&device, name, &[(first, rows)], &mut random);
+        time(&device, name, &[(first, rows)], false, &mut random);
     }
     let mut mixed = vec![(1023, 1); 64];
     mixed.push((2048, 512));
-    time(&device, "64 x 1k, chunk of 512 at 2k", &mixed, &mut random);
+    time(&device, "64 x 1k, chunk of 512 at 2k", &mixed, false, &mut random);
+    time(&device, "decode 64 x 1k", &[(1023, 1); 64], true, &mut random);
+    time(&device, "prefill 8k", &[(0, 8192)], true, &mut random);
     for rows in [1u32, 64, 8192] {
         time_append(&device, rows, &mut random);
     }
