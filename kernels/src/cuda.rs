@@ -23,6 +23,7 @@ mod exact_math;
 pub(crate) mod gemm;
 pub(crate) mod inputs;
 mod lower;
+mod mixture;
 mod ropes;
 #[allow(dead_code)] // as above
 pub(crate) mod rows;

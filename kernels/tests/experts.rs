@@ -101,6 +101,20 @@ fn every_implementation_and_every_batch_gives_the_reference_bits() {
                     assert!(forward(&mut *backend, &KV, &[alone]).unwrap().logits == expected, "row {row} alone");
                 }
             }
+            if matches!(form, WeightForm::Bf16 | WeightForm::AmxBf16) {
+                continue;
+            }
+            if let Some(backend) = cuda() {
+                let mut backend = whole(backend, form, choice);
+                let found = forward(&mut *backend, &KV, &[rows(61)]).unwrap().logits;
+                let different = found.iter().zip(&expected).filter(|(found, expected)| found != expected).count();
+                assert_eq!(different, 0, "cuda {form:?} {choice:?}: logits of {}", expected.len());
+                for (row, expected) in expected.chunks(VOCABULARY).enumerate().step_by(7) {
+                    let alone = Chunk { tokens: vec![row as u32 * 5 % VOCABULARY as u32], wanted: 1, ..rows(0) };
+                    let found = forward(&mut *backend, &KV, &[alone]).unwrap().logits;
+                    assert!(found == expected, "cuda {form:?} {choice:?}: row {row} alone");
+                }
+            }
         }
     }
 }

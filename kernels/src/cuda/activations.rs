@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::driver::{CudaError, Device, DeviceBuffer, DevicePtr};
 use super::exact::attention::ExactAttention;
 use super::rows::{RowForm, RowOutput, q8_pitch};
-use super::weights::{Packed, Weight};
+use super::weights::{Matrix, Packed, Weight};
 use crate::backend::{Limits, WeightId};
 use crate::program::{BufferId, Op, Program, RowKind};
 
@@ -26,15 +26,21 @@ impl Forms {
     /// As a product by this weight takes its input.
     pub fn of_input(weight: &Weight) -> Self {
         match weight {
-            Weight::Matrix(matrix) => match &matrix.packed {
-                Packed::Tiles(_) => Self { tiled: true, ..Self::default() },
-                Packed::Exact(exact) => Self { f32: exact.takes_floats(), q8: exact.takes_integers(), tiled: false },
-            },
-            Weight::Vector { .. } => Self { f32: true, ..Self::default() },
+            Weight::Matrix(matrix) => Self::of_matrix(matrix),
+            Weight::Vector { .. } | Weight::Moved => Self { f32: true, ..Self::default() },
         }
     }
 
-    fn with(self, other: Self) -> Self {
+    /// The same.
+    pub fn of_matrix(matrix: &Matrix) -> Self {
+        match &matrix.packed {
+            Packed::Tiles(_) => Self { tiled: true, ..Self::default() },
+            Packed::Exact(exact) => Self { f32: exact.takes_floats(), q8: exact.takes_integers(), tiled: false },
+        }
+    }
+
+    /// All of both.
+    pub fn with(self, other: Self) -> Self {
         Self { f32: self.f32 || other.f32, tiled: self.tiled || other.tiled, q8: self.q8 || other.q8 }
     }
 
@@ -59,7 +65,8 @@ pub(super) struct Activation {
 }
 
 impl Activation {
-    fn sized(width: usize, rows: RowKind, limits: &Limits, forms: Forms) -> Self {
+    /// Rows of this width, as many as the limits have.
+    pub fn sized(width: usize, rows: RowKind, limits: &Limits, forms: Forms) -> Self {
         let most = if rows == RowKind::Step { limits.rows } else { limits.wanted_rows };
         Self { width, rows, capacity: most.next_multiple_of(ROW_TILE), forms, f32: None, tiled: None, q8: None }
     }
@@ -73,7 +80,8 @@ impl Activation {
         f32 + tiled + q8
     }
 
-    fn allocate(mut self, device: &Arc<Device>) -> Result<Self, CudaError> {
+    /// Takes its memory, zeroed.
+    pub fn allocate(mut self, device: &Arc<Device>) -> Result<Self, CudaError> {
         let Self { width, capacity, forms, .. } = self;
         // What pads rows and tiles stays as it is at first: zeros.
         let zeroed = |bytes: usize| {

@@ -16,6 +16,7 @@ use super::exact::products::ExactProducts;
 use super::gemm::GemmKernels;
 use super::inputs::{Bucket, Counts};
 use super::lower::{self, Lowering};
+use super::mixture::{Mixture, MixtureMemory, MixtureSizes};
 use super::ropes::DeviceRope;
 use super::rows::RowKernels;
 use super::sampling::{Sampler, SamplerShape};
@@ -26,7 +27,7 @@ use crate::backend::{
 use crate::collective::Collective;
 use crate::executor::{RowState, SlotState};
 use crate::plan;
-use crate::program::{Op, Program, RowKind};
+use crate::program::{ExpertWeights, Op, Program, RowKind};
 use crate::sampler::SlotHistory;
 use crate::step::{ForwardStep, SKETCH_VALUES, SampleStep, Sampled, Step, StepOutput};
 use crate::step_check;
@@ -60,6 +61,8 @@ struct Built {
     gated: Vec<bool>,
     ropes: Vec<DeviceRope>,
     attend: Attend,
+    mixtures: Vec<Option<Mixture>>,
+    mixture_memory: Option<MixtureMemory>,
     sampler: Sampler,
     cache: DeviceBuffer,
     inputs: DeviceBuffer,
@@ -125,8 +128,51 @@ impl CudaBackend {
     fn gated(&self, program: &Program) -> Vec<bool> {
         lower::gated(program, &|id| match &self.weights[id.0 as usize] {
             Weight::Matrix(matrix) => matches!(&matrix.packed, Packed::Tiles(tiles) if tiles.can_interleave()),
-            Weight::Vector { .. } => false,
+            Weight::Vector { .. } | Weight::Moved => false,
         })
+    }
+
+    /// What mixtures of experts need.
+    fn mixture_sizes(&self, program: &Program, limits: &Limits) -> Result<MixtureSizes, BackendError> {
+        let mut sizes = MixtureSizes::default();
+        for op in &program.ops {
+            let Op::Experts { spec, weights, .. } = op else { continue };
+            let Some(ExpertWeights { gate_up, down }) = weights.first() else { continue };
+            let of = |id: &WeightId| &self.weights[id.0 as usize];
+            if let (Weight::Matrix(gate_up), Weight::Matrix(down)) = (of(gate_up), of(down)) {
+                let widths = [gate_up.shape.inputs, down.shape.inputs];
+                sizes = sizes.with(spec, weights.len(), widths, Mixture::forms(gate_up, down), limits.rows)?;
+            }
+        }
+        Ok(sizes)
+    }
+
+    /// Puts the experts of each layer together.
+    fn mixtures(&mut self, program: &Program) -> Result<Vec<Option<Mixture>>, BackendError> {
+        let mut mixtures = Vec::with_capacity(program.ops.len());
+        for op in &program.ops {
+            let Op::Experts { weights, .. } = op else {
+                mixtures.push(None);
+                continue;
+            };
+            let mut experts = Vec::with_capacity(weights.len());
+            for ExpertWeights { gate_up, down } in weights {
+                let mut take = |id: &WeightId| match std::mem::replace(&mut self.weights[id.0 as usize], Weight::Moved)
+                {
+                    Weight::Matrix(matrix) => Ok(matrix),
+                    _ => Err(BackendError::Unavailable("experts that share weights are not made on a GPU".into())),
+                };
+                let (mut gate_up, down) = (take(gate_up)?, take(down)?);
+                if let Packed::Tiles(tiles) = &mut gate_up.packed
+                    && tiles.can_interleave()
+                {
+                    tiles.interleave(&self.device)?;
+                }
+                experts.push([gate_up, down]);
+            }
+            mixtures.push(Some(Mixture::new(&self.device, experts)?));
+        }
+        Ok(mixtures)
     }
 
     fn planned(&self, program: &Program, limits: &Limits, gated: &[bool]) -> Vec<Activation> {
@@ -139,7 +185,7 @@ impl CudaBackend {
         program.ops.iter().any(|op| match op {
             Op::Gemm { weight, .. } => match &self.weights[weight.0 as usize] {
                 Weight::Matrix(matrix) => matches!(matrix.packed, Packed::Tiles(_)),
-                Weight::Vector { .. } => false,
+                Weight::Vector { .. } | Weight::Moved => false,
             },
             _ => false,
         })
@@ -219,6 +265,8 @@ impl CudaBackend {
             gemm: &self.gemm,
             exact: &self.exact,
             attend: &built.attend,
+            mixtures: &built.mixtures,
+            mixture_memory: built.mixture_memory.as_ref(),
             cache: built.cache.ptr(),
             last_sample: built.sampler.last_sample(),
             sketches: built.sketches.ptr(),
@@ -286,7 +334,8 @@ impl Backend for CudaBackend {
         let ropes: usize = program.ropes.iter().map(|spec| DeviceRope::bytes(spec, limits.positions)).sum();
         let sampler = Sampler::bytes_for(sampler_shape(program, limits, 0));
         // Interleaved weights are made one at a time; attention's scratch is small.
-        let taken = activations + ropes + sampler + RESERVE_BYTES + RESERVE_BYTES / 2;
+        let mixtures = self.mixture_sizes(program, limits).map_or(0, |sizes| sizes.bytes());
+        let taken = activations + ropes + sampler + mixtures + RESERVE_BYTES + RESERVE_BYTES / 2;
         Some((free.saturating_sub(taken) as f64 * 0.97) as usize)
     }
 
@@ -307,6 +356,8 @@ impl Backend for CudaBackend {
                 tiles.interleave(&device)?;
             }
         }
+        let mixture_memory = self.mixture_sizes(&program, &limits)?.allocate(&device)?;
+        let mixtures = self.mixtures(&program)?;
         let tensor = self.tensor(&program);
         let activations = activations::allocate(&device, self.planned(&program, &limits, &gated))?;
         let attend = Attend::new(&device, &program, &limits, tensor)?;
@@ -362,6 +413,8 @@ impl Backend for CudaBackend {
             gated,
             ropes,
             attend,
+            mixtures,
+            mixture_memory,
             program,
             limits,
         });

@@ -9,6 +9,7 @@ use super::driver::{DevicePtr, Launch};
 use super::exact::products::{ExactProducts, Product};
 use super::gemm::{GemmCall, GemmKernels, GemmOutput, RowsOf};
 use super::inputs::{Bucket, StepInputs};
+use super::mixture::{Mixture, MixtureIo, MixtureKernels, MixtureMemory};
 use super::ropes::DeviceRope;
 use super::rows::{Append, Embed, EmbedTable, Norm, RopeAddresses, RowForm, RowKernels};
 use super::weights::{Packed, Weight};
@@ -27,6 +28,9 @@ pub(super) struct Lowering<'a> {
     pub gemm: &'a GemmKernels,
     pub exact: &'a ExactProducts,
     pub attend: &'a Attend,
+    /// By operation.
+    pub mixtures: &'a [Option<Mixture>],
+    pub mixture_memory: Option<&'a MixtureMemory>,
     pub cache: DevicePtr,
     pub last_sample: DevicePtr,
     pub sketches: DevicePtr,
@@ -125,11 +129,29 @@ impl Lowering<'_> {
                     launches.push(self.rows.sketch(rows, input.f32(), input.width, keys, self.sketches, count));
                 }
             }
-            Op::Experts { .. } | Op::AllReduce { .. } | Op::AllGather { .. } => {
-                return Err(BackendError::Program {
-                    operation: index,
-                    reason: "mixtures of experts and splits are not made on a GPU yet: serve this model on CPUs".into(),
-                });
+            Op::Experts { input, router, spec, output, .. } => {
+                let (Some(mixture), Some(memory)) = (&self.mixtures[index], self.mixture_memory) else {
+                    unreachable!("experts were put together, and their memory allocated, when the program was built")
+                };
+                let io = MixtureIo {
+                    input: self.at(*input).f32(),
+                    router: self.at(*router).f32(),
+                    output: self.at(*output).f32(),
+                    count: self.inputs.counts,
+                    rows: self.bucket.rows,
+                };
+                let kernels = MixtureKernels { rows: self.rows, gemm: self.gemm, exact: self.exact };
+                mixture.launches(&kernels, spec, memory, &io, launches);
+            }
+            Op::AllReduce { input, planes, epilogue, output } if planes.len() == 1 && epilogue.bias.is_none() => {
+                // Of one device: the residual is all that is added.
+                let residual = epilogue.residual.map_or(0, |residual| self.at(residual).f32());
+                let norm = Norm { input: self.at(*input).f32(), residual, ..self.norm(*output) };
+                self.write(*output, norm, launches);
+            }
+            Op::AllReduce { .. } | Op::AllGather { .. } => {
+                let reason = "splits over devices are not made on a GPU yet";
+                return Err(BackendError::Program { operation: index, reason: reason.into() });
             }
         }
         Ok(())
@@ -142,7 +164,7 @@ impl Lowering<'_> {
     fn vector(&self, id: WeightId) -> DevicePtr {
         match &self.weights[id.0 as usize] {
             Weight::Vector { values, .. } => values.ptr(),
-            Weight::Matrix(_) => unreachable!("the program was checked: a vector stands here"),
+            _ => unreachable!("the program was checked: a vector stands here"),
         }
     }
 

@@ -24,8 +24,13 @@ const TILE_BYTES: usize = TILE * TILE * 2;
 /// A prepared weight.
 #[derive(Debug)]
 pub(super) enum Weight {
-    Vector { values: DeviceBuffer, length: usize },
+    Vector {
+        values: DeviceBuffer,
+        length: usize,
+    },
     Matrix(Matrix),
+    /// An expert's: it lies among those of its layer.
+    Moved,
 }
 
 /// A prepared matrix.
@@ -61,6 +66,44 @@ struct InterleaveParams {
     k_tiles: u32,
 }
 
+impl Matrix {
+    /// Matrices of one shape and form, behind each other.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] if they are unlike.
+    pub fn stack(device: &Arc<Device>, matrices: Vec<Self>) -> Result<Self, BackendError> {
+        let unlike = || BackendError::Unavailable("experts of unlike forms are not computed by a GPU".into());
+        let shape = matrices.first().ok_or_else(unlike)?.shape;
+        if matrices.iter().any(|matrix| matrix.shape != shape) {
+            return Err(unlike());
+        }
+        let (mut tiles, mut exact) = (Vec::new(), Vec::new());
+        for matrix in matrices {
+            match matrix.packed {
+                Packed::Tiles(one) => tiles.push(one),
+                Packed::Exact(one) => exact.push(one),
+            }
+        }
+        let packed = match (tiles.first(), exact.is_empty()) {
+            (Some(first), true) => {
+                let gemm = first.shape;
+                let (bytes, count) = (gemm.packed_bytes(), tiles.len());
+                let buffer = device.alloc(bytes * count)?;
+                for (number, one) in tiles.into_iter().enumerate() {
+                    if one.shape != gemm {
+                        return Err(unlike());
+                    }
+                    buffer.copy_from(number * bytes, &one.buffer, bytes)?;
+                }
+                Packed::Tiles(Tiles { buffer, shape: gemm })
+            }
+            (None, false) => Packed::Exact(ExactMatrix::stack(device, exact)?),
+            _ => return Err(unlike()),
+        };
+        Ok(Self { shape, packed })
+    }
+}
+
 impl Tiles {
     /// Puts ups beside their gates, for a product that makes the gate itself.
     pub fn interleave(&mut self, device: &Arc<Device>) -> Result<(), CudaError> {
@@ -91,6 +134,7 @@ impl Weight {
     pub fn kind(&self) -> WeightKind {
         match self {
             Weight::Vector { length, .. } => WeightKind::Vector(*length),
+            Weight::Moved => WeightKind::Vector(0),
             Weight::Matrix(matrix) => {
                 let converts = match &matrix.packed {
                     Packed::Tiles(_) => true,

@@ -50,6 +50,15 @@ impl DeviceBuffer {
         self.device.synchronize()
     }
 
+    /// Copies bytes of another buffer, and waits until they are there.
+    pub fn copy_from(&self, at_byte: usize, from: &Self, bytes: usize) -> Result<()> {
+        from.check::<u8>(0, bytes)?;
+        self.check::<u8>(at_byte, bytes)?;
+        // SAFETY: within both buffers, checked.
+        unsafe { result::memcpy_dtod_sync(self.ptr + at_byte as u64, from.ptr, bytes) }.map_err(failed("copy"))?;
+        self.device.synchronize()
+    }
+
     /// Reads values, after everything that was launched.
     pub fn read<T: Copy + Default>(&self, at_byte: usize, count: usize) -> Result<Vec<T>> {
         self.check::<T>(at_byte, count)?;

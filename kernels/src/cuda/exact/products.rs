@@ -164,6 +164,33 @@ impl ExactMatrix {
         Ok(Self { shape, sections: vec![section] })
     }
 
+    /// Puts matrices of the same shape and forms behind each other.
+    ///
+    /// # Errors
+    /// [`ExactError::Unsupported`] if they are unlike, or there is none.
+    pub fn stack(device: &Arc<Device>, matrices: Vec<Self>) -> Result<Self, ExactError> {
+        let count = matrices.len();
+        let forms =
+            |matrix: &Self| matrix.sections.iter().map(|section| (section.form, section.outputs)).collect::<Vec<_>>();
+        let alike = |matrix: &Self| matrix.shape == matrices[0].shape && forms(matrix) == forms(&matrices[0]);
+        if count == 0 || !matrices.iter().all(alike) {
+            return Err(ExactError::Unsupported("matrices of a group are of unlike shapes or forms".into()));
+        }
+        let shape = matrices[0].shape;
+        let mut sections = Vec::with_capacity(matrices[0].sections.len());
+        for section in &matrices[0].sections {
+            let weights = device.alloc(section.matrix_bytes * count)?;
+            let Section { form, first, outputs, matrix_bytes, .. } = *section;
+            sections.push(Section { form, first, outputs, matrix_bytes, weights });
+        }
+        for (number, matrix) in matrices.into_iter().enumerate() {
+            for (to, from) in sections.iter().zip(matrix.sections) {
+                to.weights.copy_from(number * to.matrix_bytes, &from.weights, to.matrix_bytes)?;
+            }
+        }
+        Ok(Self { shape, sections })
+    }
+
     /// Packs matrices of the same shape and forms, one after the other.
     ///
     /// # Errors
