@@ -24,27 +24,36 @@ __device__ __forceinline__ void barrier_arrive_bytes(uint32_t barrier, uint32_t 
                  : "memory");
 }
 
-// Arrives at the barrier that lies there in block `rank` of the cluster.
+// Arrives at the barrier that lies there in block `rank` of the cluster. Orders nothing but this warp's finished instructions
+// before it: a release at the cluster's scope would wait for all of the device's memory.
 __device__ __forceinline__ void barrier_arrive_remote(uint32_t barrier, uint32_t rank) {
     asm volatile(
         "{\n.reg .b32 remote;\n"
         "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
         "r"(rank)
         : "memory");
 }
 
-// Until the phase of this parity is complete. Acquires at the cluster's scope, for a copy may come from another block.
+// Until the phase of this parity is complete, and with it the copies that it waits for. (At the block's scope: at the
+// cluster's it would empty the L1 cache every time.)
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
     asm volatile(
         "{\n.reg .pred done;\n"
         "WAIT:\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
         "@done bra DONE;\n"
         "bra WAIT;\n"
         "DONE:\n}\n" ::"r"(barrier),
         "r"(parity)
         : "memory");
+}
+
+// The same value, which the compiler keeps in place of computing it again.
+__device__ __forceinline__ uint32_t keep(uint32_t value) {
+    uint32_t kept;
+    asm volatile("mov.u32 %0, %1;" : "=r"(kept) : "r"(value));
+    return kept;
 }
 
 // Bytes from global to this block's shared memory; multiples of 16, both ends at multiples of 16.
@@ -74,6 +83,12 @@ __device__ __forceinline__ void copy_bulk_multicast(uint32_t to, const void* fro
 __device__ __forceinline__ uint64_t policy_evict_first() {
     uint64_t policy;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+__device__ __forceinline__ uint64_t policy_evict_normal() {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
 

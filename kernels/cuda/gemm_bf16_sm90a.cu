@@ -77,58 +77,50 @@ struct Ring {
     __device__ uint32_t slot(uint32_t s) const { return base + s * slot_bytes; }
 };
 
-// Weights of one step: for each k tile the pieces of the tiles that the rows lie in.
-__device__ __forceinline__ void copy_weights(const GemmParams& p, const Ring& ring, const uint8_t* weights, Item item,
-                                             uint32_t k0, uint32_t lane, uint64_t policy) {
-    const uint32_t barrier = ring.full_at(ring.stage), slot = ring.slot(ring.stage), k_count = p.stage_k_tiles;
-    if (lane == 0) {
-        barrier_arrive_bytes(barrier, k_count * item.rows * 128);
-    }
-    __syncwarp();
-    if (item.rows == 0) {
-        return;
-    }
-    const uint32_t tile0 = item.row0 / 64, skipped = item.row0 % 64, pieces = (skipped + item.rows + 63) / 64;
-    for (uint32_t x = lane; x < k_count * pieces; x += 32) {
-        uint32_t k = x / pieces, piece = x % pieces;
-        uint32_t from = piece == 0 ? skipped : 0, to = min(64u, skipped + item.rows - 64 * piece);
-        const uint8_t* source = weights + ((uint64_t)(tile0 + piece) * p.k_tiles + k0 + k) * 8192 + from * 128;
-        uint32_t target = slot + (k * p.pass_rows + 64 * piece + from - skipped) * 128;
-        if (p.stream) {
-            copy_bulk_hint(target, source, (to - from) * 128, barrier, policy);
-        } else {
-            copy_bulk(target, source, (to - from) * 128, barrier);
-        }
-    }
+// A lane's part in the steps of an item: one copy per step, or none.
+struct Lane {
+    const uint8_t* source;
+    uint64_t stride;  // from step to step
+    uint32_t offset;  // in the slot
+    uint32_t bytes;   // 0: none
+    uint32_t all;     // bytes that come to this block per step
+};
+
+// Weights: for each k tile of a step the pieces of the tiles that the rows lie in.
+__device__ __forceinline__ Lane weights_lane(const GemmParams& p, const uint8_t* weights, Item item, uint32_t lane) {
+    const uint32_t k_count = p.stage_k_tiles;
+    const uint32_t tile0 = item.row0 / 64, skipped = item.row0 % 64, pieces = max(1u, (skipped + item.rows + 63) / 64);
+    const uint32_t k = lane / pieces, piece = lane % pieces;
+    const uint32_t from = piece == 0 ? skipped : 0, to = min(64u, skipped + item.rows - 64 * piece);
+    Lane mine;
+    mine.source = weights + ((uint64_t)(tile0 + piece) * p.k_tiles + k) * 8192 + from * 128;
+    mine.stride = (uint64_t)k_count * 8192;
+    mine.offset = (k * p.pass_rows + 64 * piece + from - skipped) * 128;
+    mine.bytes = k < k_count && item.rows > 0 ? (to - from) * 128 : 0;
+    mine.all = k_count * item.rows * 128;
+    return mine;
 }
 
-// Tokens of one step: this block's part, to all blocks of the cluster.
+// Tokens: of each k tile of a step this block's part, for all blocks of the cluster.
 template <int NT>
-__device__ __forceinline__ void copy_tokens(const GemmParams& p, const Ring& ring, const GemmRows& rows_in, Item item,
-                                            uint32_t rank, uint32_t k0, uint32_t lane) {
-    const uint32_t k_count = p.stage_k_tiles, barrier = ring.full_at(ring.stage), target = ring.slot(ring.stage) + ring.tokens_offset;
-    const uint32_t rows = min((uint32_t)NT, rows_in.tokens - item.token0), first = rows_in.first_row + item.token0;
-    if (lane == 0) {
-        barrier_arrive_bytes(barrier, k_count * rows * 128);
-    }
-    __syncwarp();
+__device__ __forceinline__ Lane tokens_lane(const GemmParams& p, const Ring& ring, const GemmRows& all, Item item, uint32_t rank,
+                                            uint32_t lane) {
+    const uint32_t k_count = p.stage_k_tiles, rows = min((uint32_t)NT, all.tokens - item.token0);
     const uint32_t share = NT / p.cluster, from = rank * share, to = min(rows, from + share);
-    if (lane < k_count && from < to) {
-        const uint8_t* source = p.input + ((uint64_t)(k0 + lane) * p.input_capacity + first + from) * 128;
-        uint32_t at = target + (lane * NT + from) * 128, bytes = (to - from) * 128;
-        if (p.cluster == 1) {
-            copy_bulk(at, source, bytes, barrier);
-        } else {
-            copy_bulk_multicast(at, source, bytes, barrier, (uint16_t)((1u << p.cluster) - 1));
-        }
-    }
+    Lane mine;
+    mine.source = p.input + ((uint64_t)lane * p.input_capacity + all.first_row + item.token0 + from) * 128;
+    mine.stride = (uint64_t)k_count * p.input_capacity * 128;
+    mine.offset = ring.tokens_offset + (lane * NT + from) * 128;
+    mine.bytes = lane < k_count && from < to ? (to - from) * 128 : 0;
+    mine.all = k_count * rows * 128;
+    return mine;
 }
 
 // The warp that copies weights.
 template <int NT, int W>
 __device__ __forceinline__ void produce_weights(const GemmParams& p, Ring ring, uint32_t rank) {
     const uint32_t lane = threadIdx.x % 32;
-    const uint64_t policy = policy_evict_first();
+    const uint64_t policy = p.stream ? policy_evict_first() : policy_evict_normal();
     // A stream's items do not depend on the counts, except that there are none without tokens.
     const bool early = p.stream && !p.grouped;
     GemmRows rows = {p.weights, NT, 0};
@@ -139,7 +131,8 @@ __device__ __forceinline__ void produce_weights(const GemmParams& p, Ring ring, 
     Items<NT, W> items(p, rank, rows.tokens);
     uint32_t done = 0;
     for (uint32_t i = 0; i < items.count; ++i) {
-        const Item item = items.get(i);
+        Lane mine = weights_lane(p, rows.weights, items.get(i), lane);
+#pragma unroll 1
         for (uint32_t s = 0; s < ring.steps; ++s, ++done) {
             if (done == ring.stages && early) {
                 pdl_wait();
@@ -150,7 +143,14 @@ __device__ __forceinline__ void produce_weights(const GemmParams& p, Ring ring, 
             if (done >= ring.stages) {
                 barrier_wait(ring.empty_at(ring.stage), ring.parity ^ 1);
             }
-            copy_weights(p, ring, rows.weights, item, s * p.stage_k_tiles, lane, policy);
+            const uint32_t full = ring.full_at(ring.stage);
+            if (lane == 0) {
+                barrier_arrive_bytes(full, mine.all);
+            }
+            if (mine.bytes > 0) {
+                copy_bulk_hint(ring.slot(ring.stage) + mine.offset, mine.source, mine.bytes, full, policy);
+            }
+            mine.source += mine.stride;
             ring.next();
         }
     }
@@ -160,6 +160,7 @@ __device__ __forceinline__ void produce_weights(const GemmParams& p, Ring ring, 
 template <int NT, int W>
 __device__ __forceinline__ void produce_tokens(const GemmParams& p, Ring ring, uint32_t rank) {
     const uint32_t lane = threadIdx.x % 32;
+    const uint16_t everyone = (uint16_t)((1u << p.cluster) - 1);
     pdl_wait();
     fence_async_global();
     const GemmRows rows = gemm_rows(p);
@@ -175,12 +176,24 @@ __device__ __forceinline__ void produce_tokens(const GemmParams& p, Ring ring, u
     Items<NT, W> items(p, rank, rows.tokens);
     uint32_t done = 0;
     for (uint32_t i = 0; i < items.count; ++i) {
-        const Item item = items.get(i);
+        Lane mine = tokens_lane<NT>(p, ring, rows, items.get(i), rank, lane);
+#pragma unroll 1
         for (uint32_t s = 0; s < ring.steps; ++s, ++done) {
             if (done >= ring.stages) {
                 barrier_wait(ring.empty_at(ring.stage), ring.parity ^ 1);
             }
-            copy_tokens<NT>(p, ring, rows, item, rank, s * p.stage_k_tiles, lane);
+            const uint32_t full = ring.full_at(ring.stage), target = ring.slot(ring.stage) + mine.offset;
+            if (lane == 0) {
+                barrier_arrive_bytes(full, mine.all);
+            }
+            if (mine.bytes > 0) {
+                if (everyone == 1) {
+                    copy_bulk(target, mine.source, mine.bytes, full);
+                } else {
+                    copy_bulk_multicast(target, mine.source, mine.bytes, full, everyone);
+                }
+            }
+            mine.source += mine.stride;
             ring.next();
         }
     }
@@ -273,8 +286,8 @@ __device__ __forceinline__ void gemm_block(const GemmParams& p) {
     const uint32_t warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), rank = p.cluster > 1 ? cluster_rank() : 0;
     Ring ring;
     // Staging first, then the ring at a multiple of 1024.
-    ring.base = (shared_address(dynamic_shared) + W * STAGING_BYTES<NT> + 1023) & ~1023u;
-    ring.full = shared_address(barriers);
+    ring.base = keep((shared_address(dynamic_shared) + W * STAGING_BYTES<NT> + 1023) & ~1023u);
+    ring.full = keep(shared_address(barriers));
     ring.empty = ring.full + 8 * STAGES_MAX;
     ring.tokens_offset = p.stage_k_tiles * p.pass_rows * 128;
     ring.slot_bytes = ring.tokens_offset + p.stage_k_tiles * NT * 128;

@@ -61,11 +61,11 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             plain: false,
-            stream_cluster: 4,
-            tile_cluster: 2,
+            stream_cluster: 1,
+            tile_cluster: 1,
             ring_bytes: 104 * 1024,
             wide_ring_bytes: 192 * 1024,
-            stage_bytes: 16 * 1024,
+            stage_bytes: 32 * 1024,
             only: None,
         }
     }

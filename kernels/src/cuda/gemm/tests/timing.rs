@@ -140,25 +140,26 @@ fn short(geometry: &Geometry) -> String {
 fn variants(rows: u32) -> Vec<Tuning> {
     let base = Tuning::default();
     let only = |tokens, groups, stream| Tuning { only: Some((tokens, groups, stream)), ..base };
+    let all = 200 * 1024;
     match rows {
         1 | 8 => vec![
             only(8, 1, true),
             only(8, 2, true),
-            Tuning { ring_bytes: 200 * 1024, ..only(8, 1, true) },
-            Tuning { ring_bytes: 200 * 1024, stage_bytes: 32 * 1024, ..only(8, 1, true) },
-            Tuning { stage_bytes: 8 * 1024, ..only(8, 1, true) },
+            Tuning { ring_bytes: all, ..only(8, 1, true) },
+            Tuning { ring_bytes: all, ..only(8, 2, true) },
+            Tuning { stage_bytes: 16 * 1024, ..only(8, 1, true) },
         ],
-        16 => vec![only(16, 1, true), only(16, 2, true), Tuning { ring_bytes: 200 * 1024, ..only(16, 1, true) }],
-        32 | 64 => [1, 2, 4, 8]
+        16 => vec![only(16, 1, true), only(16, 2, true), Tuning { ring_bytes: all, ..only(16, 1, true) }],
+        32 | 64 => [1, 2, 4]
             .into_iter()
             .flat_map(|cluster| [1, 4].map(|groups| Tuning { stream_cluster: cluster, ..only(rows, groups, true) }))
-            .chain([only(64, 1, false)])
+            .chain([only(64, 1, false), Tuning { stage_bytes: 16 * 1024, ..only(rows, 1, true) }])
             .collect(),
         128 | 256 => [(64, 1), (64, 4), (128, 1), (128, 2), (256, 2)]
             .into_iter()
             .map(|(tokens, groups)| only(tokens, groups, false))
+            .chain([only(128, 1, true), only(128, 2, true)].into_iter().filter(|_| rows == 128))
             .collect(),
-        512 => vec![only(128, 2, false), only(256, 2, false), Tuning { tile_cluster: 1, ..only(256, 2, false) }],
-        _ => vec![only(128, 2, false), only(256, 2, false), Tuning { tile_cluster: 1, ..only(256, 2, false) }],
+        _ => vec![only(128, 2, false), only(256, 2, false), Tuning { tile_cluster: 2, ..only(256, 2, false) }],
     }
 }
