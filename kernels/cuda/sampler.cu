@@ -1,7 +1,7 @@
-// The sampler's kernels but the cut-offs (sampler_cut.cu): scores, draws of all tokens, logprobs, and the step's end.
+// The sampler's kernels but the cut-offs (sampler_cut.cu) and logprobs (sampler_logprobs.cu): scores, draws, the step's end.
 //
 // A step launches those that its rows need, in this order: sampler_adjust, sampler_scan, sampler_weigh, sampler_cut,
-// sampler_logprobs, sampler_finish. Rows are found over lists (SampleList), so that the geometry can be that of a bucket of rows.
+// sampler_draw, sampler_logprobs, sampler_finish. Rows are found over lists (SampleList), so that the geometry can be that of a bucket of rows.
 
 #include "sampler.cuh"
 
@@ -27,11 +27,11 @@ extern "C" __global__ void __launch_bounds__(1024, 1) sampler_adjust(const __gri
     const uint32_t* history = args.histories + (uint64_t)row.slot * args.positions;
     bool penalties = row.flags & ROW_PENALTIES, wide = args.logits_stride % 4 == 0;
     uint32_t quads = (args.vocabulary + 3) / 4;
-    bool broken = false;
+    float finite = 0.0f;
 #pragma unroll 4
     for (uint32_t quad = threadIdx.x; quad < quads; quad += blockDim.x) {
         Quad values = load_quad(logits, quad, args.vocabulary, wide);
-        broken |= quad_bad(values, quad, args.vocabulary);
+        finite = quad_finite(values, quad, args.vocabulary, finite);
         reinterpret_cast<float4*>(scores)[quad] = make_float4(values.v[0], values.v[1], values.v[2], values.v[3]);
     }
     if (penalties) {
@@ -59,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) sampler_adjust(const __gri
             scores[token] = score;
         }
     }
-    bool bad = __syncthreads_or(broken);
+    bool bad = __syncthreads_or(finite != finite);
     if (!(row.flags & ROW_BIAS_REPEATS)) {
         for (uint32_t i = threadIdx.x; i < row.bias_count; i += blockDim.x) {
             uint32_t token = row.bias[2 * i];
@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(256) sampler_scan(const __grid_cons
     part_of(args, blockIdx.x, begin, end);
     float best = minus_infinity();
     uint32_t token = 0;
-    bool bad = false;
+    float finite = 0.0f;
     for (uint32_t at = begin; at < end; at += TOGETHER * blockDim.x) {
         Quad four[TOGETHER];
 #pragma unroll
@@ -122,10 +122,20 @@ extern "C" __global__ void __launch_bounds__(256) sampler_scan(const __grid_cons
         for (uint32_t j = 0; j < TOGETHER; ++j) {
             uint32_t quad = at + j * blockDim.x + threadIdx.x;
             if (quad < end) {
-                bad |= raw && quad_bad(four[j], quad, args.vocabulary);
-                finish_quad(source, four[j], quad);
+                finite = raw ? quad_finite(four[j], quad, args.vocabulary, finite) : finite;
+                mask_quad(source, four[j], quad);
                 max = fmaxf(max, quad_max(four[j]));
             }
+        }
+        if (draws) {
+            // Division keeps the order: a thread whose largest quotient cannot win divides no other.
+            max = source.divides ? __fdiv_rn(max, source.temperature) : max;
+        } else if (source.divides) {
+#pragma unroll
+            for (uint32_t j = 0; j < TOGETHER; ++j) {
+                divide_quad(source, four[j]);
+            }
+            max = __fdiv_rn(max, source.temperature);
         }
         if (given) {
             continue;
@@ -159,6 +169,7 @@ extern "C" __global__ void __launch_bounds__(256) sampler_scan(const __grid_cons
             }
             continue;
         }
+        float own = max;
         // Noise is no less than GUMBEL_MIN: so much the warp's largest score reaches at least.
 #pragma unroll
         for (int distance = 16; distance > 0; distance /= 2) {
@@ -166,9 +177,12 @@ extern "C" __global__ void __launch_bounds__(256) sampler_scan(const __grid_cons
             draw.bound = fmaxf(draw.bound, __shfl_xor_sync(0xffffffffu, draw.bound, distance));
         }
         draw.bound = fmaxf(draw.bound, __fadd_rn(max, GUMBEL_MIN));
+        if (__fadd_rn(own, GUMBEL_MAX) >= draw.bound) {
 #pragma unroll
-        for (uint32_t j = 0; j < TOGETHER; ++j) {
-            draw_quad(draw, four[j], at + j * blockDim.x + threadIdx.x);
+            for (uint32_t j = 0; j < TOGETHER; ++j) {
+                divide_quad(source, four[j]);
+                draw_quad(draw, four[j], at + j * blockDim.x + threadIdx.x);
+            }
         }
         float bound = draw.bound;
 #pragma unroll
@@ -180,153 +194,36 @@ extern "C" __global__ void __launch_bounds__(256) sampler_scan(const __grid_cons
         }
     }
     uint64_t largest = block_max(draws ? draw.best : packed(best, token), memory);
-    bad = __syncthreads_or(bad);
+    bool bad = __syncthreads_or(finite != finite);
     if (threadIdx.x == 0) {
         args.partials[(uint64_t)index * PARTS_MAX + blockIdx.x] = {largest, bad ? 1u : 0u, 0u};
     }
 }
 
-constexpr uint32_t TOP_LIST = 2048;   // tokens that may be among the likeliest; hardly ever more than two dozen
-constexpr uint32_t TILE = 4096;
-
-// The likeliest tokens in `keys[..top_count]`, by so many passes over the row: where the list is too short.
-__device__ __noinline__ void top_by_passes(const float* logits, uint32_t vocabulary, bool wide, uint32_t top_count,
-                                           uint64_t* keys, uint64_t* memory) {
-    uint64_t last = ~0ull;
-    for (uint32_t place = 0; place < top_count; ++place) {
-        uint64_t best = 0;
-        for (uint32_t quad = threadIdx.x; quad < (vocabulary + 3) / 4; quad += blockDim.x) {
-            Quad values = load_quad(logits, quad, vocabulary, wide);
-            for (uint32_t i = 0; i < 4; ++i) {
-                uint64_t key = packed(values.v[i], 4 * quad + i);
-                best = key < last && key > best ? key : best;
-            }
-        }
-        last = block_max(best, memory);
-        if (threadIdx.x == 0) {
-            keys[place] = last;
-        }
-    }
-    __syncthreads();
-}
-
-// Logprobs of the raw logits (rule 4), the likeliest tokens, and the rank of a given one: one block per row.
-extern "C" __global__ void __launch_bounds__(1024, 1) sampler_logprobs(const __grid_constant__ SampleArgs args) {
-    __shared__ uint64_t keys[TOP_LIST];
-    __shared__ float tile[TILE];
+// The draws for which sampler_cut has found no list but only a cut: several blocks per row.
+extern "C" __global__ void __launch_bounds__(256) sampler_draw(const __grid_constant__ SampleArgs args) {
     __shared__ uint64_t memory[33];
-    __shared__ uint32_t listed, larger;
     pdl_launch();
     pdl_wait();
     uint32_t index;
-    if (!listed_row(args, LIST_SCORED, blockIdx.x, index)) {
+    if (!listed_row(args, LIST_CUT, blockIdx.y, index)) {
         return;
     }
-    const SampleRow row = args.rows[index];
-    const float* logits = args.logits + (uint64_t)row.logits_row * args.logits_stride;
-    uint32_t vocabulary = args.vocabulary, quads = (vocabulary + 3) / 4;
-    bool wide = args.logits_stride % 4 == 0, wanted = row.flags & ROW_LOGPROBS, given = row.flags & ROW_GIVEN;
-    SampleResult& result = args.results[index];
-    if (threadIdx.x == 0) {
-        listed = larger = 0;
+    const SampleRow& params = args.rows[index];
+    SampleState& state = args.states[index];
+    uint64_t cut = state.cut;
+    if (!(params.flags & ROW_DRAWN_APART) || cut == 0) {
+        return;
     }
-    uint64_t own = 0;
-    if (wanted) {
-#pragma unroll 4
-        for (uint32_t quad = threadIdx.x; quad < quads; quad += blockDim.x) {
-            Quad values = load_quad(logits, quad, vocabulary, wide);
-            for (uint32_t i = 0; i < 4; ++i) {
-                uint64_t key = packed(values.v[i], 4 * quad + i);
-                own = key > own ? key : own;
-            }
-        }
-    }
-    uint64_t likeliest = block_max(own, memory);
-    float max = likeliest == 0 ? minus_infinity() : logits[packed_token(likeliest)];  // −0 stays −0
-    // The `top_count`-th largest of the threads' largest is no larger than the `top_count`-th largest of all.
-    uint64_t least = ~0ull;
-    if (row.top_count > 0) {
-        keys[threadIdx.x] = own;
-        block_sort(keys, blockDim.x);
-        least = keys[row.top_count - 1];
-        least = least > 0 ? least : 1;
-        __syncthreads();
-    }
-    float mine = given ? logits[row.given] : 0.0f;
-    float lane = 0.0f;
-    uint32_t count = 0;
-    for (uint32_t at = 0; at < quads; at += blockDim.x) {
-        uint32_t quad = at + threadIdx.x;
-        float weights[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (quad < quads) {
-            Quad values = load_quad(logits, quad, vocabulary, wide);
-#pragma unroll
-            for (uint32_t i = 0; i < 4; ++i) {
-                uint32_t token = 4 * quad + i;
-                if (token < vocabulary) {
-                    weights[i] = wanted ? exact_exp(__fsub_rn(values.v[i], max)) : 0.0f;
-                    count += given && (values.v[i] > mine || (values.v[i] == mine && token < row.given));
-                    uint64_t key = packed(values.v[i], token);
-                    if (key >= least) {
-                        uint32_t place = atomicAdd(&listed, 1u);
-                        if (place < TOP_LIST) {
-                            keys[place] = key;
-                        }
-                    }
-                }
-            }
-        }
-        __syncthreads();  // the tile before has been added
-        reinterpret_cast<float4*>(tile)[threadIdx.x] = make_float4(weights[0], weights[1], weights[2], weights[3]);
-        __syncthreads();
-        if (wanted && threadIdx.x < 64) {
-            // Adding 0 for what lies beyond the vocabulary changes no bit.
-#pragma unroll 16
-            for (uint32_t i = 0; i < TILE / 64; ++i) {
-                lane = __fadd_rn(lane, tile[i * 64 + threadIdx.x]);
-            }
-        }
-    }
-    if (given && count > 0) {
-        atomicAdd(&larger, count);
-    }
-    __syncthreads();
-    if (threadIdx.x < 64) {
-        tile[threadIdx.x] = lane;
-    }
-    for (uint32_t width = 32; width > 0; width /= 2) {
-        __syncthreads();
-        if (threadIdx.x < width) {
-            tile[threadIdx.x] = __fadd_rn(tile[threadIdx.x], tile[threadIdx.x + width]);
-        }
-    }
-    __syncthreads();
-    float log_sum = wanted ? exact_ln(tile[0]) : 0.0f;
-    if (row.top_count > 0) {
-        uint32_t found = listed;
-        if (found <= TOP_LIST) {
-            uint32_t size = 32;
-            while (size < found) {
-                size *= 2;
-            }
-            for (uint32_t i = found + threadIdx.x; i < size; i += blockDim.x) {
-                keys[i] = 0;
-            }
-            block_sort(keys, size);
-        } else {
-            top_by_passes(logits, vocabulary, wide, row.top_count, keys, memory);
-        }
-        if (threadIdx.x < row.top_count) {
-            uint64_t key = keys[threadIdx.x];
-            uint32_t token = key == 0 ? 0 : packed_token(key);
-            result.top[threadIdx.x] = {token, __fsub_rn(__fsub_rn(logits[token], max), log_sum)};
-        }
-    }
-    if (threadIdx.x == 0) {
-        SampleState& state = args.states[index];
-        state.max = max;
-        state.log_sum = log_sum;
-        state.rank = given ? 1 + larger : 0;
+    uint64_t best = threadIdx.x < args.parts ? args.partials[(uint64_t)index * PARTS_MAX + threadIdx.x].best : 0;
+    Row row = cut_row(args, params, index, packed_score(block_max(best, memory)));
+    uint32_t begin, end;
+    part_of(args, blockIdx.x, begin, end);
+    Draw draw = {row.noise_key, row.position, __fadd_rn(row.max, GUMBEL_MIN), 0};
+    draw_runs(row, params, cut, begin / RUN_QUADS, (end + RUN_QUADS - 1) / RUN_QUADS, draw);
+    uint64_t drawn = block_max(draw.best, memory);
+    if (threadIdx.x == 0 && drawn != 0) {
+        atomicMax(reinterpret_cast<unsigned long long*>(&state.drawn), (unsigned long long)drawn);
     }
 }
 

@@ -29,6 +29,7 @@ constexpr uint32_t ROW_LOGPROBS = 64;    // logprobs are wanted
 constexpr uint32_t ROW_LAST = 128;       // the slot's last row of the step: its token is the slot's last sample
 constexpr uint32_t ROW_ADJUSTED = 256;   // its scores lie in `scores`, made of its logits by sampler_adjust
 constexpr uint32_t ROW_BIAS_REPEATS = 512;  // the bias is to be applied in order
+constexpr uint32_t ROW_DRAWN_APART = 1024;  // sampler_draw draws it where sampler_cut has no list
 constexpr uint32_t ROW_CUT = ROW_BY_RANK | ROW_BY_WEIGHT | ROW_BY_SHARE;
 
 // Lists of rows, one per kernel: entry i of each lies in row i's `listed`.
@@ -76,6 +77,7 @@ struct SamplePartial {
 
 struct SampleState {
     uint64_t drawn;    // of a row with a cut-off: `packed`
+    uint64_t cut;      // `packed` of the last token that may be drawn; 0: the draw was made
     uint32_t bad;      // of an adjusted row: a logit is not finite
     float max;         // of the raw logits
     float log_sum;
@@ -157,8 +159,6 @@ __device__ __forceinline__ bool listed_row(const SampleArgs& args, uint32_t list
 }
 
 __device__ __forceinline__ float minus_infinity() { return from_bits(0xff800000u); }
-
-__device__ __forceinline__ bool not_finite(float value) { return (to_bits(value) & 0x7f800000u) == 0x7f800000u; }
 
 // Larger for larger scores, equal for ±0; 0 for −∞ (and NaN): what may not be drawn.
 __device__ __forceinline__ uint32_t score_key(float score) {
@@ -271,24 +271,16 @@ __device__ __forceinline__ Quad load_quad(const float* values, uint32_t quad, ui
     return result;
 }
 
-// Whether one of these tokens, within the vocabulary, is not finite.
-__device__ __forceinline__ bool quad_bad(const Quad& quad, uint32_t index, uint32_t vocabulary) {
-    bool bad = false;
+// Adds 0 × each: NaN once one is not finite. Within the vocabulary only.
+__device__ __forceinline__ float quad_finite(const Quad& quad, uint32_t index, uint32_t vocabulary, float sum) {
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) {
-        bad |= not_finite(quad.v[i]) && 4 * index + i < vocabulary;
+        sum = 4 * index + 4 <= vocabulary || 4 * index + i < vocabulary ? __fmaf_rn(quad.v[i], 0.0f, sum) : sum;
     }
-    return bad;
+    return sum;
 }
 
-// Masks, then the division by the temperature.
-__device__ __forceinline__ void finish_quad(const RowSource& source, Quad& quad, uint32_t index) {
-    if (source.divides) {
-#pragma unroll
-        for (uint32_t i = 0; i < 4; ++i) {
-            quad.v[i] = __fdiv_rn(quad.v[i], source.temperature);
-        }
-    }
+__device__ __forceinline__ void mask_quad(const RowSource& source, Quad& quad, uint32_t index) {
     if (source.mask != nullptr) {
         uint32_t bits = source.mask[index / 8] >> (index % 8 * 4);
 #pragma unroll
@@ -298,9 +290,19 @@ __device__ __forceinline__ void finish_quad(const RowSource& source, Quad& quad,
     }
 }
 
+__device__ __forceinline__ void divide_quad(const RowSource& source, Quad& quad) {
+    if (source.divides) {
+#pragma unroll
+        for (uint32_t i = 0; i < 4; ++i) {
+            quad.v[i] = __fdiv_rn(quad.v[i], source.temperature);
+        }
+    }
+}
+
 __device__ __forceinline__ Quad score_quad(const RowSource& source, uint32_t index) {
     Quad quad = load_quad(source.values, index, source.vocabulary, source.wide);
-    finish_quad(source, quad, index);
+    mask_quad(source, quad, index);
+    divide_quad(source, quad);
     return quad;
 }
 
@@ -345,45 +347,49 @@ __device__ __forceinline__ void draw_quad(Draw& draw, const Quad& quad, uint32_t
 
 // ---- A block together. `memory` holds 33 values; all threads of the block, a multiple of 32, take part.
 
-__device__ __forceinline__ uint64_t block_max(uint64_t value, uint64_t* memory) {
+__device__ __forceinline__ uint64_t warp_max(uint64_t value) {
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
         uint64_t other = __shfl_xor_sync(0xffffffffu, value, distance);
         value = other > value ? other : value;
     }
+    return value;
+}
+
+__device__ __forceinline__ uint64_t block_max(uint64_t value, uint64_t* memory) {
+    value = warp_max(value);
     __syncthreads();  // what was in `memory` has been read
     if (threadIdx.x % 32 == 0) {
         memory[threadIdx.x / 32] = value;
     }
     __syncthreads();
-    uint64_t result = memory[0];
-    for (uint32_t warp = 1; warp < blockDim.x / 32; ++warp) {
-        result = memory[warp] > result ? memory[warp] : result;
-    }
-    return result;
+    return warp_max(threadIdx.x % 32 < blockDim.x / 32 ? memory[threadIdx.x % 32] : 0);
 }
 
-// The sum of the values of all threads before this one, and of all.
-__device__ __forceinline__ uint64_t block_before(uint64_t value, uint64_t* memory, uint64_t& total) {
-    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-    uint64_t sum = value;
+// The sum of the values of all lanes up to this one.
+__device__ __forceinline__ uint64_t warp_through(uint64_t sum) {
+    uint32_t lane = threadIdx.x % 32;
 #pragma unroll
     for (uint32_t distance = 1; distance < 32; distance *= 2) {
         uint64_t other = __shfl_up_sync(0xffffffffu, sum, distance);
         sum += lane >= distance ? other : 0;
     }
+    return sum;
+}
+
+// The sum of the values of all threads before this one, and of all.
+__device__ __forceinline__ uint64_t block_before(uint64_t value, uint64_t* memory, uint64_t& total) {
+    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    uint64_t sum = warp_through(value);
     __syncthreads();
     if (lane == 31) {
         memory[warp] = sum;
     }
     __syncthreads();
-    uint64_t before = 0;
-    total = 0;
-    for (uint32_t i = 0; i < warps; ++i) {
-        before += i < warp ? memory[i] : 0;
-        total += memory[i];
-    }
-    return before + (sum - value);
+    uint64_t through = warp_through(lane < warps ? memory[lane] : 0);
+    uint64_t before = __shfl_sync(0xffffffffu, through, warp == 0 ? 0 : warp - 1);
+    total = __shfl_sync(0xffffffffu, through, warps - 1);
+    return (warp == 0 ? 0 : before) + (sum - value);
 }
 
 // Sorts `count` keys, a power of two, the largest first.
@@ -403,6 +409,84 @@ __device__ __forceinline__ void block_sort(uint64_t* keys, uint32_t count) {
         }
     }
     __syncthreads();
+}
+
+// ---- Runs of a row with a cut-off, whose largest scores are known.
+
+struct Row {
+    RowSource source;
+    const uint32_t* maxima;
+    uint32_t quads, runs;
+    float max;  // largest score
+    uint64_t noise_key;
+    uint32_t position;
+};
+
+__device__ __forceinline__ Row cut_row(const SampleArgs& args, const SampleRow& params, uint32_t index, float max) {
+    uint32_t runs = runs_of(args.vocabulary);
+    return {row_source(args, params), args.maxima + (uint64_t)index * runs, (args.vocabulary + 3) / 4, runs, max,
+            params.noise_key,         params.position};
+}
+
+// Calls `body(quad of scores, index)` for the runs first .. last whose largest score is wanted: a warp per run.
+template <class Wanted, class Body>
+__device__ __forceinline__ void for_quads(const Row& row, uint32_t first, uint32_t last, Wanted wanted, Body body) {
+    constexpr uint32_t TOGETHER = 2;
+    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    for (uint32_t base = first + warp; base < last; base += 32 * warps) {
+        uint32_t own = base + lane * warps, key = own < last ? row.maxima[own] : 0;
+        uint32_t left = __ballot_sync(0xffffffffu, key != 0 && wanted(key_score(key)));
+        while (left != 0) {
+            uint32_t quads[TOGETHER];
+            Quad values[TOGETHER];
+#pragma unroll
+            for (uint32_t j = 0; j < TOGETHER; ++j) {
+                quads[j] = row.quads;
+                if (left != 0) {
+                    quads[j] = (base + (__ffs(left) - 1) * warps) * RUN_QUADS + lane;
+                    left &= left - 1;
+                }
+            }
+#pragma unroll
+            for (uint32_t j = 0; j < TOGETHER; ++j) {
+                if (quads[j] < row.quads) {
+                    values[j] = score_quad(row.source, quads[j]);
+                }
+            }
+#pragma unroll
+            for (uint32_t j = 0; j < TOGETHER; ++j) {
+                if (quads[j] < row.quads) {
+                    body(values[j], quads[j]);
+                }
+            }
+        }
+    }
+}
+
+// The draw among the tokens of the runs first .. last that are `packed` at least `cut` and that the other cut-offs keep.
+__device__ __forceinline__ void draw_runs(const Row& row, const SampleRow& params, uint64_t cut, uint32_t first, uint32_t last,
+                                          Draw& draw) {
+    bool by_weight = params.flags & ROW_BY_WEIGHT, by_share = params.flags & ROW_BY_SHARE;
+    float min_p = params.min_p, max = row.max;
+    uint32_t least = (uint32_t)(cut >> 32);
+    auto wanted = [&](float largest) {
+        // With room for what rounding does to exp.
+        bool shares = !by_share || exact_exp(__fsub_rn(largest, max)) * 1.0001f >= min_p;
+        return shares && score_key(largest) >= least && __fadd_rn(largest, GUMBEL_MAX) >= draw.bound;
+    };
+    for_quads(row, first, last, wanted, [&](Quad values, uint32_t quad) {
+#pragma unroll
+        for (uint32_t i = 0; i < 4; ++i) {
+            float score = values.v[i];
+            bool keep = packed(score, 4 * quad + i) >= cut;
+            if (keep && (by_weight || by_share)) {
+                float weight = exact_exp(__fsub_rn(score, max));
+                keep = !(by_weight && fixed_weight(weight) == 0) && !(by_share && !(weight >= min_p));
+            }
+            values.v[i] = keep ? score : minus_infinity();
+        }
+        draw_quad(draw, values, quad);
+    });
 }
 
 }  // namespace polylink

@@ -12,7 +12,9 @@
 namespace polylink {
 
 constexpr uint32_t LISTED_MAX = 2048;
-constexpr uint32_t THREADS = 1024;
+constexpr uint32_t THREADS = 512;
+constexpr uint32_t EACH = BUCKETS / THREADS;  // buckets of a thread, and entries of the list
+static_assert(LISTED_MAX == BUCKETS, "as many entries as buckets");
 
 struct CutShared {
     Buckets buckets;
@@ -21,15 +23,6 @@ struct CutShared {
     uint64_t found_weight;  // of the buckets before the found one
     uint32_t found, found_count, found_through;
     uint32_t listed;
-};
-
-struct Row {
-    RowSource source;
-    const uint32_t* maxima;
-    uint32_t quads, runs;
-    float max;  // largest score
-    uint64_t noise_key;
-    uint32_t position;
 };
 
 // The sums of exp(score − max) by bucket, of the rows with top-p and no top-k: several blocks per row.
@@ -75,45 +68,10 @@ extern "C" __global__ void __launch_bounds__(256) sampler_weigh(const __grid_con
     }
 }
 
-// Calls `body(quad of scores, index)` for the runs whose largest score is wanted: a warp per run.
-template <class Wanted, class Body>
-__device__ __forceinline__ void for_quads(const Row& row, Wanted wanted, Body body) {
-    constexpr uint32_t TOGETHER = 2;
-    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = THREADS / 32;
-    for (uint32_t base = warp; base < row.runs; base += 32 * warps) {
-        uint32_t own = base + lane * warps, key = own < row.runs ? row.maxima[own] : 0;
-        uint32_t left = __ballot_sync(0xffffffffu, key != 0 && wanted(key_score(key)));
-        while (left != 0) {
-            uint32_t quads[TOGETHER];
-            Quad values[TOGETHER];
-#pragma unroll
-            for (uint32_t j = 0; j < TOGETHER; ++j) {
-                quads[j] = row.quads;
-                if (left != 0) {
-                    quads[j] = (base + (__ffs(left) - 1) * warps) * RUN_QUADS + lane;
-                    left &= left - 1;
-                }
-            }
-#pragma unroll
-            for (uint32_t j = 0; j < TOGETHER; ++j) {
-                if (quads[j] < row.quads) {
-                    values[j] = score_quad(row.source, quads[j]);
-                }
-            }
-#pragma unroll
-            for (uint32_t j = 0; j < TOGETHER; ++j) {
-                if (quads[j] < row.quads) {
-                    body(values[j], quads[j]);
-                }
-            }
-        }
-    }
-}
-
 // Calls `body(score, token)` for the tokens of those runs that may be drawn.
 template <class Wanted, class Body>
 __device__ __forceinline__ void for_scores(const Row& row, Wanted wanted, Body body) {
-    for_quads(row, wanted, [&](const Quad& values, uint32_t quad) {
+    for_quads(row, 0, row.runs, wanted, [&](const Quad& values, uint32_t quad) {
 #pragma unroll
         for (uint32_t i = 0; i < 4; ++i) {
             if (values.v[i] > minus_infinity()) {
@@ -133,8 +91,12 @@ struct Goal {
 
 // The sum of all buckets' weights.
 __device__ __forceinline__ uint64_t all_weights(CutShared& shared) {
+    uint64_t own = 0, total;
     __syncthreads();
-    uint64_t own = bucket_weight(shared.buckets, 2 * threadIdx.x) + bucket_weight(shared.buckets, 2 * threadIdx.x + 1), total;
+#pragma unroll
+    for (uint32_t i = 0; i < EACH; ++i) {
+        own += bucket_weight(shared.buckets, EACH * threadIdx.x + i);
+    }
     block_before(own, shared.memory, total);
     return total;
 }
@@ -146,18 +108,23 @@ __device__ __forceinline__ void find_bucket(CutShared& shared, const Goal& goal,
     if (threadIdx.x == 0) {
         shared.found = BUCKETS;
     }
-    uint32_t bucket = 2 * threadIdx.x, counts[2] = {shared.buckets.counts[bucket], shared.buckets.counts[bucket + 1]};
-    uint64_t weights[2] = {bucket_weight(shared.buckets, bucket), bucket_weight(shared.buckets, bucket + 1)}, total;
-    uint32_t count_before = count + (uint32_t)block_before(counts[0] + counts[1], shared.memory, total);
-    uint64_t weight_before = weight + block_before(weights[0] + weights[1], shared.memory, total);
+    uint32_t counts = 0;
+    uint64_t weights = 0, total;
 #pragma unroll
-    for (uint32_t i = 0; i < 2; ++i) {
-        uint32_t through = count_before + counts[i];
-        uint64_t weight_through = weight_before + weights[i];
+    for (uint32_t i = 0; i < EACH; ++i) {
+        counts += shared.buckets.counts[EACH * threadIdx.x + i];
+        weights += goal.by_weight ? bucket_weight(shared.buckets, EACH * threadIdx.x + i) : 0;
+    }
+    uint32_t count_before = count + (uint32_t)block_before(counts, shared.memory, total);
+    uint64_t weight_before = weight + (goal.by_weight ? block_before(weights, shared.memory, total) : 0);
+#pragma unroll
+    for (uint32_t i = 0; i < EACH; ++i) {
+        uint32_t bucket = EACH * threadIdx.x + i, through = count_before + shared.buckets.counts[bucket];
+        uint64_t weight_through = weight_before + (goal.by_weight ? bucket_weight(shared.buckets, bucket) : 0);
         bool reached = goal.by_weight ? weight_through >= goal.weight && through > count : through >= goal.count;
         bool before = goal.by_weight ? weight_before >= goal.weight && count_before > count : count_before >= goal.count;
         if (reached && !before) {
-            shared.found = bucket + i;
+            shared.found = bucket;
             shared.found_count = count_before;
             shared.found_through = through;
             shared.found_weight = weight_before;
@@ -236,9 +203,9 @@ __device__ __noinline__ uint64_t refine(CutShared& shared, const Row& row, const
     return shared.found_weight;
 }
 
-// Lists the tokens of the buckets up to the found one that are `packed` at least `outer`, and sorts them. Returns how many; if
-// they are more than LISTED_MAX, the list is of no use.
-__device__ __forceinline__ uint32_t list_tokens(CutShared& shared, const Row& row, uint64_t outer) {
+// Lists the tokens of the buckets from `first` to the found one that are `packed` at least `outer`, and sorts them. Returns how
+// many; if they are more than LISTED_MAX, the list is of no use.
+__device__ __noinline__ uint32_t list_tokens(CutShared& shared, const Row& row, uint32_t first, uint64_t outer) {
     uint32_t last = shared.found;
     if (threadIdx.x == 0) {
         shared.listed = 0;
@@ -247,7 +214,8 @@ __device__ __forceinline__ uint32_t list_tokens(CutShared& shared, const Row& ro
     for_scores(row, [&](float largest) { return bucket_of(largest, row.max) <= last; },
                [&](float score, uint32_t token) {
         uint64_t key = packed(score, token);
-        if (bucket_of(score, row.max) <= last && key >= outer) {
+        uint32_t bucket = bucket_of(score, row.max);
+        if (bucket >= first && bucket <= last && key >= outer) {
             uint32_t place = atomicAdd(&shared.listed, 1u);
             if (place < LISTED_MAX) {
                 shared.list[place] = key;
@@ -269,67 +237,81 @@ __device__ __forceinline__ uint32_t list_tokens(CutShared& shared, const Row& ro
     return count;
 }
 
-// The draw among the first `kept` of the list, cut further by weight (`threshold`, or a share of their own sum) and by share.
-__device__ __noinline__ uint64_t draw_listed(CutShared& shared, const Row& row, const SampleRow& params, uint32_t kept,
-                                                bool own_total, uint64_t threshold) {
-    bool by_weight = params.flags & ROW_BY_WEIGHT;
-    float scores[2], shares[2];
-    uint64_t weights[2], total;
-    bool keep[2];
-#pragma unroll
-    for (uint32_t i = 0; i < 2; ++i) {
-        uint32_t place = 2 * threadIdx.x + i;
-        keep[i] = place < kept;
-        scores[i] = keep[i] ? packed_score(shared.list[place]) : minus_infinity();
-        shares[i] = keep[i] ? exact_exp(__fsub_rn(scores[i], row.max)) : 0.0f;
-        weights[i] = fixed_weight(shares[i]);
+// The last token that the goal lets in, found in a sorted list of its bucket's tokens.
+__device__ __forceinline__ uint64_t cut_of_list(CutShared& shared, const Row& row, const Goal& goal, uint32_t listed) {
+    if (!goal.by_weight) {
+        return shared.list[goal.count - shared.found_count - 1];
     }
-    uint64_t before = block_before(weights[0] + weights[1], shared.memory, total);
-    threshold = own_total ? share_of(total, params.share) : threshold;
-    uint64_t best = 0;
+    uint64_t weights[EACH], sum = 0, total;
+    uint32_t kept = 0;
 #pragma unroll
-    for (uint32_t i = 0; i < 2; ++i) {
-        uint32_t place = 2 * threadIdx.x + i;
-        if (by_weight) {
-            keep[i] = keep[i] && weights[i] > 0 && (before < threshold || place == 0);
-        }
-        if (params.flags & ROW_BY_SHARE) {
-            keep[i] = keep[i] && shares[i] >= params.min_p;
-        }
-        if (keep[i]) {
-            uint32_t token = packed_token(shared.list[place]);
-            Words4 words = philox_4x32_10(row.position, token / 4, 0, 0, row.noise_key);
-            uint32_t word = token % 4 < 2 ? words.word[token % 2] : words.word[2 + token % 2];
-            uint64_t one = packed(__fadd_rn(scores[i], gumbel_from_bits(word)), token);
-            best = one > best ? one : best;
-        }
+    for (uint32_t i = 0; i < EACH; ++i) {
+        uint32_t place = EACH * threadIdx.x + i;
+        weights[i] = place < listed ? fixed_weight(exact_exp(__fsub_rn(packed_score(shared.list[place]), row.max))) : 0;
+        sum += weights[i];
+    }
+    uint64_t before = shared.found_weight + block_before(sum, shared.memory, total);
+#pragma unroll
+    for (uint32_t i = 0; i < EACH; ++i) {
+        kept += EACH * threadIdx.x + i < listed && before < goal.weight;
         before += weights[i];
     }
-    return block_max(best, shared.memory);
+    block_before(kept, shared.memory, total);
+    return shared.list[total > 0 ? total - 1 : 0];
 }
 
-// The draw among all tokens `packed` at least `cut` that the pointwise cut-offs keep.
-__device__ __noinline__ uint64_t draw_all(CutShared& shared, const Row& row, const SampleRow& params, uint64_t cut) {
-    float least = __fadd_rn(row.max, GUMBEL_MIN);  // the likeliest token's sum reaches it
-    Draw draw = {row.noise_key, row.position, least, 0};
-    bool by_weight = params.flags & ROW_BY_WEIGHT, by_share = params.flags & ROW_BY_SHARE;
-    auto wanted = [&](float largest) {
-        return score_key(largest) >= (uint32_t)(cut >> 32) && __fadd_rn(largest, GUMBEL_MAX) >= least;
-    };
-    for_quads(row, wanted, [&](Quad values, uint32_t quad) {
-#pragma unroll
-        for (uint32_t i = 0; i < 4; ++i) {
-            float score = values.v[i];
-            bool keep = packed(score, 4 * quad + i) >= cut;
-            if (keep && (by_weight || by_share)) {
-                float weight = exact_exp(__fsub_rn(score, row.max));
-                keep = !(by_weight && fixed_weight(weight) == 0) && !(by_share && !(weight >= params.min_p));
-            }
-            values.v[i] = keep ? score : minus_infinity();
+// The last token that the goal lets in, where the tokens through its bucket are too many for the list.
+__device__ __forceinline__ uint64_t cut_within(CutShared& shared, const Row& row, const Goal& goal, uint64_t outer) {
+    if (shared.found_through - shared.found_count <= LISTED_MAX) {
+        uint32_t listed = list_tokens(shared, row, shared.found, outer);
+        if (listed > 0 && listed <= LISTED_MAX) {
+            return cut_of_list(shared, row, goal, listed);
         }
-        draw_quad(draw, values, quad);
-    });
-    return block_max(draw.best, shared.memory);
+    }
+    return refine(shared, row, goal, outer);
+}
+
+// The draw among the first `kept` of the list, cut further by weight (`threshold`, or a share of their own sum) and by share.
+__device__ __noinline__ uint64_t draw_listed(CutShared& shared, const Row& row, const SampleRow& params, uint32_t kept,
+                                             bool own_total, uint64_t threshold) {
+    bool by_weight = params.flags & ROW_BY_WEIGHT, by_share = params.flags & ROW_BY_SHARE;
+    uint64_t sum = 0, total = 0, before = 0;
+    // A list of a few hundred takes one entry per thread.
+    uint32_t each = kept <= THREADS ? 1 : EACH, first = each * threadIdx.x;
+    float shares[EACH];
+    for (uint32_t i = 0; i < EACH; ++i) {
+        shares[i] = 0.0f;
+        if (i < each && first + i < kept && (by_weight || by_share)) {
+            shares[i] = exact_exp(__fsub_rn(packed_score(shared.list[first + i]), row.max));
+            sum += fixed_weight(shares[i]);
+        }
+    }
+    if (by_weight) {
+        before = block_before(sum, shared.memory, total);
+        threshold = own_total ? share_of(total, params.share) : threshold;
+    }
+    uint64_t best = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < EACH; ++i) {
+        if (i >= each || first + i >= kept) {
+            break;
+        }
+        uint64_t weight = fixed_weight(shares[i]);
+        bool keep = !by_weight || (weight > 0 && (before < threshold || first + i == 0));
+        keep = keep && !(by_share && !(shares[i] >= params.min_p));
+        if (keep) {
+            uint64_t entry = shared.list[first + i];
+            uint32_t token = packed_token(entry);
+            Words4 words = philox_4x32_10(row.position, token / 4, 0, 0, row.noise_key);
+            uint32_t low = token % 2 == 0 ? words.word[0] : words.word[1];
+            uint32_t high = token % 2 == 0 ? words.word[2] : words.word[3];
+            float noise = gumbel_from_bits(token % 4 < 2 ? low : high);
+            uint64_t one = packed(__fadd_rn(packed_score(entry), noise), token);
+            best = one > best ? one : best;
+        }
+        before += weight;
+    }
+    return block_max(best, shared.memory);
 }
 
 // The cut of top-k: 0 if the draw was made, `drawn`.
@@ -344,7 +326,7 @@ __device__ __forceinline__ uint64_t cut_by_rank(CutShared& shared, const Row& ro
         }
     }
     find_bucket(shared, goal, 0, 0);
-    uint32_t listed = shared.found < BUCKETS ? list_tokens(shared, row, 1) : LISTED_MAX + 1;
+    uint32_t listed = shared.found < BUCKETS ? list_tokens(shared, row, 0, 1) : LISTED_MAX + 1;
     if (listed > LISTED_MAX) {
         clear_buckets(shared.buckets);
         for_scores(row, [](float) { return true; }, [&](float score, uint32_t) {
@@ -355,9 +337,9 @@ __device__ __forceinline__ uint64_t cut_by_rank(CutShared& shared, const Row& ro
             return 1;  // there are no more than k
         }
         if (shared.found_through > LISTED_MAX) {
-            return refine(shared, row, goal, 1);
+            return cut_within(shared, row, goal, 1);
         }
-        listed = list_tokens(shared, row, 1);
+        listed = list_tokens(shared, row, 0, 1);
     }
     drawn = draw_listed(shared, row, params, params.top_k < listed ? params.top_k : listed, true, 0);
     return 0;
@@ -381,14 +363,15 @@ __device__ __forceinline__ uint64_t cut_by_weight(CutShared& shared, const Row& 
         return cut;
     }
     if (shared.found_through > LISTED_MAX) {
-        return refine(shared, row, goal, cut);
+        return cut_within(shared, row, goal, cut);
     }
-    uint32_t listed = list_tokens(shared, row, cut);
+    uint32_t listed = list_tokens(shared, row, 0, cut);
     drawn = draw_listed(shared, row, params, listed, false, goal.weight);
     return 0;
 }
 
-// The draw of a row: one block. The largest scores are known from sampler_scan, the buckets' weights from sampler_weigh.
+// The draw of a row, or its cut: one block. The largest scores are known from sampler_scan, the buckets' weights from
+// sampler_weigh.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) sampler_cut(const __grid_constant__ SampleArgs args) {
     __shared__ CutShared shared;
     pdl_launch();
@@ -398,18 +381,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sampler_cut(const __gri
         return;
     }
     const SampleRow& params = args.rows[index];
+    SampleState& state = args.states[index];
+    uint32_t flags = params.flags;
     uint64_t best = 0;
     if (threadIdx.x < args.parts) {
         best = args.partials[(uint64_t)index * PARTS_MAX + threadIdx.x].best;
     }
     best = block_max(best, shared.memory);
     if (best == 0) {
-        return;  // no token may be drawn, as sampler_finish finds
+        // No token may be drawn, as sampler_finish finds.
+        if (threadIdx.x == 0) {
+            state.cut = state.drawn = 0;
+        }
+        return;
     }
-    uint32_t runs = runs_of(args.vocabulary);
-    Row row = {row_source(args, params), args.maxima + (uint64_t)index * runs, (args.vocabulary + 3) / 4, runs,
-               packed_score(best),       params.noise_key,                      params.position};
-    if ((params.flags & (ROW_BY_RANK | ROW_BY_WEIGHT)) == ROW_BY_WEIGHT) {
+    Row row = cut_row(args, params, index, packed_score(best));
+    if ((flags & (ROW_BY_RANK | ROW_BY_WEIGHT)) == ROW_BY_WEIGHT) {
         for (uint32_t i = threadIdx.x; i < BUCKETS; i += THREADS) {
             uint64_t place = (uint64_t)index * BUCKETS + i, weight = args.bucket_weights[place];
             shared.buckets.counts[i] = args.bucket_counts[place];
@@ -421,17 +408,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sampler_cut(const __gri
         __syncthreads();
     }
     uint64_t cut = 1, drawn = 0;
-    if (params.flags & ROW_BY_RANK) {
+    if (flags & ROW_BY_RANK) {
         cut = cut_by_rank(shared, row, params, drawn);
     }
-    if (cut != 0 && params.flags & ROW_BY_WEIGHT) {
+    if (cut != 0 && flags & ROW_BY_WEIGHT) {
         cut = cut_by_weight(shared, row, params, cut, drawn);
     }
-    if (cut != 0) {
-        drawn = draw_all(shared, row, params, cut);
+    if (cut != 0 && !(flags & ROW_DRAWN_APART)) {
+        Draw draw = {row.noise_key, row.position, __fadd_rn(row.max, GUMBEL_MIN), 0};
+        draw_runs(row, params, cut, 0, row.runs, draw);
+        drawn = block_max(draw.best, shared.memory);
     }
     if (threadIdx.x == 0) {
-        args.states[index].drawn = drawn;
+        state.cut = cut;
+        state.drawn = drawn;
     }
 }
 

@@ -306,6 +306,12 @@ inline uint32_t atomicMax(uint32_t* at, uint32_t value) {
     return old;
 }
 
+inline uint64_t atomicMax(unsigned long long* at, unsigned long long value) {
+    uint64_t old = *at;
+    *at = value > old ? value : old;
+    return old;
+}
+
 inline uint32_t atomicExch(uint32_t* at, uint32_t value) {
     uint32_t old = *at;
     *at = value;
@@ -330,6 +336,7 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline uint64_t __cvta_generic_to_shared(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
 inline float __fsqrt_rn(float a) { return sqrtf(a); }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline float __expf(float x) { return expf(x); }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint64_t)a * b >> 32; }
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return (unsigned __int128)a * b >> 64; }

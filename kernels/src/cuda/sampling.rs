@@ -1,6 +1,6 @@
 //! The sampler on the device, with the CPU's bits: rule 6 of `docs/numerics.md`, as `crate::sampler` has it.
 //!
-//! A step uploads one block of parameters, launches two to six kernels (`kernels/cuda/sampler.cu`, `sampler_cut.cu`), and
+//! A step uploads one block of parameters, launches two to seven kernels (`kernels/cuda/sampler*.cu`), and
 //! copies one array of results back. Slots' last samples and histories stay on the device: a forward step can read the last
 //! samples before the host has seen them. Memory is fixed by the limits; the parts are in [`layout::Layout`].
 
@@ -26,7 +26,7 @@ pub(crate) struct Sampler {
     device: Arc<Device>,
     layout: Layout,
     arena: DeviceBuffer,
-    functions: [Function; 6],
+    functions: [Function; 7],
     upload: Pinned<u64>,
     results: Pinned<SampleResult>,
     plan: Plan,
@@ -45,12 +45,12 @@ impl Sampler {
             let (module, name, _) = kernel.entry();
             device.function(module, name)
         };
-        let [adjust, scan, weigh, cut, logprobs, finish] = Kernel::ALL.map(function);
+        let [adjust, scan, weigh, cut, draw, logprobs, finish] = Kernel::ALL.map(function);
         let arena = device.alloc(layout.bytes)?;
         arena.fill(0)?;
         Ok(Self {
             device: Arc::clone(device),
-            functions: [adjust?, scan?, weigh?, cut?, logprobs?, finish?],
+            functions: [adjust?, scan?, weigh?, cut?, draw?, logprobs?, finish?],
             upload: device.pinned(layout.upload_words)?,
             results: device.pinned(limits.wanted_rows)?,
             plan: Plan::new(limits),

@@ -16,6 +16,7 @@ pub(super) mod flag {
     pub const LAST: u32 = 128;
     pub const ADJUSTED: u32 = 256;
     pub const BIAS_REPEATS: u32 = 512;
+    pub const DRAWN_APART: u32 = 1024;
     pub const CUT: u32 = BY_RANK | BY_WEIGHT | BY_SHARE;
 }
 
@@ -78,7 +79,7 @@ pub(super) const ROW: usize = size_of::<Row>() / 8;
 
 /// `SamplePartial` and `SampleState`, of which the host only knows the size.
 const PARTIAL_BYTES: usize = 16;
-const STATE_BYTES: usize = 24;
+const STATE_BYTES: usize = 32;
 
 /// `SampleResult`: what the device tells of a row.
 #[repr(C)]
@@ -143,12 +144,14 @@ pub(crate) enum Kernel {
     Scan,
     Weigh,
     Cut,
+    Draw,
     Logprobs,
     Finish,
 }
 
 impl Kernel {
-    pub const ALL: [Self; 6] = [Self::Adjust, Self::Scan, Self::Weigh, Self::Cut, Self::Logprobs, Self::Finish];
+    pub const ALL: [Self; 7] =
+        [Self::Adjust, Self::Scan, Self::Weigh, Self::Cut, Self::Draw, Self::Logprobs, Self::Finish];
 
     /// Its file, its name, and the threads of a block.
     pub const fn entry(self) -> (&'static str, &'static str, u32) {
@@ -156,8 +159,9 @@ impl Kernel {
             Self::Adjust => ("sampler", "sampler_adjust", 1024),
             Self::Scan => ("sampler", "sampler_scan", 256),
             Self::Weigh => ("sampler_cut", "sampler_weigh", 256),
-            Self::Cut => ("sampler_cut", "sampler_cut", 1024),
-            Self::Logprobs => ("sampler", "sampler_logprobs", 1024),
+            Self::Cut => ("sampler_cut", "sampler_cut", 512),
+            Self::Draw => ("sampler", "sampler_draw", 256),
+            Self::Logprobs => ("sampler_logprobs", "sampler_logprobs", 1024),
             Self::Finish => ("sampler", "sampler_finish", 1024),
         }
     }

@@ -6,6 +6,9 @@ use crate::cuda::driver::DevicePtr;
 use crate::sampler::{SampleJob, SlotHistory};
 use crate::step::{SampleParams, SampleStep};
 
+/// A k of top-k that leaves few tokens.
+const LISTED: u32 = 1024;
+
 /// Blocks of `sampler_scan` that a device runs at once: eight on each of some 132 processors.
 const BLOCKS: usize = 1056;
 
@@ -141,8 +144,15 @@ impl Plan {
     fn pass(&mut self, layout: &Layout, base: DevicePtr, from: [usize; 4], to: Option<[usize; 4]>) {
         let parts = self.parts(layout);
         let weighs = self.rows.iter().any(|row| row.flags & (flag::BY_RANK | flag::BY_WEIGHT) == flag::BY_WEIGHT);
-        let kernels = [(Kernel::Adjust, ADJUSTED), (Kernel::Scan, SCANNED), (Kernel::Weigh, CUT), (Kernel::Cut, CUT)];
-        for (kernel, list) in kernels.into_iter().filter(|(kernel, _)| weighs || *kernel != Kernel::Weigh) {
+        let draws = self.rows.iter().any(|row| row.flags & flag::DRAWN_APART != 0);
+        let kernels = [
+            (Kernel::Adjust, ADJUSTED, true),
+            (Kernel::Scan, SCANNED, true),
+            (Kernel::Weigh, CUT, weighs),
+            (Kernel::Cut, CUT, true),
+            (Kernel::Draw, CUT, draws),
+        ];
+        for (kernel, list, _) in kernels.into_iter().filter(|(.., needed)| *needed) {
             let count = to.map_or_else(|| self.count(list), |to| to[list]) - from[list];
             if count == 0 {
                 continue;
@@ -150,8 +160,11 @@ impl Plan {
             let mut args = layout.args(base, parts);
             (args.first, args.last) = (from[list] as u32, to.map_or(u32::MAX, |to| to[list] as u32));
             let rows = count.next_power_of_two() as u32;
-            let grid =
-                if matches!(kernel, Kernel::Scan | Kernel::Weigh) { [parts as u32, rows, 1] } else { [rows, 1, 1] };
+            let grid = if matches!(kernel, Kernel::Scan | Kernel::Weigh | Kernel::Draw) {
+                [parts as u32, rows, 1]
+            } else {
+                [rows, 1, 1]
+            };
             self.launches.push(Planned { kernel, grid, args });
         }
     }
@@ -221,9 +234,13 @@ fn row(job: &SampleJob, lists: &Lists, step: &SampleStep<'_>, vocabulary: usize)
         let penalties = one.params.has_penalties();
         set(flag::GREEDY, greedy);
         set(flag::PENALTIES, penalties);
-        set(flag::BY_RANK, !greedy && top_k > 0 && (top_k as usize) < vocabulary);
-        set(flag::BY_WEIGHT, !greedy && top_p < 1.0);
-        set(flag::BY_SHARE, !greedy && min_p > 0.0);
+        let by_rank = !greedy && top_k > 0 && (top_k as usize) < vocabulary;
+        let (by_weight, by_share) = (!greedy && top_p < 1.0, !greedy && min_p > 0.0);
+        set(flag::BY_RANK, by_rank);
+        set(flag::BY_WEIGHT, by_weight);
+        set(flag::BY_SHARE, by_share);
+        // Of a small k there is a list, from which sampler_cut draws at once.
+        set(flag::DRAWN_APART, (by_weight || by_share || by_rank) && !(by_rank && top_k <= LISTED));
         set(flag::ADJUSTED, penalties || one.logit_bias.length > 0 || one.suppressed.length > 0);
         set(flag::BIAS_REPEATS, !biases.is_sorted_by(|a, b| a.0 < b.0));
     }
