@@ -100,7 +100,7 @@ __device__ __forceinline__ void copy_pieces(const AttentionParams& p, uint32_t s
             const uint16_t* high_half = p.cache + kv_start(shape, blocks[1], p.layer, 0, head) - KV_BLOCK_TOKENS * D;
             const uint32_t key = (span.first_step + step) * ATTENTION_STEP;
             const uint32_t to = shared + L::QUERY_BYTES + stage * 2 * L::HALF_BYTES;
-#pragma unroll
+#pragma unroll 4
             for (uint32_t i = 0; i < ATTENTION_STEP * L::CHUNKS / COPIERS; ++i) {
                 const uint32_t index = threadIdx.x + i * COPIERS, row = index / L::CHUNKS, chunk = index % L::CHUNKS;
                 const uint16_t* own = (row < KV_BLOCK_TOKENS ? low_half : high_half) + index * 8;
@@ -284,10 +284,10 @@ __device__ __forceinline__ void attention(const AttentionParams& p) {
     __syncthreads();
     pdl_wait();
     if (threadIdx.x < COPIERS) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         copy_pieces<D>(p, shared, barriers);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         float4* totals = (float4*)(dynamic + (shared - shared_address(dynamic)) + L::QUERY_BYTES + L::STAGES * 2 * L::HALF_BYTES);
         compute_pieces<D, CAP>(p, shared, totals, piece, barriers);
     }

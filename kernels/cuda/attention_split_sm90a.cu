@@ -44,9 +44,8 @@ struct Split {
     // ---- The warps that copy.
 
     // Starts the copies of a half: rows of 64-key steps that have a visible key; of these, what no row of the tile sees is zeros.
-    __device__ __forceinline__ static void copy_half(const AttentionParams& p, const uint16_t* from, const uint32_t (&blocks)[8],
+    __device__ __forceinline__ static void copy_half(const uint16_t* from, const uint32_t (&blocks)[8],
                                                      uint64_t block_values, uint32_t key, const AttentionSpan& span, uint32_t to) {
-        constexpr uint32_t PASSES = (ATTENTION_SPLIT * CHUNKS + COPIERS - 1) / COPIERS;
         constexpr uint32_t BLOCK_CHUNKS = KV_BLOCK_TOKENS * CHUNKS;
 #pragma unroll
         for (uint32_t block = 0; block < 8; ++block) {
@@ -64,7 +63,6 @@ struct Split {
                 }
             }
         }
-        (void)PASSES;
     }
 
     __device__ __forceinline__ static void copy(const AttentionParams& p, uint32_t shared, Shared& state) {
@@ -109,7 +107,7 @@ struct Split {
                         pdl_wait();
                         waited = true;
                     }
-                    copy_half(p, from + part * to_values, blocks, block_values, key, span, to);
+                    copy_half(from + part * to_values, blocks, block_values, key, span, to);
                     if (part == 0 && split == begin && span.steps > 0) {
                         if (!waited) {
                             pdl_wait();
