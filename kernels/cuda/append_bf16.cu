@@ -35,8 +35,18 @@ struct AppendParams {
     uint32_t layer;
     uint32_t layers;
     float eps;
-    uint32_t spare;
+    uint32_t span;                 // heads that a warp (of append_bf16_64: half a warp) takes, one after the other
 };
+
+// Where a head's 16-bit values go.
+__device__ __forceinline__ uint16_t* place(const AppendParams& p, uint32_t row, uint32_t head, uint32_t block, uint32_t token) {
+    if (head < p.query_heads) {
+        return p.query + ((uint64_t)row * p.query_heads + head) * p.head_dim;
+    }
+    const uint32_t part = head < p.query_heads + p.kv_heads ? 0 : 1;
+    const KvShape shape = {p.layers, p.kv_heads, p.head_dim};
+    return p.cache + kv_value(shape, block, p.layer, part, head - p.query_heads - part * p.kv_heads, token, 0);
+}
 
 // Value e of a head after the turn.
 __device__ __forceinline__ float turned(const float* head, const float* sine, const float* cosine, uint32_t pairs, uint32_t e) {
@@ -68,7 +78,92 @@ __device__ __forceinline__ float norm_scale(const float* head, uint32_t dim, flo
     return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)dim), eps)));
 }
 
+// Heads of D = 64 or 128 values that are turned whole: four neighbouring values to a lane, D / 4 lanes to a head.
+template <int D>
+__device__ __forceinline__ void append_whole(const AppendParams& p) {
+    constexpr uint32_t LANES = D / 4, GROUPS = 32 / LANES;
+    pdl_launch();
+    pdl_wait();
+    const uint32_t per_row = p.query_heads + 2 * p.kv_heads;
+    const uint32_t groups = (per_row + p.span - 1) / p.span;  // of heads, in a row
+    const uint64_t number = ((uint64_t)blockIdx.x * WARPS + threadIdx.x / 32) * GROUPS + threadIdx.x % 32 / LANES;
+    const uint32_t lane = threadIdx.x % LANES;
+    const bool there = number / groups < p.counts->rows;
+    const uint32_t row = there ? (uint32_t)(number / groups) : 0;
+    const uint32_t first = (uint32_t)(number % groups) * p.span;
+    uint32_t position = 0, block = 0;
+    float sine[4] = {}, cosine[4] = {};
+    if (there) {
+        position = p.positions[row];
+        const uint32_t sequence = p.sequence_of[row];
+        block = p.block_tables[p.table_start[sequence] + position / KV_BLOCK_TOKENS];
+        const bool is_long = p.flags[sequence] & 1;
+        const uint64_t at = (uint64_t)position * (D / 2) + lane * 4 % (D / 2);
+        *(float4*)sine = *(const float4*)((is_long ? p.long_sine : p.sine) + at);
+        *(float4*)cosine = *(const float4*)((is_long ? p.long_cosine : p.cosine) + at);
+    }
+    const bool low_half = lane < LANES / 2;
+#pragma unroll 4
+    for (uint32_t i = 0; i < p.span; ++i) {
+        const uint32_t head = first + i;
+        const bool own = there && head < per_row;
+        const bool is_value = head >= p.query_heads + p.kv_heads;
+        float x[4] = {}, y[4];
+        if (own) {
+            *(float4*)x = *(const float4*)(p.qkv + ((uint64_t)row * per_row + head) * D + lane * 4);
+        }
+        const float* norm = head < p.query_heads ? p.query_norm : p.key_norm;
+        if (p.query_norm != nullptr) {
+            // Rule 4's lane j holds values j and j + 64: those of lane j / 4 here, and of the one 16 further.
+            float sum[4];
+#pragma unroll
+            for (int c = 0; c < 4; ++c) {
+                sum[c] = fmaf(x[c], x[c], 0.0f);
+                if constexpr (D == 128) {
+                    const float high = __shfl_down_sync(0xffffffffu, x[c], 16);
+                    sum[c] = fmaf(high, high, sum[c]);
+                }
+#pragma unroll
+                for (int half = 8; half > 0; half /= 2) {
+                    sum[c] = __fadd_rn(sum[c], __shfl_down_sync(0xffffffffu, sum[c], half, 16));
+                }
+            }
+            float all = __fadd_rn(__fadd_rn(sum[0], sum[2]), __fadd_rn(sum[1], sum[3]));
+            all = __shfl_sync(0xffffffffu, all, 0, LANES);
+            const float scale = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(all, (float)D), p.eps)));
+            if (own && !is_value) {
+                float weight[4];
+                *(float4*)weight = *(const float4*)(norm + lane * 4);
+#pragma unroll
+                for (int c = 0; c < 4; ++c) {
+                    x[c] = __fmul_rn(__fmul_rn(x[c], scale), weight[c]);
+                }
+            }
+        }
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+            y[c] = __shfl_xor_sync(0xffffffffu, x[c], LANES / 2);
+            const float straight = __fmul_rn(x[c], cosine[c]), across = __fmul_rn(y[c], sine[c]);
+            y[c] = is_value ? x[c] : low_half ? __fsub_rn(straight, across) : __fadd_rn(straight, across);
+        }
+        if (own) {
+            uint2 packed;
+            packed.x = to_bf16(y[0]) | (uint32_t)to_bf16(y[1]) << 16;
+            packed.y = to_bf16(y[2]) | (uint32_t)to_bf16(y[3]) << 16;
+            *(uint2*)(place(p, row, head, block, position % KV_BLOCK_TOKENS) + lane * 4) = packed;
+        }
+    }
+}
+
 }  // namespace
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS) append_bf16_64(const __grid_constant__ AppendParams p) {
+    append_whole<64>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS) append_bf16_128(const __grid_constant__ AppendParams p) {
+    append_whole<128>(p);
+}
 
 // A warp per row and head.
 extern "C" __global__ void __launch_bounds__(32 * WARPS) append_bf16(const __grid_constant__ AppendParams p) {
@@ -99,16 +194,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) append_bf16(const __gri
         }
         __syncwarp();
     }
-    uint16_t* to;
-    if (is_query) {
-        to = p.query + ((uint64_t)row * p.query_heads + head) * dim;
-    } else {
-        const uint32_t part = is_value ? 1 : 0;
-        const uint32_t block = p.block_tables[p.table_start[sequence] + position / KV_BLOCK_TOKENS];
-        const KvShape shape = {p.layers, p.kv_heads, dim};
-        to = p.cache + kv_value(shape, block, p.layer, part, head - p.query_heads - part * p.kv_heads,
-                                position % KV_BLOCK_TOKENS, 0);
-    }
+    const uint32_t block = p.block_tables[p.table_start[sequence] + position / KV_BLOCK_TOKENS];
+    uint16_t* to = place(p, row, head, block, position % KV_BLOCK_TOKENS);
     const bool is_long = p.flags[sequence] & 1;
     const float* sine = (is_long ? p.long_sine : p.sine) + (uint64_t)position * p.pairs;
     const float* cosine = (is_long ? p.long_cosine : p.cosine) + (uint64_t)position * p.pairs;

@@ -208,7 +208,7 @@ struct AppendParams {
     layer: u32,
     layers: u32,
     eps: f32,
-    spare: u32,
+    span: u32,
 }
 
 /// Where a step's inputs lie; as `StepInputs` has them.
@@ -294,6 +294,8 @@ pub(crate) struct AttentionKernels {
     plain: [Function; 2],
     capped: [Function; 2],
     append: Function,
+    /// For heads that are turned whole, where there is one.
+    append_whole: Option<Function>,
     planner: Planner,
 }
 
@@ -340,6 +342,10 @@ impl AttentionKernels {
             plain: kernels("")?,
             capped: kernels("_cap")?,
             append: device.function("append_bf16", "append_bf16")?,
+            append_whole: match head_dim {
+                64 | 128 => Some(device.function("append_bf16", &format!("append_bf16_{head_dim}"))?),
+                _ => None,
+            },
             planner: Planner {
                 group: shape.group(),
                 kv_heads: shape.kv_heads,
@@ -442,7 +448,12 @@ impl AttentionKernels {
         const WARPS: u32 = 4;
         let AttentionShape { query_heads, kv_heads, head_dim } = self.shape;
         let (long_sine, long_cosine) = rope.long.unwrap_or((rope.sine, rope.cosine));
-        let heads = rows as u32 * (query_heads + 2 * kv_heads);
+        let heads = query_heads + 2 * kv_heads;
+        let whole = self.append_whole.filter(|_| 2 * rope.pairs == head_dim);
+        // Of many rows a warp takes several heads, whose turn is the same.
+        let span = if whole.is_some() && rows > 64 { heads.div_ceil(4).min(8) } else { 1 };
+        let heads_at_once = if whole.is_some() && head_dim == 64 { 2 } else { 1 };
+        let groups = (rows as u32 * heads.div_ceil(span)).div_ceil(WARPS * heads_at_once);
         let params = AppendParams {
             qkv,
             query,
@@ -466,8 +477,8 @@ impl AttentionKernels {
             layer: cache.layer,
             layers: cache.layers,
             eps: norms.map_or(0.0, |norms| norms.eps),
-            spare: 0,
+            span,
         };
-        Launch::new(&self.append, [heads.div_ceil(WARPS), 1, 1], 32 * WARPS, 0, params)
+        Launch::new(&whole.unwrap_or(self.append), [groups, 1, 1], 32 * WARPS, 0, params)
     }
 }

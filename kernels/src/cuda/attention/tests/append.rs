@@ -17,6 +17,8 @@ struct Shape {
     pairs: u32,
     norms: bool,
     long: bool,
+    /// Rows that the launch is made for.
+    capacity: u32,
 }
 
 /// Rule 4 over one head.
@@ -58,7 +60,8 @@ fn differences(what: &str, got: &[u16], want: &[u16], unit: usize, found: &mut V
 
 fn check(device: &std::sync::Arc<Device>, shape: &Shape, random: &mut Random, found: &mut Vec<String>) {
     let (query_heads, kv_heads, dim) = shape.heads;
-    let name = format!("{:?}, {} pairs, norms {}, long {}", shape.heads, shape.pairs, shape.norms, shape.long);
+    let Shape { norms, long, pairs, capacity, .. } = *shape;
+    let name = format!("{:?}, {pairs} pairs, norms {norms}, long {long}, {capacity} rows", shape.heads);
     let kernels = AttentionKernels::new(device, AttentionShape { query_heads, kv_heads, head_dim: dim }, 64).unwrap();
     // Two sequences: rows 0 … 30 from position 5, then the rest from 100.
     let split = 31;
@@ -67,7 +70,6 @@ fn check(device: &std::sync::Arc<Device>, shape: &Shape, random: &mut Random, fo
     let (table_start, flags) = ([0u32, 2], [0, if shape.long { LONG } else { 0 }]);
     let (blocks, positions_max) = (9, 128);
     let per_row = (query_heads + 2 * kv_heads) * dim;
-    let capacity = ROWS + 11;
     let qkv: Vec<f32> = (0..capacity * per_row).map(|_| random.value() * 3.0).collect();
     let table = |base: f64| -> (Vec<f32>, Vec<f32>) {
         let frequencies = rope_frequencies(base, 2 * shape.pairs as usize);
@@ -153,7 +155,10 @@ fn the_append_has_the_bits_of_the_rules() {
     let mut found = Vec::new();
     for heads in [(8, 2, 128), (3, 3, 64), (4, 2, 80), (6, 2, 96), (4, 1, 256), (32, 8, 128)] {
         for (part, norms, long) in [(1, false, false), (1, true, false), (2, true, true), (4, false, true)] {
-            check(&device, &Shape { heads, pairs: heads.2 / 2 / part, norms, long }, &mut random, &mut found);
+            for capacity in [ROWS + 11, 100] {
+                let shape = Shape { heads, pairs: heads.2 / 2 / part, norms, long, capacity };
+                check(&device, &shape, &mut random, &mut found);
+            }
         }
     }
     assert!(found.is_empty(), "the append differs:\n{}", found.join("\n"));
