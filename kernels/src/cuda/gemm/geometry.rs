@@ -146,10 +146,14 @@ impl Geometry {
         if !machine.wgmma {
             return Self::plain(shape, rows_max);
         }
+        // A stream reads more tokens than there are for nothing; few rows are streamed always.
+        let least = WGMMA.into_iter().map(|(tokens, _)| tokens).find(|tokens| rows_max <= *tokens).unwrap_or(0);
         let mut best: Option<(f64, Self)> = None;
         for (tokens, groups) in WGMMA {
             for stream in [true, false] {
-                if tuning.only.is_some_and(|only| only != (tokens, groups, stream)) || (stream && rows_max > tokens) {
+                let fits = if stream { tokens == least } else { rows_max > 32 };
+                let meant = tuning.only.map_or(fits, |only| only == (tokens, groups, stream));
+                if !meant || (stream && rows_max > tokens) {
                     continue;
                 }
                 let candidate = if stream {
