@@ -103,43 +103,54 @@ extern "C" __global__ void __launch_bounds__(256) sampler_scan(const __grid_cons
     float best = minus_infinity();
     uint32_t token = 0;
     float finite = 0.0f;
+    // Quads before this are whole, and read sixteen bytes at once.
+    uint32_t vocabulary = args.vocabulary, whole = source.wide ? (end < vocabulary / 4 ? end : vocabulary / 4) : 0;
     for (uint32_t at = begin; at < end; at += TOGETHER * blockDim.x) {
         Quad four[TOGETHER];
-#pragma unroll
-        for (uint32_t j = 0; j < TOGETHER; ++j) {
-            uint32_t quad = at + j * blockDim.x + threadIdx.x;
-            float none = minus_infinity();
-            four[j] = quad < end ? load_quad(source.values, quad, args.vocabulary, source.wide)
-                                 : Quad{{none, none, none, none}};
-        }
+        uint32_t known = 0;
         if (draws) {
             // What other blocks found: any older value is a bound as well.
-            uint32_t known = *(volatile uint32_t*)&args.bounds[index];
-            draw.bound = known == 0 ? draw.bound : fmaxf(draw.bound, key_score(known));
+            known = *(volatile uint32_t*)&args.bounds[index];
+        }
+        if (at + TOGETHER * blockDim.x <= whole) {
+            const float4* values = reinterpret_cast<const float4*>(source.values) + at + threadIdx.x;
+#pragma unroll
+            for (uint32_t j = 0; j < TOGETHER; ++j) {
+                float4 value = values[j * blockDim.x];
+                four[j] = {{value.x, value.y, value.z, value.w}};
+            }
+            if (raw) {
+#pragma unroll
+                for (uint32_t j = 0; j < TOGETHER; ++j) {
+                    finite = quad_finite(four[j], 0, 4, finite);
+                }
+            }
+        } else {
+#pragma unroll
+            for (uint32_t j = 0; j < TOGETHER; ++j) {
+                uint32_t quad = at + j * blockDim.x + threadIdx.x;
+                float none = minus_infinity();
+                four[j] = {{none, none, none, none}};
+                if (quad < end) {
+                    four[j] = load_quad(source.values, quad, vocabulary, source.wide);
+                    finite = raw ? quad_finite(four[j], quad, vocabulary, finite) : finite;
+                }
+            }
         }
         float max = minus_infinity();
 #pragma unroll
         for (uint32_t j = 0; j < TOGETHER; ++j) {
             uint32_t quad = at + j * blockDim.x + threadIdx.x;
-            if (quad < end) {
-                finite = raw ? quad_finite(four[j], quad, args.vocabulary, finite) : finite;
+            if (source.mask != nullptr && quad < end) {
                 mask_quad(source, four[j], quad);
-                max = fmaxf(max, quad_max(four[j]));
             }
-        }
-        if (draws) {
-            // Division keeps the order: a thread whose largest quotient cannot win divides no other.
-            max = source.divides ? __fdiv_rn(max, source.temperature) : max;
-        } else if (source.divides) {
-#pragma unroll
-            for (uint32_t j = 0; j < TOGETHER; ++j) {
-                divide_quad(source, four[j]);
-            }
-            max = __fdiv_rn(max, source.temperature);
+            max = fmaxf(max, quad_max(four[j]));
         }
         if (given) {
             continue;
         }
+        // Division keeps the order: the largest quotient is that of the largest. Greedy rows divide nothing.
+        max = source.divides ? __fdiv_rn(max, source.temperature) : max;
         if (cuts) {
 #pragma unroll
             for (uint32_t j = 0; j < TOGETHER; ++j) {
@@ -150,9 +161,11 @@ extern "C" __global__ void __launch_bounds__(256) sampler_scan(const __grid_cons
                     largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
                 }
                 if (threadIdx.x % 32 == 0 && run * RUN_QUADS < end) {
-                    maxima[run] = score_key(largest);
+                    maxima[run] = score_key(source.divides ? __fdiv_rn(largest, source.temperature) : largest);
                 }
             }
+            best = fmaxf(best, max);  // which token has it does not matter
+            continue;
         }
         if (!draws) {
             if (max > best) {
@@ -169,7 +182,8 @@ extern "C" __global__ void __launch_bounds__(256) sampler_scan(const __grid_cons
             }
             continue;
         }
-        float own = max;
+        float own = max;  // a thread whose largest score cannot win divides nothing else
+        draw.bound = known == 0 ? draw.bound : fmaxf(draw.bound, key_score(known));
         // Noise is no less than GUMBEL_MIN: so much the warp's largest score reaches at least.
 #pragma unroll
         for (int distance = 16; distance > 0; distance /= 2) {
@@ -189,7 +203,7 @@ extern "C" __global__ void __launch_bounds__(256) sampler_scan(const __grid_cons
         for (int distance = 16; distance > 0; distance /= 2) {
             bound = fmaxf(bound, __shfl_xor_sync(0xffffffffu, bound, distance));
         }
-        if (threadIdx.x % 32 == 0 && bound > minus_infinity()) {
+        if (threadIdx.x % 32 == 0 && score_key(bound) > known) {
             atomicMax(&args.bounds[index], score_key(bound));
         }
     }

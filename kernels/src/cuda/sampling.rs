@@ -18,7 +18,7 @@ mod plan;
 mod tests;
 
 pub(crate) use self::layout::SamplerShape;
-use self::layout::{Kernel, Layout, SampleResult};
+use self::layout::{Kernel, Layout, Planned, SampleResult};
 use self::plan::Plan;
 
 /// The sampler's memory on the device, and the step that is under way there.
@@ -30,6 +30,9 @@ pub(crate) struct Sampler {
     upload: Pinned<u64>,
     results: Pinned<SampleResult>,
     plan: Plan,
+    /// The plan's launches, and what they were made of: mostly that of the step before.
+    launches: Vec<Launch>,
+    recorded: Vec<Planned>,
     /// Rows of the step under way.
     rows: usize,
 }
@@ -54,6 +57,8 @@ impl Sampler {
             upload: device.pinned(layout.upload_words)?,
             results: device.pinned(limits.wanted_rows)?,
             plan: Plan::new(limits),
+            launches: Vec::new(),
+            recorded: Vec::new(),
             arena,
             layout,
             rows: 0,
@@ -84,6 +89,14 @@ impl Sampler {
         let SlotState { jobs, histories, .. } = slots;
         self.plan.make(&self.layout, step, jobs, histories, self.arena.ptr(), self.upload.as_mut_slice())?;
         self.rows = jobs.len();
+        if self.recorded != self.plan.launches {
+            self.recorded.clone_from(&self.plan.launches);
+            self.launches.clear();
+            self.launches.extend(self.recorded.iter().map(|planned| {
+                let (_, _, block) = planned.kernel.entry();
+                Launch::new(&self.functions[planned.kernel as usize], planned.grid, block, 0, planned.args)
+            }));
+        }
         Ok(())
     }
 
@@ -100,7 +113,7 @@ impl Sampler {
         }
         self.device.bind()?;
         self.device.upload(&self.upload, self.plan.words, self.arena.ptr())?;
-        for launch in self.launches() {
+        for launch in &self.launches {
             launch.run(&self.device)?;
         }
         let results = self.arena.ptr() + self.layout.results as u64;
@@ -109,12 +122,8 @@ impl Sampler {
 
     /// The prepared step's launches, in order: geometry and arguments depend on the kinds of rows and on their number's
     /// power of two.
-    pub fn launches(&self) -> impl Iterator<Item = Launch> + '_ {
-        self.plan.launches.iter().map(|planned| {
-            let place = Kernel::ALL.iter().position(|kernel| *kernel == planned.kernel).unwrap_or(0);
-            let (_, _, block) = planned.kernel.entry();
-            Launch::new(&self.functions[place], planned.grid, block, 0, planned.args)
-        })
+    pub fn launches(&self) -> &[Launch] {
+        &self.launches
     }
 
     /// What the submitted step drew, once the device is done with it: fills `samples`, and the slots as the device has them.

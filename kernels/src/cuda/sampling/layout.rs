@@ -111,7 +111,7 @@ impl SampleResult {
 
 /// `SampleArgs`: the parameter of all of the sampler's kernels.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SampleArgs {
     header: DevicePtr,
     rows: DevicePtr,
@@ -168,7 +168,7 @@ impl Kernel {
 }
 
 /// One launch of a step.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Planned {
     pub kernel: Kernel,
     pub grid: [u32; 3],

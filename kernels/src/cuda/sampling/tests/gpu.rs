@@ -91,8 +91,14 @@ fn times_of_draws() {
     shape.limits.slots = 256;
     let mut target = Gpu::new(&device, &shape, 256);
     let mut random = Random(7);
-    let logits: Vec<f32> = (0..256 * vocabulary).map(|_| random.normal() * 3.0).collect();
-    target.set_logits(&logits);
+    let flat: Vec<f32> = (0..256 * vocabulary).map(|_| random.normal() * 3.0).collect();
+    let mut peaked = flat.clone();
+    for row in peaked.chunks_exact_mut(vocabulary) {
+        for place in 0..100 {
+            let token = random.below(vocabulary);
+            row[token] = 24.0 - 0.1 * place as f32 + random.normal();
+        }
+    }
     let warm = SampleParams { temperature: 0.8, ..SampleParams::greedy() };
     let kinds: [(&str, SampleParams, Option<u32>, bool); 7] = [
         ("greedy", SampleParams::greedy(), None, false),
@@ -108,7 +114,11 @@ fn times_of_draws() {
         rows.wanted.push(row);
         rows.sketch_rows.push(SketchRow { noise_key: NoiseKey(0), position: 100 + row });
     }
-    for (name, params, logprobs, penalties) in kinds {
+    let data = [("peaked", &peaked), ("flat", &flat)];
+    for ((shape_of, logits), (name, params, logprobs, penalties)) in
+        data.into_iter().flat_map(|one| kinds.map(|kind| (one, kind)))
+    {
+        target.set_logits(logits);
         for count in [1u32, 32, 256] {
             let mut parts = Parts::default();
             for row in 0..count {
@@ -136,7 +146,7 @@ fn times_of_draws() {
             step_check::sample(&step, &shape.limits, vocabulary, &rows, &mut slots).unwrap();
             target.step(&step, &mut slots, &mut samples).unwrap();
             target.sampler.prepare(&step, &slots).unwrap();
-            let launches: Vec<Launch> = target.sampler.launches().collect();
+            let launches: Vec<Launch> = target.sampler.launches().to_vec();
             let run = || launches.iter().try_for_each(|launch| launch.run(&device));
             run().unwrap();
             let graph = device
@@ -145,7 +155,7 @@ fn times_of_draws() {
             let seconds = device.time(9, || graph.launch()).unwrap() / 10.0;
             let bytes = 4.0 * vocabulary as f64 * f64::from(count);
             println!(
-                "{name}: {count} rows × {vocabulary}: {:.1} µs, {} launches, {:.2} TB/s of logits read once",
+                "{shape_of}, {name}: {count} rows × {vocabulary}: {:.1} µs, {} launches, {:.2} TB/s of logits read once",
                 seconds * 1e6,
                 launches.len(),
                 bytes / seconds * 1e-12
