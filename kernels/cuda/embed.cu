@@ -70,13 +70,14 @@ __device__ __forceinline__ void embed_records(const EmbedParams& p) {
         for (int half = 0; half < 2; ++half) {
             float values[4];
             for (int i = 0; i < 4; ++i) {
-                const float quant = (float)((int)(int8_t)(words[half] >> (8 * i)) >> shift);
+                const int quant = (int)(int8_t)(words[half] >> (8 * i)) >> shift;
                 if constexpr (Form::FOLD == Fold::Halves) {
-                    values[i] = __fmul_rn(scale, __fmul_rn(own(Form::own(record, block, half, outputs)), quant));
+                    // The product of the integers is one: no −0 comes of it.
+                    values[i] = __fmul_rn(scale, (float)((int)own(Form::own(record, block, half, outputs)) * quant));
                 } else if constexpr (Form::FOLD == Fold::Minimum) {
-                    values[i] = __fadd_rn(__fmul_rn(scale, quant), own(Form::minima(record, block, outputs)));
+                    values[i] = __fadd_rn(__fmul_rn(scale, (float)quant), own(Form::minima(record, block, outputs)));
                 } else {
-                    values[i] = __fmul_rn(quant, scale);
+                    values[i] = __fmul_rn((float)quant, scale);
                 }
             }
             const float4 four = make_float4(values[0], values[1], values[2], values[3]);

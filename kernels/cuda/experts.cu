@@ -23,6 +23,7 @@ struct RouteParams {
 };
 
 constexpr uint32_t ROUTE_WARPS = 4;
+constexpr uint32_t ROUTE_KEYS = 8;
 
 // Larger for larger logits, and of equal ones (0 and −0 too) for the lower expert; never 0.
 __device__ __forceinline__ uint64_t route_key(float logit, uint32_t expert) {
@@ -98,10 +99,20 @@ extern "C" __global__ void __launch_bounds__(32 * ROUTE_WARPS) experts_route(con
     const uint32_t row = blockIdx.x * ROUTE_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= *p.count) return;
     const float* logits = p.logits + (uint64_t)row * p.experts;
-    uint64_t reached = ~0ull, first = 0;
+    // Of 256 experts a lane's keys stay in registers.
+    uint64_t keys[ROUTE_KEYS], reached = ~0ull, first = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < ROUTE_KEYS; ++i) {
+        const uint32_t expert = i * 32 + lane;
+        keys[i] = expert < p.experts ? route_key(logits[expert], expert) : 0;
+    }
     for (uint32_t round = 0; round < p.top_k; ++round) {
         uint64_t best = 0;
-        for (uint32_t expert = lane; expert < p.experts; expert += 32) {
+#pragma unroll
+        for (uint32_t i = 0; i < ROUTE_KEYS; ++i) {
+            if (keys[i] < reached && keys[i] > best) best = keys[i];
+        }
+        for (uint32_t expert = ROUTE_KEYS * 32 + lane; expert < p.experts; expert += 32) {
             const uint64_t key = route_key(logits[expert], expert);
             if (key < reached && key > best) best = key;
         }
@@ -149,6 +160,7 @@ extern "C" __global__ void __launch_bounds__(PLACE_THREADS) experts_place(const 
     pdl_wait();
     __syncthreads();
     const uint32_t choices = *p.count * p.top_k;
+#pragma unroll 4
     for (uint32_t choice = thread; choice < choices; choice += PLACE_THREADS) {
         const uint32_t expert = p.chosen[choice] - p.first;
         if (expert < p.held) {
@@ -182,20 +194,23 @@ extern "C" __global__ void __launch_bounds__(PLACE_THREADS) experts_place(const 
         if (thread == 0) *p.total = begin + (rows + PLACE_ALIGN - 1) / PLACE_ALIGN * PLACE_ALIGN;
     }
     if (rows == 0) return;
-    for (uint32_t from = 0; from < choices; from += PLACE_THREADS) {
-        const uint32_t choice = from + thread;
-        const bool mine = choice < choices && p.chosen[choice] == p.first + own;
-        const uint32_t mask = __ballot_sync(0xffffffffu, mine);
-        __syncthreads();
-        if (lane == 0) sums[warp] = __popc(mask);
-        __syncthreads();
-        uint32_t before = 0, all = 0;
-        for (uint32_t other = 0; other < PLACE_THREADS / 32; ++other) {
-            before += other < warp ? sums[other] : 0;
-            all += sums[other];
-        }
-        if (mine) p.places[choice] = begin + before + __popc(mask & ((1u << lane) - 1));
-        begin += all;
+    // Every warp has a stretch of the choices, goes through it once to count and once to place.
+    const uint32_t stretch = (choices + PLACE_THREADS - 1) / PLACE_THREADS * 32;
+    const uint32_t from = warp * stretch, to = min(choices, from + stretch);
+    auto mine = [&](uint32_t at) { return at + lane < to && p.chosen[at + lane] == p.first + own; };
+    uint32_t count = 0;
+#pragma unroll 4
+    for (uint32_t at = from; at < to; at += 32) count += __popc(__ballot_sync(0xffffffffu, mine(at)));
+    __syncthreads();
+    if (lane == 0) sums[warp] = count;
+    __syncthreads();
+    for (uint32_t other = 0; other < warp; ++other) begin += sums[other];
+#pragma unroll 4
+    for (uint32_t at = from; at < to; at += 32) {
+        const bool placed = mine(at);
+        const uint32_t mask = __ballot_sync(0xffffffffu, placed);
+        if (placed) p.places[at + lane] = begin + __popc(mask & ((1u << lane) - 1));
+        begin += __popc(mask);
     }
 }
 

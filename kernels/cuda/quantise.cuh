@@ -32,10 +32,21 @@ __device__ __forceinline__ int quantise_value(float x, float scale) {
     return scale == 0.0f ? 0 : round_to_integer(__fdiv_rn(x, scale));
 }
 
+// The same by a product with the scale's reciprocal, where that is certain to round alike: |x ÷ s| ≤ 127, so the product is
+// within 3e-5 of the quotient, and so is the quotient as rounded to f32. Near a tie the division decides.
+__device__ __forceinline__ int quantise_near(float x, float scale, float reciprocal) {
+    const float product = __fmul_rn(x, reciprocal);
+    const int near = round_to_integer(product);
+    return fabsf(__fsub_rn(product, (float)near)) < 0.4999f ? near : quantise_value(x, scale);
+}
+
 // Four neighbouring values under one scale, the first in the lowest byte.
 __device__ __forceinline__ uint32_t quantise_four(float4 x, float scale) {
-    return ((uint32_t)quantise_value(x.x, scale) & 0xffu) | ((uint32_t)quantise_value(x.y, scale) & 0xffu) << 8 |
-           ((uint32_t)quantise_value(x.z, scale) & 0xffu) << 16 | (uint32_t)quantise_value(x.w, scale) << 24;
+    const float reciprocal = scale == 0.0f ? 0.0f : __fdiv_rn(1.0f, scale);
+    return ((uint32_t)quantise_near(x.x, scale, reciprocal) & 0xffu) |
+           ((uint32_t)quantise_near(x.y, scale, reciprocal) & 0xffu) << 8 |
+           ((uint32_t)quantise_near(x.z, scale, reciprocal) & 0xffu) << 16 |
+           (uint32_t)quantise_near(x.w, scale, reciprocal) << 24;
 }
 
 __device__ __forceinline__ float magnitude_of_four(float4 x) {

@@ -359,6 +359,12 @@ impl Function {
         unsafe { result::function::set_function_attribute(self.raw, attribute, bytes as i32) }
             .map_err(failed("shared memory of a kernel"))
     }
+
+    /// No kernel of a device: the one of this number under the emulator.
+    #[cfg(test)]
+    pub fn emulated(number: usize) -> Self {
+        Self { raw: number as sys::CUfunction }
+    }
 }
 
 /// A kernel with its geometry and arguments: launched once, or many times, or captured in a graph.
@@ -389,6 +395,12 @@ impl Launch {
     pub fn cluster(mut self, blocks: u32) -> Self {
         self.cluster = blocks;
         self
+    }
+
+    /// Hands a launch of a [`Function::emulated`] to `run`: number, grid, threads of a block, words of the parameters.
+    #[cfg(test)]
+    pub fn emulate(&self, run: impl FnOnce(usize, [u32; 3], u32, &u64)) {
+        run(self.function.raw as usize, self.grid, self.block, &self.params[0]);
     }
 
     /// Launches it on the device's stream; the device must be bound ([`Device::bind`]) to this thread.

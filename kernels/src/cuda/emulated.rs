@@ -22,7 +22,15 @@ impl Emulated {
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
         let arguments = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-unknown-pragmas"];
         let source = folder.join(format!("{stem}.cpp"));
-        let output = match Command::new(&compiler).args(arguments).arg(&source).arg("-o").arg(&library).output() {
+        let output = match Command::new(&compiler)
+            .args(arguments)
+            .arg("-I")
+            .arg(&folder)
+            .arg(&source)
+            .arg("-o")
+            .arg(&library)
+            .output()
+        {
             Ok(output) => output,
             Err(reason) => {
                 println!("skipped: no C++ compiler {compiler} ({reason})");

@@ -98,14 +98,17 @@ impl RowOutput {
     }
 }
 
+/// Finds a function by module and name.
+type Load<'a> = &'a dyn Fn(&str, &str) -> Result<Function, CudaError>;
+
 /// One kernel per form.
 #[derive(Clone, Copy, Debug)]
 struct ByForm([Function; 3]);
 
 impl ByForm {
     /// `{prefix}f32{suffix}` and so on.
-    fn load(device: &Device, module: &str, prefix: &str, suffix: &str) -> Result<Self, CudaError> {
-        let load = |form: &str| device.function(module, &format!("{prefix}{form}{suffix}"));
+    fn load(from: Load<'_>, module: &str, prefix: &str, suffix: &str) -> Result<Self, CudaError> {
+        let load = |form: &str| from(module, &format!("{prefix}{form}{suffix}"));
         Ok(Self([load("f32")?, load("bf16")?, load("q8")?]))
     }
 
@@ -181,16 +184,23 @@ pub(crate) struct RowKernels {
 impl RowKernels {
     /// Of this device.
     pub fn load(device: &Arc<Device>) -> Result<Self, CudaError> {
+        let kernels = Self::with(device.multiprocessors(), &|module, name| device.function(module, name))?;
+        kernels.allow_shared()?;
+        Ok(kernels)
+    }
+
+    /// Of whatever finds functions by module and name.
+    fn with(multiprocessors: u32, load: Load<'_>) -> Result<Self, CudaError> {
         Ok(Self {
-            multiprocessors: device.multiprocessors(),
-            embed: embed::Functions::load(device)?,
-            gated: [ByForm::load(device, "rows", "gated_silu_", "")?, ByForm::load(device, "rows", "gated_gelu_", "")?],
-            soft_cap: device.function("rows", "soft_cap")?,
-            sketch: device.function("rows", "sketch")?,
-            head_norm: device.function("append", "head_norm")?,
-            norm: norm::load(device)?,
-            append: append::Functions::load(device)?,
-            experts: experts::Functions::load(device)?,
+            multiprocessors,
+            embed: embed::Functions::load(load)?,
+            gated: [ByForm::load(load, "rows", "gated_silu_", "")?, ByForm::load(load, "rows", "gated_gelu_", "")?],
+            soft_cap: load("rows", "soft_cap")?,
+            sketch: load("rows", "sketch")?,
+            head_norm: load("append", "head_norm")?,
+            norm: [ByForm::load(load, "norms", "norm_", "_1")?, ByForm::load(load, "norms", "norm_", "_4")?],
+            append: append::Functions::load(load)?,
+            experts: experts::Functions::load(load)?,
         })
     }
 

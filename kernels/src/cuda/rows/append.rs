@@ -1,10 +1,8 @@
 //! What a step's queries, keys and values go through between their product and attention (`append.cu`).
 
-use std::sync::Arc;
-
-use super::super::driver::{CudaError, Device, DevicePtr, Function, Launch};
+use super::super::driver::{CudaError, DevicePtr, Function, Launch};
 use super::super::inputs::StepInputs;
-use super::RowKernels;
+use super::{Load, RowKernels};
 use crate::backend::{KvDtype, KvSpec};
 use crate::program::AttentionSpec;
 
@@ -70,8 +68,8 @@ struct AppendParams {
 pub(super) struct Functions([[Function; 3]; 2]);
 
 impl Functions {
-    pub fn load(device: &Arc<Device>) -> Result<Self, CudaError> {
-        let load = |form: &str, items: u32| device.function("append", &format!("append_{form}_{items}"));
+    pub fn load(from: Load<'_>) -> Result<Self, CudaError> {
+        let load = |form: &str, items: u32| from("append", &format!("append_{form}_{items}"));
         let all = |items| Ok::<_, CudaError>([load("f32", items)?, load("bf16", items)?, load("int8", items)?]);
         Ok(Self([all(4)?, all(16)?]))
     }

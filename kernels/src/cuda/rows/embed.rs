@@ -1,11 +1,9 @@
 //! Tokens to rows (`embed.cu`), out of a table in any form that weights are packed in.
 
-use std::sync::Arc;
-
-use super::super::driver::{CudaError, Device, DevicePtr, Function, Launch};
+use super::super::driver::{CudaError, DevicePtr, Function, Launch};
 use super::super::exact::packing::Form;
 use super::super::exact::products::ExactMatrix;
-use super::{RowKernels, THREADS};
+use super::{Load, RowKernels, THREADS};
 
 /// A table of embeddings as it lies on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +38,12 @@ impl EmbedTable {
     /// Form and address of a packed matrix of the exact products; `None` for a stack of several.
     pub fn of_exact(matrix: &ExactMatrix) -> Option<(Self, DevicePtr)> {
         let [section] = matrix.sections.as_slice() else { return None };
-        let kind = match section.form {
+        Some((Self::of_form(section.form), section.weights()))
+    }
+
+    /// Of a form of the exact products.
+    pub(super) fn of_form(form: Form) -> Self {
+        match form {
             Form::F32 => Self::StripsF32,
             Form::Bf16 => Self::StripsBf16,
             Form::Q8_0 => Self::Q8_0,
@@ -48,8 +51,7 @@ impl EmbedTable {
             Form::Q4K => Self::Q4K,
             Form::Q5K => Self::Q5K,
             Form::Q6K => Self::Q6K,
-        };
-        Some((kind, section.weights()))
+        }
     }
 
     /// Columns that a thread takes at a time, and to what multiple the inputs of the packed table are padded.
@@ -100,10 +102,10 @@ struct EmbedParams {
 pub(super) struct Functions([Function; EmbedTable::ALL.len()]);
 
 impl Functions {
-    pub fn load(device: &Arc<Device>) -> Result<Self, CudaError> {
-        let mut functions = [device.function("embed", EmbedTable::ALL[0].1)?; EmbedTable::ALL.len()];
+    pub fn load(from: Load<'_>) -> Result<Self, CudaError> {
+        let mut functions = [from("embed", EmbedTable::ALL[0].1)?; EmbedTable::ALL.len()];
         for (kind, name) in EmbedTable::ALL {
-            functions[kind as usize] = device.function("embed", name)?;
+            functions[kind as usize] = from("embed", name)?;
         }
         Ok(Self(functions))
     }

@@ -10,10 +10,8 @@
 //! Sorted rows: every expert's, in the order of the step, from a multiple of 8 on. [`ExpertRows`] says how many there are at
 //! most.
 
-use std::sync::Arc;
-
-use super::super::driver::{CudaError, Device, DevicePtr, Function, Launch};
-use super::{ByForm, RowKernels, RowOutput, RowTarget, THREADS, columns};
+use super::super::driver::{CudaError, DevicePtr, Function, Launch};
+use super::{ByForm, Load, RowKernels, RowOutput, RowTarget, THREADS, columns};
 use crate::program::ExpertsSpec;
 
 /// Experts begin at multiples of so many sorted rows: the swizzle's period.
@@ -131,14 +129,17 @@ pub(super) struct Functions {
 }
 
 impl Functions {
-    pub fn load(device: &Arc<Device>) -> Result<Self, CudaError> {
-        let place = device.function("experts", "experts_place")?;
-        place.allow_shared(4 * HELD_MAX as u32)?;
+    pub fn load(from: Load<'_>) -> Result<Self, CudaError> {
         Ok(Self {
-            route: device.function("experts", "experts_route")?,
-            place,
-            gather: ByForm::load(device, "experts", "experts_gather_", "")?,
+            route: from("experts", "experts_route")?,
+            place: from("experts", "experts_place")?,
+            gather: ByForm::load(from, "experts", "experts_gather_", "")?,
         })
+    }
+
+    /// For as many experts as may be held.
+    pub fn allow_shared(&self) -> Result<(), CudaError> {
+        self.place.allow_shared(4 * HELD_MAX as u32)
     }
 }
 

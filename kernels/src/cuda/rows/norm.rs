@@ -1,9 +1,7 @@
 //! Gathered, summed and normalised rows: one launch for whatever stands between two products (`norms.cu`).
 
-use std::sync::Arc;
-
-use super::super::driver::{CudaError, Device, DevicePtr, Launch};
-use super::{ByForm, RowKernels, RowOutput, RowTarget};
+use super::super::driver::{CudaError, DevicePtr, Launch};
+use super::{RowKernels, RowOutput, RowTarget};
 
 /// Widest row: 1024 threads with four pieces of four values each.
 pub(crate) const NORM_WIDTH_MAX: usize = 16_384;
@@ -58,16 +56,13 @@ struct NormParams {
     eps: f32,
 }
 
-/// Of one, and of four pieces per thread.
-pub(super) fn load(device: &Arc<Device>) -> Result<[ByForm; 2], CudaError> {
-    let kernels = [ByForm::load(device, "norms", "norm_", "_1")?, ByForm::load(device, "norms", "norm_", "_4")?];
-    for function in kernels[1].0 {
-        function.allow_shared(4 * NORM_WIDTH_MAX as u32)?;
-    }
-    Ok(kernels)
-}
-
 impl RowKernels {
+    /// Lets blocks have the shared memory that wide rows and many experts need.
+    pub(super) fn allow_shared(&self) -> Result<(), CudaError> {
+        self.norm[1].0.iter().try_for_each(|function| function.allow_shared(4 * NORM_WIDTH_MAX as u32))?;
+        self.experts.allow_shared()
+    }
+
     /// So many rows.
     pub fn norm(&self, rows: usize, norm: &Norm) -> Launch {
         let Norm { input, gather, experts, first, residual, stream, second, output, count, width } = *norm;

@@ -1,16 +1,16 @@
-//! On a GPU: every kernel against the CPU's definition, bit for bit. Inputs are random, outputs hold NaN before, and what
+//! Every kernel against the CPU's definition, bit for bit, on a GPU and under the emulator (`kernels/cuda/emulator`). Inputs are random, outputs hold NaN before, and what
 //! differs is told in full before a test fails.
 
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use polylink_protocol::exact_math::f32_to_bf16;
 
-use super::super::driver::{Device, DeviceBuffer, Launch};
-use super::{RowForm, RowKernels, RowOutput, q8_pitch, tiled_offset};
+use self::bench::{Bench, Memory};
+use super::{RowForm, RowOutput, q8_pitch, tiled_offset};
 use crate::quantise;
 
 mod append;
+mod bench;
 mod elementwise;
 mod embed;
 mod experts;
@@ -110,48 +110,36 @@ impl Report {
     }
 }
 
-/// Device, kernels, and a count.
-pub(super) struct Bench {
-    pub device: Arc<Device>,
-    pub kernels: RowKernels,
-}
-
-impl Bench {
-    pub fn new() -> Option<Self> {
-        let device = Device::for_tests()?;
-        device.bind().expect("the device was opened");
-        let kernels = RowKernels::load(&device).expect("the kernels are embedded");
-        Some(Self { device, kernels })
-    }
-
-    pub fn upload<T: Copy>(&self, values: &[T]) -> DeviceBuffer {
-        self.device.from_slice(values).expect("memory of the device")
-    }
-
-    /// Memory whose every word is NaN.
-    pub fn poisoned(&self, bytes: usize) -> DeviceBuffer {
-        let buffer = self.device.alloc(bytes.max(4)).expect("memory of the device");
-        buffer.fill(0xff).expect("a fill");
-        buffer
-    }
-
-    pub fn run(&self, what: &str, launch: &Launch) {
-        if let Err(error) = launch.run(&self.device) {
-            panic!("{what}: {error}");
+/// Makes of every check, a function of a [`Bench`], a test on a GPU and one under the emulator.
+macro_rules! checks {
+    ($($name:ident),+ $(,)?) => {
+        mod gpu {
+            $(#[test]
+            fn $name() {
+                if let Some(bench) = super::Bench::gpu() {
+                    super::$name(&bench);
+                }
+            })+
         }
-        if let Err(error) = self.device.synchronize() {
-            panic!("{what}: {error}");
+        mod emulated {
+            $(#[test]
+            fn $name() {
+                if let Some(bench) = super::Bench::emulated() {
+                    super::$name(&bench);
+                }
+            })+
         }
-    }
+    };
 }
+pub(super) use checks;
 
 pub(super) const FORMS: [RowForm; 3] = [RowForm::F32, RowForm::Bf16Tiled, RowForm::Q8];
 
 /// Rows in one of the forms on the device.
 pub(super) struct Output {
     form: RowForm,
-    data: DeviceBuffer,
-    scales: DeviceBuffer,
+    data: Memory,
+    scales: Memory,
     capacity: usize,
     width: usize,
 }

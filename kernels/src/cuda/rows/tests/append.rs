@@ -1,7 +1,7 @@
 //! What the cache keeps, and how queries are turned, against the definition with a cache of its own.
 
 use super::super::{Append, RopeAddresses};
-use super::{Bench, Random, Report};
+use super::{Bench, Random, Report, checks};
 use crate::backend::{KvDtype, KvSpec};
 use crate::cuda::inputs::{LONG, StepInputs};
 use crate::operations::{Batch, Operations, RopeTable};
@@ -206,9 +206,7 @@ fn check(bench: &Bench, random: &mut Random, report: &mut Report, shape: Shape, 
     });
 }
 
-#[test]
-fn appended_keys_values_and_turned_queries_have_the_references_bits() {
-    let Some(bench) = Bench::new() else { return };
+fn appended_keys_values_and_turned_queries_have_the_references_bits(bench: &Bench) {
     let (mut random, mut report) = (Random::new("append"), Report::default());
     let llama =
         Shape { query_heads: 8, kv_heads: 2, head_dim: 128, pairs: 64, layers: 2, layer: 1, norms: false, long: false };
@@ -225,9 +223,11 @@ fn appended_keys_values_and_turned_queries_have_the_references_bits() {
     for shape in shapes {
         for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
             for spare in [0, 13] {
-                check(&bench, &mut random, &mut report, shape, dtype, spare);
+                check(bench, &mut random, &mut report, shape, dtype, spare);
             }
         }
     }
     report.finish("append");
 }
+
+checks!(appended_keys_values_and_turned_queries_have_the_references_bits);

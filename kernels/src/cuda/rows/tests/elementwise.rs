@@ -2,16 +2,14 @@
 
 use polylink_protocol::noise::NoiseKey;
 
-use super::{Bench, FORMS, Output, Random, Report};
+use super::{Bench, FORMS, Output, Random, Report, checks};
 use crate::cuda::rows::RowForm;
 use crate::operations::{Operations, SketchRow};
 use crate::program::{Activation, AttentionSpec};
 use crate::reference::ReferenceOperations;
 use crate::step::SKETCH_VALUES;
 
-#[test]
-fn gates_have_the_references_bits_in_every_form() {
-    let Some(bench) = Bench::new() else { return };
+fn gates_have_the_references_bits_in_every_form(bench: &Bench) {
     let (mut random, mut report) = (Random::new("gates"), Report::default());
     for (bucket, rows, width) in [
         (1, 1, 1),
@@ -23,6 +21,9 @@ fn gates_have_the_references_bits_in_every_form() {
         (64, 64, 2048),
         (2048, 2048, 160),
     ] {
+        if bench.too_large(bucket * width) {
+            continue;
+        }
         let input = random.values(bucket * 2 * width);
         let (from, count) = (bench.upload(&input), bench.upload(&[rows as u32]));
         for activation in [Activation::Silu, Activation::GeluTanh] {
@@ -34,7 +35,7 @@ fn gates_have_the_references_bits_in_every_form() {
                     continue;
                 }
                 let what = format!("{activation:?} of {rows} of {bucket} rows of {width}");
-                let output = Output::new(&bench, form, bucket, width);
+                let output = Output::new(bench, form, bucket, width);
                 let target = output.target();
                 let launch = bench.kernels.gated_mul(bucket, activation, from.ptr(), width, &target, count.ptr());
                 bench.run(&what, &launch);
@@ -45,9 +46,7 @@ fn gates_have_the_references_bits_in_every_form() {
     report.finish("gates");
 }
 
-#[test]
-fn soft_caps_have_the_references_bits() {
-    let Some(bench) = Bench::new() else { return };
+fn soft_caps_have_the_references_bits(bench: &Bench) {
     let (mut random, mut report) = (Random::new("soft caps"), Report::default());
     for (bucket, rows, width) in [(1, 1, 1), (2, 2, 33), (9, 7, 1000), (3, 3, 32001)] {
         for cap in [30.0, 0.7] {
@@ -62,9 +61,7 @@ fn soft_caps_have_the_references_bits() {
     report.finish("soft caps");
 }
 
-#[test]
-fn sketches_have_the_references_bits() {
-    let Some(bench) = Bench::new() else { return };
+fn sketches_have_the_references_bits(bench: &Bench) {
     let (mut random, mut report) = (Random::new("sketches"), Report::default());
     for (rows, width) in [(1, 1), (2, 15), (3, 64), (5, 100), (64, 576), (2, 4096), (3, 4111), (2, 9000)] {
         let input: Vec<f32> = random.values(rows * width);
@@ -89,9 +86,7 @@ fn sketches_have_the_references_bits() {
     report.finish("sketches");
 }
 
-#[test]
-fn norms_of_heads_have_the_references_bits() {
-    let Some(bench) = Bench::new() else { return };
+fn norms_of_heads_have_the_references_bits(bench: &Bench) {
     let (mut random, mut report) = (Random::new("norms of heads"), Report::default());
     for (bucket, rows, query_heads, kv_heads, head_dim) in
         [(1, 1, 32, 8, 128), (5, 4, 3, 1, 16), (300, 300, 4, 2, 80), (64, 64, 6, 2, 64), (3, 3, 4, 4, 512)]
@@ -111,3 +106,10 @@ fn norms_of_heads_have_the_references_bits() {
     }
     report.finish("norms of heads");
 }
+
+checks!(
+    gates_have_the_references_bits_in_every_form,
+    soft_caps_have_the_references_bits,
+    sketches_have_the_references_bits,
+    norms_of_heads_have_the_references_bits
+);

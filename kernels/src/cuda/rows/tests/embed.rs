@@ -3,10 +3,10 @@
 use polylink_protocol::exact_math::{bf16_to_f32, f32_to_bf16};
 
 use super::super::{Embed, EmbedTable};
-use super::{Bench, Random, Report};
+use super::{Bench, Random, Report, checks};
 use crate::backend::{Dtype, KRanges, Part, Shard, TensorView, WeightForm};
 use crate::cuda::driver::DevicePtr;
-use crate::cuda::exact::products::ExactMatrix;
+use crate::cuda::exact::packing;
 use crate::operations::Operations;
 use crate::reference::ReferenceOperations;
 use crate::weights::{self, MatrixShape, PlainMatrix, PlainValues};
@@ -69,9 +69,7 @@ fn check(
     }
 }
 
-#[test]
-fn embedded_tokens_are_the_tables_rows() {
-    let Some(bench) = Bench::new() else { return };
+fn embedded_tokens_are_the_tables_rows(bench: &Bench) {
     let (mut random, mut report) = (Random::new("embed"), Report::default());
     for (rows, width, vocabulary) in [(1, 17, 5), (7, 64, 100), (300, 200, 77), (64, 576, 1000), (2, 4096, 70)] {
         let shape = MatrixShape { outputs: vocabulary, inputs: width, range_length: width, planes: 1 };
@@ -80,17 +78,15 @@ fn embedded_tokens_are_the_tables_rows() {
         let tiles = bench.upload(&tiles(&rounded, vocabulary, width));
         let wide = rounded.iter().map(|&bits| bf16_to_f32(bits)).collect();
         let plain = PlainMatrix { shape, values: PlainValues::F32(wide) };
-        check(&bench, &mut random, &mut report, &plain, (EmbedTable::Tiles, tiles.ptr()), rows);
+        check(bench, &mut random, &mut report, &plain, (EmbedTable::Tiles, tiles.ptr()), rows);
         let floats = bench.upload(&table);
         let plain = PlainMatrix { shape, values: PlainValues::F32(table) };
-        check(&bench, &mut random, &mut report, &plain, (EmbedTable::F32, floats.ptr()), rows);
+        check(bench, &mut random, &mut report, &plain, (EmbedTable::F32, floats.ptr()), rows);
     }
     report.finish("embed");
 }
 
-#[test]
-fn tables_in_the_forms_of_exact_products_are_read() {
-    let Some(bench) = Bench::new() else { return };
+fn tables_in_the_forms_of_exact_products_are_read(bench: &Bench) {
     let (mut random, mut report) = (Random::new("embed exact forms"), Report::default());
     let forms = [
         (Dtype::F32, WeightForm::Float),
@@ -120,9 +116,10 @@ fn tables_in_the_forms_of_exact_products_are_read() {
             let tensor = TensorView { name: "table", dtype, shape: &size, data: &data };
             let part = Part { tensor, shard: Shard::whole(&size) };
             let plain = weights::matrix(&[part], KRanges::whole(width), form).expect("a sound table");
-            let packed = ExactMatrix::new(&bench.device, &plain).expect("a table on the device");
-            let table = EmbedTable::of_exact(&packed).expect("every form is read");
-            check(&bench, &mut random, &mut report, &plain, table, rows);
+            let packed = packing::pack(&plain).expect("a form with kernels");
+            let [one] = packed.as_slice() else { panic!("a table of one form") };
+            let table = bench.upload(&one.bytes);
+            check(bench, &mut random, &mut report, &plain, (EmbedTable::of_form(one.form), table.ptr()), rows);
         }
     }
     report.finish("embed exact forms");
@@ -141,3 +138,5 @@ fn tiles(values: &[u16], outputs: usize, inputs: usize) -> Vec<u16> {
     }
     packed
 }
+
+checks!(embedded_tokens_are_the_tables_rows, tables_in_the_forms_of_exact_products_are_read);

@@ -1,7 +1,7 @@
 //! Who goes to which expert, the sorted rows, and the sum of what comes back.
 
 use super::super::{ExpertRows, Gather, Norm, Place, Route};
-use super::{Bench, FORMS, Output, Random, Report};
+use super::{Bench, FORMS, Output, Random, Report, checks};
 use crate::cuda::inputs::Counts;
 use crate::cuda::rows::RowForm;
 use crate::experts::route_row;
@@ -51,9 +51,7 @@ fn logits(random: &mut Random, count: usize) -> Vec<f32> {
     (0..count).map(|_| one(random)).collect()
 }
 
-#[test]
-fn experts_get_their_rows_and_rows_their_sums() {
-    let Some(bench) = Bench::new() else { return };
+fn experts_get_their_rows_and_rows_their_sums(bench: &Bench) {
     let (mut random, mut report) = (Random::new("experts"), Report::default());
     let spec = |experts, first, top_k, normalise| ExpertsSpec {
         experts,
@@ -119,7 +117,7 @@ fn experts_get_their_rows_and_rows_their_sums() {
             if form == RowForm::Q8 && width % 32 != 0 {
                 continue;
             }
-            let output = Output::new(&bench, form, sizes.sorted, width);
+            let output = Output::new(bench, form, sizes.sorted, width);
             let gather = Gather {
                 input: from.ptr(),
                 places: places.ptr(),
@@ -151,7 +149,7 @@ fn experts_get_their_rows_and_rows_their_sums() {
         let mut reference = ReferenceOperations::default();
         reference.rms_norm(&stream, &weight, 1e-5, false, &mut normed).expect("one thread");
         let (from, by, held) = (bench.upload(&products), bench.upload(&weight), bench.upload(&residual));
-        let output = Output::new(&bench, RowForm::F32, bucket, width);
+        let output = Output::new(bench, RowForm::F32, bucket, width);
         let norm = Norm {
             input: from.ptr(),
             experts: Some((places.ptr(), shares.ptr(), top_k)),
@@ -170,3 +168,5 @@ fn experts_get_their_rows_and_rows_their_sums() {
     }
     report.finish("experts");
 }
+
+checks!(experts_get_their_rows_and_rows_their_sums);

@@ -1,7 +1,7 @@
 //! Norms, in all forms, alone and with what is fused with them.
 
 use super::super::Norm;
-use super::{Bench, FORMS, Output, Random, Report};
+use super::{Bench, FORMS, Output, Random, Report, checks};
 use crate::cuda::rows::RowForm;
 use crate::operations::Operations;
 use crate::reference::ReferenceOperations;
@@ -40,11 +40,12 @@ fn reference(input: &[f32], weight: &[f32], residual: Option<&[f32]>) -> Vec<f32
     output
 }
 
-#[test]
-fn norms_have_the_references_bits_in_every_form() {
-    let Some(bench) = Bench::new() else { return };
+fn norms_have_the_references_bits_in_every_form(bench: &Bench) {
     let (mut random, mut report) = (Random::new("norms"), Report::default());
     for (bucket, rows, width) in SHAPES {
+        if bench.too_large(bucket * width) {
+            continue;
+        }
         let (input, weight) = (random.values(bucket * width), random.weights(width));
         let expected = reference(&input, &weight, None);
         let (from, by, count) = (bench.upload(&input), bench.upload(&weight), bench.upload(&[rows as u32]));
@@ -53,7 +54,7 @@ fn norms_have_the_references_bits_in_every_form() {
                 continue;
             }
             let what = format!("norm of {rows} of {bucket} rows of {width}");
-            let output = Output::new(&bench, form, bucket, width);
+            let output = Output::new(bench, form, bucket, width);
             let norm = Norm {
                 input: from.ptr(),
                 second: Some((by.ptr(), EPS)),
@@ -69,11 +70,12 @@ fn norms_have_the_references_bits_in_every_form() {
     report.finish("norms");
 }
 
-#[test]
-fn norms_after_a_block_add_to_the_stream_and_the_next_norm_reads_it() {
-    let Some(bench) = Bench::new() else { return };
+fn norms_after_a_block_add_to_the_stream_and_the_next_norm_reads_it(bench: &Bench) {
     let (mut random, mut report) = (Random::new("norms after blocks"), Report::default());
     for (bucket, rows, width) in SHAPES {
+        if bench.too_large(bucket * width) {
+            continue;
+        }
         let (input, residual) = (random.values(bucket * width), random.values(bucket * width));
         let (first, second) = (random.weights(width), random.weights(width));
         let stream = reference(&input, &first, Some(&residual));
@@ -89,7 +91,7 @@ fn norms_after_a_block_add_to_the_stream_and_the_next_norm_reads_it() {
                 }
                 let what = format!("(first norm {normed}) residual + {rows} of {bucket} rows of {width}, then a norm");
                 let held = bench.upload(&residual);
-                let output = Output::new(&bench, form, bucket, width);
+                let output = Output::new(bench, form, bucket, width);
                 let norm = Norm {
                     input: from.ptr(),
                     first: normed.then_some((one.ptr(), EPS)),
@@ -111,11 +113,12 @@ fn norms_after_a_block_add_to_the_stream_and_the_next_norm_reads_it() {
     report.finish("norms after blocks");
 }
 
-#[test]
-fn gathered_rows_are_copied_converted_and_normalised() {
-    let Some(bench) = Bench::new() else { return };
+fn gathered_rows_are_copied_converted_and_normalised(bench: &Bench) {
     let (mut random, mut report) = (Random::new("gather"), Report::default());
     for (rows, width) in [(1, 33), (5, 64), (31, 576), (64, 4096), (700, 512)] {
+        if bench.too_large(2 * rows * width) {
+            continue;
+        }
         let total = 2 * rows + 3;
         let (input, weight) = (random.values(total * width), random.weights(width));
         let picked: Vec<u32> = (0..rows).map(|_| random.below(total) as u32).collect();
@@ -131,7 +134,7 @@ fn gathered_rows_are_copied_converted_and_normalised() {
                     continue;
                 }
                 let what = format!("gather of {rows} of {total} rows of {width}, norm {}", second.is_some());
-                let output = Output::new(&bench, form, rows, width);
+                let output = Output::new(bench, form, rows, width);
                 let norm = Norm {
                     input: from.ptr(),
                     gather: gather.ptr(),
@@ -148,3 +151,9 @@ fn gathered_rows_are_copied_converted_and_normalised() {
     }
     report.finish("gather");
 }
+
+checks!(
+    norms_have_the_references_bits_in_every_form,
+    norms_after_a_block_add_to_the_stream_and_the_next_norm_reads_it,
+    gathered_rows_are_copied_converted_and_normalised
+);

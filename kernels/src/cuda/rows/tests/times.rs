@@ -13,11 +13,11 @@ const LAUNCHES: usize = 50;
 /// Prints microseconds of one of many launches, and the bandwidth that these bytes make of it.
 fn time(bench: &Bench, what: &str, launch: &Launch, bytes: usize) {
     let graph = bench
-        .device
-        .capture(|| (0..LAUNCHES).try_for_each(|_| launch.run(&bench.device)))
+        .device()
+        .capture(|| (0..LAUNCHES).try_for_each(|_| launch.run(bench.device())))
         .expect("launches can be captured");
     graph.launch().expect("a launch");
-    let seconds = bench.device.time(9, || graph.launch()).expect("a time") / LAUNCHES as f64;
+    let seconds = bench.device().time(9, || graph.launch()).expect("a time") / LAUNCHES as f64;
     println!("{what}: {:.2} µs, {:.0} GB/s", seconds * 1e6, bytes as f64 / seconds * 1e-9);
 }
 
@@ -27,7 +27,7 @@ fn times() {
         println!("skipped: POLYLINK_GPU_TIMES is not set");
         return;
     }
-    let Some(bench) = Bench::new() else { return };
+    let Some(bench) = Bench::gpu() else { return };
     let mut random = Random::new("times");
     let (width, mlp) = (4096, 14_336);
     let weight = bench.upload(&random.weights(width));
