@@ -2,7 +2,7 @@
 # Everything that only a machine with a GPU can show: kernels, agreement, limits, figures and peers, in one report.
 # Needs this repository and the bundle that `make gpu-bundle` made (target/gpu, or its archive there, or $GPU_BUNDLE), an
 # NVIDIA driver and python3; torch and transformers for all but the tests. No Rust, no compiler, no network.
-# Usage: gpu.sh [kernels|e2e|sanitize|limits|agree|times|peers|all]…      (all, if none is named)
+# Usage: gpu.sh [kernels|e2e|sanitize|limits|steps|agree|times|peers|all]…      (all, if none is named)
 # Parts have time limits (seconds), and the rest goes on when one has failed. Everything lands in $OUT (target/gpu/out).
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -74,6 +74,11 @@ if wants sanitize; then
     fi
 fi
 if wants limits || wants times; then part limits 40 python3 bench/gpu/limits.py "$OUT/limits.json"; fi
+
+if wants steps; then
+    part steps 120 python3 bench/gpu/tests.py "$bin/test-cuda" "$bin/test-polylink_kernels" --out "$OUT" --filter time \
+        --times --seconds 112 --test-seconds 100
+fi
 
 # make_model SHAPE: a random model under $work, once.
 make_model() { part "model $1" 60 python3 bench/gpu/models.py "$1" "$work/$1"; }

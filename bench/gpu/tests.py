@@ -21,8 +21,8 @@ from pathlib import Path
 # What of a failed test is shown; the log has it all.
 LINES_SHOWN = 30
 LINE_SHOWN = 400
-# Tests that measure: they run alone, after the others, and are told by POLYLINK_GPU_TIMES to do it.
-ALONE = ("times_of", "timing", "speed")
+# Tests that measure: they run apart, one at a time, and are told by POLYLINK_GPU_TIMES to do it.
+MEASURING = ("times", "timing", "speed")
 # Kernels' code on the CPU: what every machine has tested already.
 ELSEWHERE = ("emulated",)
 
@@ -34,9 +34,15 @@ def listed(program: Path, wanted: str) -> list[str]:
     return [name for name in names if wanted in name and not any(word in name for word in ELSEWHERE)]
 
 
+def measures(test: str) -> bool:
+    return any(word in test for word in MEASURING)
+
+
 def run(command: list[str], seconds: float) -> tuple[int | None, str]:
     """Exit status (None: it ran too long) and output of a command; its whole process group ends with it."""
-    environment = {**os.environ, "RUST_BACKTRACE": "0", "POLYLINK_GPU_TIMES": "1"}
+    # Of whole steps the models are named.
+    timed = "8b,1b" if "test-cuda" in str(command) else "1"
+    environment = {**os.environ, "RUST_BACKTRACE": "0", "POLYLINK_GPU_TIMES": timed}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True, text=True,
         errors="replace",
@@ -100,7 +106,7 @@ class Runner:
                     print(f"          | {line[:LINE_SHOWN]}", flush=True)
             else:
                 # What a measuring test has to say, and why one was skipped.
-                whole = any(word in name for word in ALONE)
+                whole = measures(name)
                 told = [line for line in lines if whole or "skipped" in line or line.startswith("cuda:")]
                 for line in told[: 120 if whole else 6]:
                     print(f"          | {line[:LINE_SHOWN]}", flush=True)
@@ -114,23 +120,21 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120, help="of all tests together")
     parser.add_argument("--test-seconds", type=float, default=60, help="of one test")
     parser.add_argument("--jobs", type=int, default=max(1, min(8, (os.cpu_count() or 2) // 2)))
+    parser.add_argument("--times", action="store_true", help="those that measure, one at a time, and no others")
     parser.add_argument("--sanitize", default="", help="tools of compute-sanitizer to run over the quick tests that pass")
     given = parser.parse_args()
     runner = Runner(given.out, time.monotonic() + given.seconds)
     tests = [(program, name) for program in given.programs for name in listed(program, given.filter)]
+    tests = [(program, name) for program, name in tests if measures(name) == given.times]
     if given.sanitize:
         quick = quick_tests(given.out)
         tests = [(program, name) for program, name in tests if f"{program.name.removeprefix('test-')} {name}" in quick]
         work = [(program, name, 4 * given.test_seconds, tool) for tool in given.sanitize.split(",") for program, name in tests]
     else:
         work = [(program, name, given.test_seconds, None) for program, name in tests]
-    alone = [item for item in work if any(word in item[1] for word in ALONE)]
-    with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
-        for ended in [pool.submit(runner.one, *item) for item in work if item not in alone]:
+    with concurrent.futures.ThreadPoolExecutor(1 if given.times else given.jobs) as pool:
+        for ended in [pool.submit(runner.one, *item) for item in work]:
             ended.result()
-    if not given.sanitize:
-        for item in alone:
-            runner.one(*item)
     results = runner.results
     kept = given.out / ("sanitize.json" if given.sanitize else "tests.json")
     before = json.loads(kept.read_text()) if kept.exists() else []
