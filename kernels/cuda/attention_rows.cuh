@@ -250,49 +250,72 @@ struct AttentionRows : PieceWords<KEEP> {
     // The block that arrives last folds the splits of the tile, ascending.
     __device__ __forceinline__ void arrive() {
         __shared__ uint32_t last;
-        __threadfence();
-        meet();
+        meet();  // what the block's threads have left is released by the one that arrives for them
         if (thread == 0) {
             uint32_t* counter = p.arrivals + (uint64_t)item.partials * p.kv_heads + head;
-            last = atomicAdd(counter, 1) + 1 == item.counts >> 16;
+            uint32_t before;
+            asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+            last = before + 1 == item.counts >> 16;
             if (last) {
                 *counter = 0;
             }
         }
         meet();
-        if (!last) {
-            return;
+        if (last) {
+            fold_splits();
         }
-        __threadfence();
+    }
+
+    __device__ __forceinline__ void fold_splits() {
+        constexpr int VALUES = ROW_WARPS == 1 ? 2 : 4;  // of a row, to a thread
+        constexpr int AT_ONCE = PART && ROW_WARPS == 1 ? 8 : CAP ? 2 : 4;  // splits whose loads are under way
+        constexpr uint32_t COLUMNS = D / VALUES;
         const uint32_t tile_begin = item.tile_splits & 0xffff;
         const AttentionSpan own_span = span();
         const uint32_t begin = max(tile_begin, own_span.key_begin / ATTENTION_SPLIT);
         const uint32_t end = min(item.tile_splits >> 16, (own_span.key_end + ATTENTION_SPLIT - 1) / ATTENTION_SPLIT);
-        for (uint32_t index = thread; index < flats * (D / 4); index += THREADS) {
-            const uint32_t row = index / (D / 4), column4 = index % (D / 4);
+        const uint64_t next = (uint64_t)flats * p.kv_heads;  // partial row of the split after
+        for (uint32_t index = thread; index < flats * COLUMNS; index += THREADS) {
+            const uint32_t row = index / COLUMNS, column = index % COLUMNS * VALUES;
             uint64_t at = (uint64_t)(item.partials + (begin - tile_begin) * flats + row) * p.kv_heads + head;
             Fold own;
             own.begin();
-            float total[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 8
-            for (uint32_t split = begin; split < end; ++split) {
-                const float2 with = __ldcg(p.partial_folds + at);
-                const float4 v = __ldcg((const float4*)(p.partial_values + at * D) + column4);
-                own.take(with.x, with.y);
-                total[0] = own.value(total[0], v.x);
-                total[1] = own.value(total[1], v.y);
-                total[2] = own.value(total[2], v.z);
-                total[3] = own.value(total[3], v.w);
-                at += (uint64_t)flats * p.kv_heads;
+            float total[VALUES] = {};
+            for (uint32_t split = begin; split < end; split += AT_ONCE) {
+                float2 with[AT_ONCE];
+                float v[AT_ONCE][VALUES];
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; ++i) {
+                    if (split + i < end) {
+                        with[i] = __ldcg(p.partial_folds + at);
+                        const float* from = p.partial_values + at * D + column;
+                        if constexpr (VALUES == 2) {
+                            *(float2*)v[i] = __ldcg((const float2*)from);
+                        } else {
+                            *(float4*)v[i] = __ldcg((const float4*)from);
+                        }
+                    }
+                    at += next;
+                }
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; ++i) {
+                    if (split + i < end) {
+                        own.take(with[i].x, with[i].y);
+#pragma unroll
+                        for (int j = 0; j < VALUES; ++j) {
+                            total[j] = own.value(total[j], v[i][j]);
+                        }
+                    }
+                }
             }
             const float inverse = own.inverse();
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                total[i] = Fold::finish(total[i], inverse);
+            for (int j = 0; j < VALUES; ++j) {
+                total[j] = Fold::finish(total[j], inverse);
             }
-            uint32_t step_row, column;
-            place(row, step_row, column);
-            store_output(p, p.query_heads * D, step_row, column + column4 * 4, total);
+            uint32_t step_row, first_column;
+            place(row, step_row, first_column);
+            store_output(p, p.query_heads * D, step_row, first_column + column, total);
         }
     }
 
