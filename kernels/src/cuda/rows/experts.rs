@@ -36,7 +36,8 @@ impl ExpertRows {
     /// For so many rows, of which each chooses `top_k` of the experts, `held` of them here.
     pub fn new(rows: usize, top_k: usize, held: usize) -> Self {
         let choices = rows * top_k.min(held);
-        let groups = held.min(choices);
+        // Two at least, of several experts: a launch of one group is one whose matrix is known before.
+        let groups = held.min(choices.max(2));
         Self { groups, sorted: (choices + groups * (ALIGN - 1)).next_multiple_of(ALIGN), largest: rows }
     }
 }

@@ -152,7 +152,35 @@ fn gathered_rows_are_copied_converted_and_normalised(bench: &Bench) {
     report.finish("gather");
 }
 
+/// Blocks whose quotients lie on ties and a few steps beside them, under scales of all magnitudes.
+fn ties_are_rounded_as_the_reference_rounds_them(bench: &Bench) {
+    let (mut random, mut report) = (Random::new("ties"), Report::default());
+    let (rows, width) = (64, 1024);
+    let mut input = Vec::with_capacity(rows * width);
+    for block in 0..rows * width / 32 {
+        let exponent = 1 + random.below(240) as u32;
+        let fraction = if block % 3 == 0 { 0 } else { random.next() as u32 & 0x007f_ffff };
+        let largest = f32::from_bits(exponent << 23 | fraction);
+        let scale = largest / 127.0;
+        input.push(largest);
+        for _ in 1..32 {
+            let tie = (random.below(254) as f32 - 127.0 + 0.5) * scale;
+            let beside = tie.to_bits().wrapping_add(random.below(7) as u32).wrapping_sub(3);
+            let value = if tie == 0.0 { tie } else { f32::from_bits(beside) };
+            input.push(value.clamp(-largest, largest));
+        }
+    }
+    let (from, count) = (bench.upload(&input), bench.upload(&[rows as u32]));
+    let output = Output::new(bench, RowForm::Q8, rows, width);
+    let target = Some(output.target());
+    let norm = Norm { input: from.ptr(), output: target, count: count.ptr(), width, ..Norm::default() };
+    bench.run("ties", &bench.kernels.norm(rows, &norm));
+    output.check(&mut report, "ties", input.chunks(width).enumerate());
+    report.finish("ties");
+}
+
 checks!(
+    ties_are_rounded_as_the_reference_rounds_them,
     norms_have_the_references_bits_in_every_form,
     norms_after_a_block_add_to_the_stream_and_the_next_norm_reads_it,
     gathered_rows_are_copied_converted_and_normalised
