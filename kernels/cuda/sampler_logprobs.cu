@@ -62,7 +62,7 @@ __device__ __forceinline__ float reached_by(uint32_t count, float own, float max
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1) sampler_logprobs(const __grid_constant__ SampleArgs args) {
-    __shared__ float tiles[2][TILE];
+    __shared__ __align__(16) float tiles[2][TILE];
     __shared__ uint64_t keys[TOP_LIST];
     __shared__ uint64_t memory[33];
     __shared__ uint32_t listed, larger;
