@@ -50,7 +50,7 @@ __device__ __forceinline__ void fold_parts(const ExactAttentionParams& p) {
 
 #define POLYLINK_EXACT_ATTENTION(name, kind, UNITS, CHUNK, RING, BLOCKS)                                                                  \
     extern "C" __global__ void __launch_bounds__(256, BLOCKS) name(const __grid_constant__ polylink::exact::ExactAttentionParams p) {     \
-        extern __shared__ __align__(128) uint8_t shared[];                                                                        \
+        POLYLINK_DYNAMIC_SHARED(uint8_t, shared);\
         polylink::exact::ExactAttention<polylink::exact::Kv::kind, UNITS, CHUNK, RING>::run(p, shared);                           \
     }
 

@@ -123,7 +123,7 @@ __device__ __forceinline__ void write_output(const ExactAttentionParams& p, bool
     const float scale = quantise_scale(largest);
     if (valid) {
         const uint64_t pitch = q8_pitch(width);
-        char2 quants = make_char2((char)quantise_value(value.x, scale), (char)quantise_value(value.y, scale));
+        char2 quants = {(signed char)quantise_value(value.x, scale), (signed char)quantise_value(value.y, scale)};
         *reinterpret_cast<char2*>(p.out_quants + row * pitch + at) = quants;
         if (at % 32 == 0) {
             p.out_scales[row * (pitch / 32) + at / 32] = scale;

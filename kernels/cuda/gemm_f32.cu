@@ -312,7 +312,7 @@ struct ManyRows {
 
 #define POLYLINK_FLOAT_KERNEL(name, Tile, THREADS)                                                                 \
     extern "C" __global__ void __launch_bounds__(THREADS) name(const __grid_constant__ polylink::exact::FloatParams p) { \
-        extern __shared__ __align__(128) uint8_t shared[];                                                         \
+        POLYLINK_DYNAMIC_SHARED(uint8_t, shared);\
         polylink::exact::Tile::run(p, shared);                                                                     \
     }
 

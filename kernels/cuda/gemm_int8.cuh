@@ -6,8 +6,8 @@
 // sums of integers, exact in any order; each output then takes them in its one chain of f32, blocks ascending, ranges apart.
 // So a row's bits depend neither on the tile nor on the other rows, and every shape of tile gives the same.
 //
-// Shared memory of a stage: [BN / 8][RECORD] ‖ integers [BM][256], the 16-byte pieces of a row exchanged by its number % 8 ‖
-// scales [BM][8] f32, the two halves of a row exchanged by bit 2 of its number.
+// Shared memory: stages of [BN / 8][RECORD] ‖ integers [BM][272], 256 used ‖ scales [BM][12] f32, 8 used: so neighbouring rows
+// lie in unlike banks; then a barrier per stage. Where there are bulk copies, a thread asks for a strip's record and for a row.
 #pragma once
 
 #include "int8_forms.cuh"
@@ -32,10 +32,8 @@ struct Int8Params {
     uint32_t out_pitch;
 };
 
-// The scale of a row in a stage.
-__device__ __forceinline__ uint32_t scale_place(uint32_t row, uint32_t block) {
-    return row * 8 + (((block >> 2) ^ ((row >> 2) & 1)) << 2) + (block & 3);
-}
+// Bytes of a row of integers and of one of scales in a stage.
+constexpr uint32_t QUANTS_PITCH = 272, SCALES_PITCH = 48;
 
 // MT tiles of 16 rows (EIGHT: one of 8) and NT strips of 8 outputs per warp, WM × WN warps; SPLIT: more than one K range.
 template <class Form, int MT, int NT, int WM, int WN, bool EIGHT, bool SPLIT, int STAGES>
@@ -44,42 +42,65 @@ struct Int8Tile {
     static constexpr int STRIPS = NT * WN;
     static constexpr int THREADS = 32 * WM * WN;
     static constexpr int WEIGHT_BYTES = STRIPS * Form::RECORD;
-    static constexpr int STAGE_BYTES = WEIGHT_BYTES + BM * 256 + BM * 32;
+    static constexpr int STAGE_BYTES = WEIGHT_BYTES + BM * (QUANTS_PITCH + SCALES_PITCH);
+    static constexpr int BARRIERS = STAGES * STAGE_BYTES;
+    // Blocks whose sums of integers are asked for together.
+    static constexpr int BATCH = MT * NT == 1 ? 4 : MT * NT == 4 ? 2 : 1;
     // Values per tile and strip in a lane.
     static constexpr int VALUES = EIGHT ? 2 : 4;
     static_assert(!EIGHT || (MT == 1 && WM == 1), "eight rows are one warp's");
 
-    static __device__ __forceinline__ void copy_weights(const Int8Params& p, const uint8_t* weights, uint32_t stage,
-                                                        uint32_t groups, uint32_t group) {
+    static __device__ __forceinline__ void copy_weights(const Int8Params& p, const uint8_t* weights, uint32_t base,
+                                                        uint32_t slot, uint32_t groups, uint32_t group) {
+        const uint32_t stage = base + slot * STAGE_BYTES, first = blockIdx.x * STRIPS, strips = (p.outputs + 7) / 8 - first;
+#ifdef POLYLINK_BULK
+        const uint32_t barrier = base + BARRIERS + slot * 8, own = strips < STRIPS ? strips : STRIPS;
+        if (threadIdx.x == 0) {
+            barrier_arrive_bytes(barrier, own * Form::RECORD);
+        }
+        if (threadIdx.x < own) {
+            copy_bulk(stage + threadIdx.x * Form::RECORD,
+                      weights + ((uint64_t)(first + threadIdx.x) * groups + group) * Form::RECORD, Form::RECORD, barrier);
+        }
+#else
         constexpr uint32_t PIECES = Form::RECORD / 16;
-        const uint32_t strips = (p.outputs + 7) / 8, first = blockIdx.x * STRIPS;
-#pragma unroll
+#pragma unroll 2
         for (uint32_t i = threadIdx.x; i < STRIPS * PIECES; i += THREADS) {
-            uint32_t strip = i / PIECES, piece = i % PIECES;
-            if (first + strip < strips) {
+            const uint32_t strip = i / PIECES, piece = i % PIECES;
+            if (strip < strips) {
                 copy_16(stage + i * 16, weights + ((uint64_t)(first + strip) * groups + group) * Form::RECORD + piece * 16);
             }
         }
+#endif
     }
 
-    static __device__ __forceinline__ void copy_rows(const Int8Params& p, const Share& share, uint32_t stage, uint32_t group) {
-        const uint32_t first = blockIdx.y * BM;
+    static __device__ __forceinline__ void copy_rows(const Int8Params& p, const Share& share, uint32_t base, uint32_t slot,
+                                                     uint32_t group) {
+        const uint32_t first = blockIdx.y * BM, count = share.rows - first < BM ? share.rows - first : BM;
+        const uint32_t quants = base + slot * STAGE_BYTES + WEIGHT_BYTES, scales = quants + BM * QUANTS_PITCH;
         const int8_t* from = p.quants + (uint64_t)(share.first_row + first) * p.pitch + group * 256;
         const float* from_scales = p.scales + (uint64_t)(share.first_row + first) * (p.pitch / 32) + group * 8;
-        const uint32_t quants = stage + WEIGHT_BYTES, scales = quants + BM * 256;
-        for (uint32_t i = threadIdx.x; i < BM * 16; i += THREADS) {
-            uint32_t row = i / 16, piece = i % 16;
-            if (first + row < share.rows) {
-                copy_16(quants + row * 256 + (piece ^ (row & 7)) * 16, from + (uint64_t)row * p.pitch + piece * 16);
+#ifdef POLYLINK_BULK
+        static_assert(THREADS >= BM && THREADS >= STRIPS, "a thread per row");
+        const uint32_t barrier = base + BARRIERS + slot * 8, row = threadIdx.x;
+        if (row == 0) {
+            barrier_arrive_bytes(barrier, count * (256 + 32));
+        }
+        if (row < count) {
+            copy_bulk(quants + row * QUANTS_PITCH, from + (uint64_t)row * p.pitch, 256, barrier);
+            copy_bulk(scales + row * SCALES_PITCH, from_scales + (uint64_t)row * (p.pitch / 32), 32, barrier);
+        }
+#else
+        for (uint32_t i = threadIdx.x; i < count * 18; i += THREADS) {
+            const uint32_t row = i / 18, piece = i % 18;
+            if (piece < 16) {
+                copy_16(quants + row * QUANTS_PITCH + piece * 16, from + (uint64_t)row * p.pitch + piece * 16);
+            } else {
+                copy_16(scales + row * SCALES_PITCH + (piece - 16) * 16,
+                        from_scales + (uint64_t)row * (p.pitch / 32) + (piece - 16) * 4);
             }
         }
-        for (uint32_t i = threadIdx.x; i < BM * 2; i += THREADS) {
-            uint32_t row = i / 2, half = i % 2;
-            if (first + row < share.rows) {
-                copy_16(scales + row * 32 + (half ^ ((row >> 2) & 1)) * 16,
-                        from_scales + (uint64_t)row * (p.pitch / 32) + half * 4);
-            }
-        }
+#endif
     }
 
     // One block of 32 inputs onto the chains.
@@ -87,7 +108,8 @@ struct Int8Tile {
                                                 int warp_m, int warp_n) {
         const int g = lane / 4, c = lane % 4;
         const uint8_t* quants = stage + WEIGHT_BYTES;
-        const float* row_scales = reinterpret_cast<const float*>(quants + BM * 256);
+        const float* row_scales = reinterpret_cast<const float*>(quants + BM * QUANTS_PITCH);
+        constexpr int PITCH = SCALES_PITCH / 4;
         uint32_t a[MT][4];
         float scale[MT][2];
 #pragma unroll
@@ -95,14 +117,14 @@ struct Int8Tile {
             const int first = (warp_m * MT + m) * 16;
             if constexpr (EIGHT) {
                 const int row = lane & 7, piece = 2 * block + ((lane >> 3) & 1);
-                load_rows_8(a[m], shared_address(quants + row * 256 + (piece ^ row) * 16));
-                scale[m][0] = row_scales[scale_place(g, block)];
+                load_rows_8(a[m], shared_address(quants + row * QUANTS_PITCH + piece * 16));
+                scale[m][0] = row_scales[g * PITCH + block];
                 scale[m][1] = 0.0f;
             } else {
                 const int row = first + (lane & 15), piece = 2 * block + (lane >> 4);
-                load_rows_16(a[m], shared_address(quants + row * 256 + (piece ^ (row & 7)) * 16));
-                scale[m][0] = row_scales[scale_place(first + g, block)];
-                scale[m][1] = row_scales[scale_place(first + g + 8, block)];
+                load_rows_16(a[m], shared_address(quants + row * QUANTS_PITCH + piece * 16));
+                scale[m][0] = row_scales[(first + g) * PITCH + block];
+                scale[m][1] = row_scales[(first + g + 8) * PITCH + block];
             }
         }
         constexpr uint32_t ONE = 0x4b400000u;
@@ -192,83 +214,120 @@ struct Int8Tile {
         pdl_launch();
         const uint32_t base = shared_address(shared);
         const uint32_t groups = p.pitch / 256;
+#ifdef POLYLINK_BULK
+        if (threadIdx.x == 0) {
+            for (int slot = 0; slot < STAGES; ++slot) {
+                barrier_init(base + BARRIERS + slot * 8, 2);
+            }
+            barrier_init_fence();
+        }
+        __syncthreads();
+#endif
         // Which matrix of several it is, an earlier kernel says.
         const bool several = gridDim.z > 1;
-        for (uint32_t group = 0; !several && group < STAGES - 1 && group < groups; ++group) {
-            copy_weights(p, p.weights, base + group * STAGE_BYTES, groups, group);
+        const uint32_t ahead = groups < STAGES - 1 ? groups : STAGES - 1;
+        for (uint32_t group = 0; !several && group < ahead; ++group) {
+            copy_weights(p, p.weights, base, group, groups, group);
         }
         pdl_wait();
         const Share share = share_of(p.counts, p.rows, p.wanted, p.matrix_bytes);
         const uint8_t* weights = p.weights + share.weights;
         if (blockIdx.y * BM >= share.rows) {
-            copies_commit();
-            copies_wait<0>();
+            drain(base, several ? 0 : ahead);
             return;
         }
-        for (uint32_t group = 0; several && group < STAGES - 1 && group < groups; ++group) {
-            copy_weights(p, weights, base + group * STAGE_BYTES, groups, group);
-        }
+#ifdef POLYLINK_BULK
+        fence_async_global();
+#endif
         for (uint32_t group = 0; group < STAGES - 1; ++group) {
             if (group < groups) {
-                copy_rows(p, share, base + group * STAGE_BYTES, group);
+                if (several) {
+                    copy_weights(p, weights, base, group, groups, group);
+                }
+                copy_rows(p, share, base, group, group);
             }
             copies_commit();
         }
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         const int warp_m = warp / WN, warp_n = warp % WN;
         float sums[MT][NT][VALUES] = {}, totals[MT][NT][VALUES];
-        uint32_t end = p.range_blocks;
-        bool first = true;
-        uint32_t slot = 0, next = STAGES - 1;
+        // −0 leaves every sum that is added to it as it is.
+        set(totals, -0.0f);
+        uint32_t end = p.range_blocks, slot = 0, next = STAGES - 1, phase = 0;
+#pragma unroll 1
         for (uint32_t group = 0; group < groups; ++group) {
+#ifdef POLYLINK_BULK
+            barrier_wait(base + BARRIERS + slot * 8, phase);
+#else
             copies_wait<STAGES - 2>();
+#endif
+            // All threads are done with the group before, whose place the next one takes.
             __syncthreads();
             if (group + STAGES - 1 < groups) {
-                copy_weights(p, weights, base + next * STAGE_BYTES, groups, group + STAGES - 1);
-                copy_rows(p, share, base + next * STAGE_BYTES, group + STAGES - 1);
+                copy_weights(p, weights, base, next, groups, group + STAGES - 1);
+                copy_rows(p, share, base, next, group + STAGES - 1);
             }
             copies_commit();
             const uint8_t* stage = shared + slot * STAGE_BYTES;
-            const uint32_t begin = group * 8;
-            auto block = [&](uint32_t number) {
+            const uint32_t begin = group * 8, count = p.blocks - begin < 8 ? p.blocks - begin : 8;
+#pragma unroll 1
+            for (uint32_t number = 0; number < count;) {
                 if (SPLIT && begin + number == end) {
-                    take(sums, totals, first);
-                    first = false;
+                    take(sums, totals);
                     end += p.range_blocks;
                 }
-                fold(sums, stage, (int)number, lane, warp_m, warp_n);
-            };
-            if (begin + 8 <= p.blocks) {
-#pragma unroll(MT *NT >= 8 ? 2 : 8)
-                for (uint32_t number = 0; number < 8; ++number) {
-                    block(number);
-                }
-            } else {
-#pragma unroll 1
-                for (uint32_t number = 0; begin + number < p.blocks; ++number) {
-                    block(number);
+                if (BATCH > 1 && number + BATCH <= count && (!SPLIT || end - begin >= number + BATCH)) {
+#pragma unroll
+                    for (int i = 0; i < BATCH; ++i) {
+                        fold(sums, stage, (int)number + i, lane, warp_m, warp_n);
+                    }
+                    number += BATCH;
+                } else {
+                    fold(sums, stage, (int)number, lane, warp_m, warp_n);
+                    ++number;
                 }
             }
+            next = slot;
             slot = slot + 1 == STAGES ? 0 : slot + 1;
-            next = next + 1 == STAGES ? 0 : next + 1;
+            phase ^= slot == 0;
         }
         if constexpr (SPLIT) {
-            take(sums, totals, first);
+            take(sums, totals);
             store(p, totals, share, lane, warp_m, warp_n);
         } else {
             store(p, sums, share, lane, warp_m, warp_n);
         }
     }
 
-    // A range is complete: the first one's sums are the totals, others are added.
-    static __device__ __forceinline__ void take(float (&sums)[MT][NT][VALUES], float (&totals)[MT][NT][VALUES], bool first) {
+    // Nothing may come into shared memory after the block has ended.
+    static __device__ __forceinline__ void drain(uint32_t base, uint32_t stages) {
+#ifdef POLYLINK_BULK
+        for (uint32_t slot = 0; threadIdx.x == 0 && slot < stages; ++slot) {
+            barrier_arrive(base + BARRIERS + slot * 8);
+            barrier_wait(base + BARRIERS + slot * 8, 0);
+        }
+#else
+        copies_commit();
+        copies_wait<0>();
+#endif
+    }
+
+    static __device__ __forceinline__ void set(float (&values)[MT][NT][VALUES], float value) {
+#pragma unroll
+        for (int i = 0; i < MT * NT * VALUES; ++i) {
+            values[i / (NT * VALUES)][i / VALUES % NT][i % VALUES] = value;
+        }
+    }
+
+    // A range is complete.
+    static __device__ __forceinline__ void take(float (&sums)[MT][NT][VALUES], float (&totals)[MT][NT][VALUES]) {
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
 #pragma unroll
             for (int n = 0; n < NT; ++n) {
 #pragma unroll
                 for (int v = 0; v < VALUES; ++v) {
-                    totals[m][n][v] = first ? sums[m][n][v] : __fadd_rn(totals[m][n][v], sums[m][n][v]);
+                    totals[m][n][v] = __fadd_rn(totals[m][n][v], sums[m][n][v]);
                     sums[m][n][v] = 0.0f;
                 }
             }
@@ -281,7 +340,7 @@ struct Int8Tile {
 // A kernel of a form. Shared memory: `STAGES` stages, dynamic.
 #define POLYLINK_INT8_KERNEL(name, Form, MT, NT, WM, WN, EIGHT, SPLIT, STAGES)                                              \
     extern "C" __global__ void __launch_bounds__(32 * WM * WN) name(const __grid_constant__ polylink::exact::Int8Params p) { \
-        extern __shared__ __align__(128) uint8_t shared[];                                                                   \
+        POLYLINK_DYNAMIC_SHARED(uint8_t, shared);\
         polylink::exact::Int8Tile<polylink::exact::Form, MT, NT, WM, WN, EIGHT, SPLIT, STAGES>::run(p, shared);              \
     }
 
@@ -293,5 +352,5 @@ struct Int8Tile {
     POLYLINK_INT8_KERNEL(rows_16_by_32, Form, 1, 1, 1, 4, false, true, 8)        \
     POLYLINK_INT8_KERNEL(rows_64_by_32, Form, 2, 2, 2, 2, false, true, 4)        \
     POLYLINK_INT8_KERNEL(rows_64_by_64, Form, 2, 4, 2, 2, false, true, 3)        \
-    POLYLINK_INT8_KERNEL(rows_128_by_128, Form, 4, 4, 2, 4, false, false, 3)     \
-    POLYLINK_INT8_KERNEL(rows_128_by_128_split, Form, 4, 4, 2, 4, false, true, 3)
+    POLYLINK_INT8_KERNEL(rows_128_by_128, Form, 2, 4, 4, 4, false, false, 3)     \
+    POLYLINK_INT8_KERNEL(rows_128_by_128_split, Form, 2, 4, 4, 4, false, true, 3)

@@ -16,17 +16,12 @@
 // multiplied by 16 or 4): then their bits are those of MAGIC + sum, and one subtraction leaves the sum as a float, exactly.
 #pragma once
 
-#include <cuda_fp16.h>
-
 #include "exact_tools.cuh"
 
 namespace polylink::exact {
 
 // Which operations a block needs.
 enum class Fold { Plain, Minimum, Halves };
-
-// Two neighbouring f16 values, widened (exact).
-__device__ __forceinline__ float2 widen(const uint8_t* at) { return __half22float2(*reinterpret_cast<const __half2*>(at)); }
 
 __device__ __forceinline__ uint32_t word_at(const uint8_t* at) { return *reinterpret_cast<const uint32_t*>(at); }
 

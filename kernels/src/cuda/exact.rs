@@ -25,6 +25,24 @@ pub(crate) enum ExactError {
     Cuda(#[from] CudaError),
 }
 
+/// A kernel with its geometry and parameters, before the device has looked it up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call<P> {
+    pub module: &'static str,
+    pub name: &'static str,
+    pub grid: [u32; 3],
+    pub block: u32,
+    pub shared: u32,
+    pub params: P,
+}
+
+impl<P: Copy> Call<P> {
+    /// Bound to the function of that name.
+    pub fn launch(&self, function: &Function) -> Launch {
+        Launch::new(function, self.grid, self.block, self.shared, self.params)
+    }
+}
+
 /// Values of a row of 8-bit activations, with those that pad it (`q8_pitch` in `quantise.cuh`).
 pub(crate) const fn q8_pitch(width: usize) -> usize {
     width.next_multiple_of(256)
@@ -44,6 +62,19 @@ struct QuantiseParams {
     spare: u32,
 }
 
+/// `input: [rows][width]` f32 to `quants: [rows][q8_pitch(width)]` i8 and `scales: [rows][q8_pitch(width) / 32]` f32; the rows in
+/// use (`wanted`: the wanted ones) are those of `counts`. `width` is a multiple of 32.
+fn quantise_call(
+    [input, quants, scales, counts]: [DevicePtr; 4],
+    rows: u32,
+    wanted: bool,
+    width: u32,
+) -> Call<QuantiseParams> {
+    let params = QuantiseParams { input, quants, scales, counts, rows, wanted: wanted.into(), width, spare: 0 };
+    let grid = [width.div_ceil(1024), rows, 1];
+    Call { module: "quantise_rows", name: "quantise_rows", grid, block: 256, shared: 0, params }
+}
+
 /// Rows of f32 to rows of 8-bit activations.
 #[derive(Clone, Debug)]
 pub(crate) struct Quantise {
@@ -55,16 +86,8 @@ impl Quantise {
         Ok(Self { function: device.function("quantise_rows", "quantise_rows")? })
     }
 
-    /// `input: [rows][width]` f32 to `quants: [rows][q8_pitch(width)]` i8 and `scales: [rows][q8_pitch(width) / 32]` f32; the
-    /// rows in use (`wanted`: the wanted ones) are those of `counts`. `width` is a multiple of 32.
-    pub fn launch(
-        &self,
-        [input, quants, scales, counts]: [DevicePtr; 4],
-        rows: u32,
-        wanted: bool,
-        width: u32,
-    ) -> Launch {
-        let params = QuantiseParams { input, quants, scales, counts, rows, wanted: wanted.into(), width, spare: 0 };
-        Launch::new(&self.function, [width.div_ceil(1024), rows, 1], 256, 0, params)
+    /// Addresses of input, integers, scales and counts; the widths as of [`q8_pitch`].
+    pub fn launch(&self, addresses: [DevicePtr; 4], rows: u32, wanted: bool, width: u32) -> Launch {
+        quantise_call(addresses, rows, wanted, width).launch(&self.function)
     }
 }

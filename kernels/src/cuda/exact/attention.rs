@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::ExactError;
+use super::{Call, ExactError};
 use crate::backend::KvDtype;
 use crate::cuda::driver::{Device, DevicePtr, Function, Launch};
 use crate::program::AttentionSpec;
@@ -167,7 +167,7 @@ impl AttentionPlan {
 /// Parameters of the kernels: `ExactAttentionParams`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-struct Params {
+pub(crate) struct AttentionParams {
     qkv: DevicePtr,
     cache: DevicePtr,
     items: DevicePtr,
@@ -209,13 +209,82 @@ pub(crate) struct AttentionIo {
     pub scales: DevicePtr,
 }
 
+/// Kernel for a kind of cache and size of head, and its shared memory in bytes.
+///
+/// # Errors
+/// [`ExactError::Unsupported`] if heads are no multiples of 16 or beyond 512.
+pub(crate) fn kernel(dtype: KvDtype, head_dim: usize) -> Result<(&'static str, u32), ExactError> {
+    if !head_dim.is_multiple_of(16) || head_dim == 0 || head_dim > 512 {
+        let reason = format!("heads of {head_dim} values: CUDA takes multiples of 16 up to 512");
+        return Err(ExactError::Unsupported(reason));
+    }
+    // Name, positions of a chunk and chunks of the ring, as in attention_exact.cu.
+    let size = [128, 256, 512].into_iter().position(|most| head_dim <= most).unwrap_or(2);
+    let (bytes, kernels) = match dtype {
+        KvDtype::F32 => (4, [("attention_f32_128", 64, 3), ("attention_f32_256", 32, 3), ("attention_f32_512", 32, 2)]),
+        KvDtype::Bf16 => {
+            (2, [("attention_bf16_128", 64, 4), ("attention_bf16_256", 64, 3), ("attention_bf16_512", 32, 3)])
+        }
+        KvDtype::Int8 => {
+            (1, [("attention_int8_128", 64, 6), ("attention_int8_256", 64, 4), ("attention_int8_512", 64, 3)])
+        }
+    };
+    let (name, chunk, ring) = kernels[size];
+    let scales = if dtype == KvDtype::Int8 { 4 } else { 0 };
+    let shared = ring * chunk * (head_dim * bytes + 16 + scales)
+        + QUERIES * head_dim * 4
+        + QUERIES * ATTENTION_TILE * 4
+        + 7 * QUERIES * 4;
+    Ok((name, shared as u32))
+}
+
+/// The items of a step of at most `rows` rows and `sequences` sequences, then the folds. `layers`: of the cache.
+pub(crate) fn calls(
+    (name, shared): (&'static str, u32),
+    multiprocessors: u32,
+    spec: &AttentionSpec,
+    plan: &AttentionPlan,
+    io: &AttentionIo,
+    (layer, layers): (usize, usize),
+    (rows, sequences): (usize, usize),
+) -> [Call<AttentionParams>; 2] {
+    let params = AttentionParams {
+        qkv: io.qkv,
+        cache: io.cache,
+        items: io.items,
+        merges: io.merges,
+        block_tables: io.block_tables,
+        counts: io.counts,
+        partial: io.partial,
+        out: io.output,
+        out_quants: io.quants,
+        out_scales: io.scales,
+        layers: layers as u32,
+        heads: spec.kv_heads as u32,
+        head_dim: spec.head_dim as u32,
+        layer: layer as u32,
+        query_heads: spec.query_heads as u32,
+        window: spec.window.unwrap_or(0) as u32,
+        scale: spec.scale,
+        soft_cap: spec.soft_cap.unwrap_or(0.0),
+    };
+    let module = "attention_exact";
+    // Blocks go round over items: with few rows as many as run at once, with many more of them, since items are unlike.
+    let width = if rows > 64 { 16 } else { 2 } * multiprocessors;
+    let blocks = (plan.items_max(rows, sequences) as u32).min(width.div_ceil(plan.heads));
+    let attention = Call { module, name, grid: [blocks, plan.heads, 1], block: 256, shared, params };
+    let merges = (plan.merges_max() as u32).min(rows as u32).min(4096);
+    let block = (spec.head_dim as u32 / 2).next_multiple_of(32);
+    let grid = [merges, spec.query_heads as u32, 1];
+    [attention, Call { module, name: "attention_fold", grid, block, shared: 0, params }]
+}
+
 /// The kernels for a kind of cache and size of head.
 #[derive(Clone, Debug)]
 pub(crate) struct ExactAttention {
     attention: Function,
     fold: Function,
-    shared: u32,
-    dtype: KvDtype,
+    kernel: (&'static str, u32),
     multiprocessors: u32,
 }
 
@@ -223,42 +292,15 @@ impl ExactAttention {
     /// # Errors
     /// [`ExactError::Unsupported`] if heads are no multiples of 16 or beyond 512, or the device has too little shared memory.
     pub fn new(device: &Arc<Device>, dtype: KvDtype, head_dim: usize) -> Result<Self, ExactError> {
-        if !head_dim.is_multiple_of(16) || head_dim == 0 || head_dim > 512 {
-            let reason = format!("heads of {head_dim} values: CUDA takes multiples of 16 up to 512");
-            return Err(ExactError::Unsupported(reason));
-        }
-        let size = [128, 256, 512].into_iter().position(|most| head_dim <= most).unwrap_or(2);
-        // Name, bytes of a value, and by size: positions of a chunk and chunks of the ring, as in attention_exact.cu.
-        let (name, bytes, chunks) = match dtype {
-            KvDtype::F32 => ("f32", 4, [(64, 3), (32, 3), (32, 2)]),
-            KvDtype::Bf16 => ("bf16", 2, [(64, 4), (64, 3), (32, 3)]),
-            KvDtype::Int8 => ("int8", 1, [(64, 6), (64, 4), (64, 3)]),
-        };
-        let (chunk, ring) = chunks[size];
-        let scales = if dtype == KvDtype::Int8 { 4 } else { 0 };
-        let shared = ring * chunk * (head_dim * bytes + 16 + scales)
-            + QUERIES * head_dim * 4
-            + QUERIES * ATTENTION_TILE * 4
-            + 7 * QUERIES * 4;
-        let shared = shared as u32;
+        let (name, shared) = kernel(dtype, head_dim)?;
         if shared > device.shared_bytes_max() {
             let reason = format!("heads of {head_dim} values need {shared} bytes of shared memory, more than there is");
             return Err(ExactError::Unsupported(reason));
         }
-        let attention = device.function("attention_exact", &format!("attention_{name}_{}", [128, 256, 512][size]))?;
+        let attention = device.function("attention_exact", name)?;
         attention.allow_shared(shared)?;
         let fold = device.function("attention_exact", "attention_fold")?;
-        Ok(Self { attention, fold, shared, dtype, multiprocessors: device.multiprocessors() })
-    }
-
-    /// Bytes of a KV block of 32 positions.
-    pub fn block_bytes(&self, layers: usize, heads: usize, head_dim: usize) -> usize {
-        let position = match self.dtype {
-            KvDtype::F32 => 4 * head_dim,
-            KvDtype::Bf16 => 2 * head_dim,
-            KvDtype::Int8 => head_dim + 4,
-        };
-        layers * 2 * heads * 32 * position
+        Ok(Self { attention, fold, kernel: (name, shared), multiprocessors: device.multiprocessors() })
     }
 
     /// Whether [`AttentionIo::quants`] can be written: blocks of 32 must not cross heads.
@@ -268,44 +310,17 @@ impl ExactAttention {
 
     /// The launches: the items of a step of at most `rows` rows and `sequences` sequences, then the folds.
     ///
-    /// `layers`: layers of the cache.
+    /// `layers`: layers of the cache. Heads are of the size that [`ExactAttention::new`] was given.
     pub fn launches(
         &self,
         spec: &AttentionSpec,
         plan: &AttentionPlan,
         io: &AttentionIo,
-        (layer, layers): (usize, usize),
-        (rows, sequences): (usize, usize),
+        layer_of: (usize, usize),
+        most: (usize, usize),
     ) -> [Launch; 2] {
-        let params = Params {
-            qkv: io.qkv,
-            cache: io.cache,
-            items: io.items,
-            merges: io.merges,
-            block_tables: io.block_tables,
-            counts: io.counts,
-            partial: io.partial,
-            out: io.output,
-            out_quants: io.quants,
-            out_scales: io.scales,
-            layers: layers as u32,
-            heads: spec.kv_heads as u32,
-            head_dim: spec.head_dim as u32,
-            layer: layer as u32,
-            query_heads: spec.query_heads as u32,
-            window: spec.window.unwrap_or(0) as u32,
-            scale: spec.scale,
-            soft_cap: spec.soft_cap.unwrap_or(0.0),
-        };
-        let items = plan.items_max(rows, sequences) as u32;
-        // Blocks go round over items: with few rows as many as run at once, with many more of them, since items are unlike.
-        let width = if rows > 64 { 16 } else { 2 } * self.multiprocessors;
-        let blocks = items.min(width.div_ceil(plan.heads));
-        let attention = Launch::new(&self.attention, [blocks, plan.heads, 1], 256, self.shared, params);
-        let threads = (spec.head_dim as u32 / 2).next_multiple_of(32);
-        let merges = (plan.merges_max() as u32).min(rows as u32);
-        let fold = Launch::new(&self.fold, [merges.min(4096), spec.query_heads as u32, 1], threads, 0, params);
-        [attention, fold]
+        let [attention, fold] = calls(self.kernel, self.multiprocessors, spec, plan, io, layer_of, most);
+        [attention.launch(&self.attention), fold.launch(&self.fold)]
     }
 }
 

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::packing::{self, FLOAT_STRIP, Form};
-use super::{ExactError, q8_pitch};
+use super::packing::{self, Form};
+use super::{Call, ExactError, q8_pitch};
 use crate::cuda::driver::{CudaError, Device, DeviceBuffer, DevicePtr, Function, Launch};
 use crate::quantise::BLOCK;
 use crate::weights::{MatrixShape, PlainMatrix};
@@ -32,14 +32,14 @@ pub(crate) const TILES: [Tile; 8] = [
     tile("rows_16_by_32", 16, 32, 128, 8, None),
     tile("rows_64_by_32", 64, 32, 128, 4, None),
     tile("rows_64_by_64", 64, 64, 128, 3, None),
-    tile("rows_128_by_128", 128, 128, 256, 3, Some(false)),
-    tile("rows_128_by_128_split", 128, 128, 256, 3, Some(true)),
+    tile("rows_128_by_128", 128, 128, 512, 3, Some(false)),
+    tile("rows_128_by_128_split", 128, 128, 512, 3, Some(true)),
 ];
 
 impl Tile {
     /// Bytes of dynamic shared memory.
     pub fn shared(&self, form: Form) -> u32 {
-        self.stages * (self.outputs / 8 * form.record() as u32 + self.rows * (256 + 32))
+        self.stages * (self.outputs / 8 * form.record() as u32 + self.rows * (272 + 48) + 8)
     }
 
     /// Whether it computes this matrix.
@@ -48,7 +48,7 @@ impl Tile {
     }
 
     /// The tile for so many rows (of the launch, not of the step): any gives the same bits.
-    fn choose(shape: &MatrixShape, outputs: usize, rows: u32, multiprocessors: u32) -> Tile {
+    pub fn choose(shape: &MatrixShape, outputs: usize, rows: u32, multiprocessors: u32) -> Tile {
         // Share of the multiprocessors that have work while any has.
         let even = |tile: &Tile| {
             let blocks = (outputs as u32).div_ceil(tile.outputs) * rows.div_ceil(tile.rows);
@@ -66,18 +66,42 @@ impl Tile {
     }
 }
 
-/// Geometries of the kernels over floats: name, rows, outputs, threads, inputs and number of stages, floats between rows.
-const FLOAT_TILES: [(&str, u32, u32, u32, u32, u32, u32); 4] = [
-    ("rows_1", 1, 32, 32, 64, 6, 64),
-    ("rows_8", 8, 32, 32, 64, 6, 64),
-    ("rows_64", 64, 64, 256, 32, 3, 36),
-    ("rows_128", 128, 64, 256, 32, 3, 36),
+/// A geometry of the kernels over floats.
+#[derive(Clone, Copy, Debug)]
+struct FloatTile {
+    /// With f32 weights, with bf16.
+    names: [&'static str; 2],
+    rows: u32,
+    outputs: u32,
+    threads: u32,
+    /// Inputs of a stage, stages, and floats from a row of activations to the next.
+    stage: (u32, u32, u32),
+}
+
+const FLOAT_TILES: [FloatTile; 4] = [
+    FloatTile { names: ["f32_rows_1", "bf16_rows_1"], rows: 1, outputs: 32, threads: 32, stage: (64, 6, 64) },
+    FloatTile { names: ["f32_rows_8", "bf16_rows_8"], rows: 8, outputs: 32, threads: 32, stage: (64, 6, 64) },
+    FloatTile { names: ["f32_rows_64", "bf16_rows_64"], rows: 64, outputs: 64, threads: 256, stage: (32, 3, 36) },
+    FloatTile { names: ["f32_rows_128", "bf16_rows_128"], rows: 128, outputs: 64, threads: 256, stage: (32, 3, 36) },
 ];
+
+impl FloatTile {
+    fn name(&self, form: Form) -> &'static str {
+        self.names[usize::from(form == Form::Bf16)]
+    }
+
+    /// Bytes of dynamic shared memory.
+    fn shared(&self, form: Form) -> u32 {
+        let (depth, stages, pitch) = self.stage;
+        let weight = if form == Form::F32 { 4 } else { 2 };
+        stages * (self.outputs * depth * weight + self.rows * pitch * 4)
+    }
+}
 
 /// Parameters of the kernels over integers: `Int8Params`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-struct Int8Params {
+pub(crate) struct Int8Params {
     weights: DevicePtr,
     quants: DevicePtr,
     scales: DevicePtr,
@@ -98,7 +122,7 @@ struct Int8Params {
 /// Parameters of the kernels over floats: `FloatParams`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-struct FloatParams {
+pub(crate) struct FloatParams {
     weights: DevicePtr,
     input: DevicePtr,
     bias: DevicePtr,
@@ -116,7 +140,7 @@ struct FloatParams {
 }
 
 /// What of a matrix is in one form: a stack has several, each with the outputs that follow the one before.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Section {
     pub form: Form,
     /// Its first output in the matrix.
@@ -124,20 +148,8 @@ pub(crate) struct Section {
     pub outputs: usize,
     /// Bytes of one matrix of a group.
     pub matrix_bytes: usize,
-    weights: DeviceBuffer,
-}
-
-impl Section {
-    /// Address of the packed matrices.
-    pub fn weights(&self) -> DevicePtr {
-        self.weights.ptr()
-    }
-
-    /// Of a whole matrix whose bytes are there.
-    #[cfg(test)]
-    pub fn of(form: Form, outputs: usize, matrix_bytes: usize, weights: DeviceBuffer) -> Self {
-        Self { form, first: 0, outputs, matrix_bytes, weights }
-    }
+    /// Where the packed matrices lie on the device.
+    pub weights: DevicePtr,
 }
 
 /// A matrix on the device, or a group of matrices of one shape (a layer's experts).
@@ -145,6 +157,8 @@ impl Section {
 pub(crate) struct ExactMatrix {
     pub shape: MatrixShape,
     pub sections: Vec<Section>,
+    /// The sections' weights.
+    pub buffers: Vec<DeviceBuffer>,
 }
 
 impl ExactMatrix {
@@ -159,9 +173,10 @@ impl ExactMatrix {
     /// Brings a matrix of one form to the device, packed already.
     pub fn of_packed(device: &Arc<Device>, shape: MatrixShape, packed: &packing::Packed) -> Result<Self, ExactError> {
         let packing::Packed { form, outputs, bytes } = packed;
-        let weights = device.from_slice(bytes)?;
-        let section = Section { form: *form, first: 0, outputs: *outputs, matrix_bytes: bytes.len(), weights };
-        Ok(Self { shape, sections: vec![section] })
+        let buffer = device.from_slice(bytes)?;
+        let (outputs, matrix_bytes, weights) = (*outputs, bytes.len(), buffer.ptr());
+        let section = Section { form: *form, first: 0, outputs, matrix_bytes, weights };
+        Ok(Self { shape, sections: vec![section], buffers: vec![buffer] })
     }
 
     /// Puts matrices of the same shape and forms behind each other.
@@ -177,18 +192,18 @@ impl ExactMatrix {
             return Err(ExactError::Unsupported("matrices of a group are of unlike shapes or forms".into()));
         }
         let shape = matrices[0].shape;
-        let mut sections = Vec::with_capacity(matrices[0].sections.len());
+        let (mut sections, mut buffers) = (Vec::new(), Vec::new());
         for section in &matrices[0].sections {
-            let weights = device.alloc(section.matrix_bytes * count)?;
-            let Section { form, first, outputs, matrix_bytes, .. } = *section;
-            sections.push(Section { form, first, outputs, matrix_bytes, weights });
+            let buffer = device.alloc(section.matrix_bytes * count)?;
+            sections.push(Section { weights: buffer.ptr(), ..*section });
+            buffers.push(buffer);
         }
         for (number, matrix) in matrices.into_iter().enumerate() {
-            for (to, from) in sections.iter().zip(matrix.sections) {
-                to.weights.copy_from(number * to.matrix_bytes, &from.weights, to.matrix_bytes)?;
+            for (section, (to, from)) in sections.iter().zip(buffers.iter().zip(&matrix.buffers)) {
+                to.copy_from(number * section.matrix_bytes, from, section.matrix_bytes)?;
             }
         }
-        Ok(Self { shape, sections })
+        Ok(Self { shape, sections, buffers })
     }
 
     /// Packs matrices of the same shape and forms, one after the other.
@@ -196,32 +211,14 @@ impl ExactMatrix {
     /// # Errors
     /// As [`ExactMatrix::new`]; [`ExactError::Unsupported`] if the matrices are unlike, or there is none.
     pub fn group(device: &Arc<Device>, matrices: &[PlainMatrix]) -> Result<Self, ExactError> {
-        let Some(head) = matrices.first() else {
-            return Err(ExactError::Unsupported("a group of no matrices".into()));
-        };
-        let mut groups: Vec<packing::Packed> = Vec::new();
-        for (number, matrix) in matrices.iter().enumerate() {
-            let packed = packing::pack(matrix)?;
-            if number == 0 {
-                groups = packed;
-                continue;
-            }
-            let forms =
-                |packed: &[packing::Packed]| packed.iter().map(|one| (one.form, one.outputs)).collect::<Vec<_>>();
-            if matrix.shape != head.shape || forms(&packed) != forms(&groups) {
-                return Err(ExactError::Unsupported("matrices of a group are of unlike shapes or forms".into()));
-            }
-            for (all, mut one) in groups.iter_mut().zip(packed) {
-                all.bytes.append(&mut one.bytes);
-            }
+        let (shape, packed) = pack_group(matrices)?;
+        let (mut sections, mut buffers) = (Vec::with_capacity(packed.len()), Vec::with_capacity(packed.len()));
+        for (section, bytes) in packed {
+            let buffer = device.from_slice(&bytes)?;
+            sections.push(Section { weights: buffer.ptr(), ..section });
+            buffers.push(buffer);
         }
-        let (mut sections, mut first) = (Vec::with_capacity(groups.len()), 0);
-        for packing::Packed { form, outputs, bytes } in groups {
-            let (weights, matrix_bytes) = (device.from_slice(&bytes)?, bytes.len() / matrices.len());
-            sections.push(Section { form, first, outputs, matrix_bytes, weights });
-            first += outputs;
-        }
-        Ok(Self { shape: head.shape, sections })
+        Ok(Self { shape, sections, buffers })
     }
 
     /// Whether a section takes activations of 8 bits.
@@ -236,8 +233,40 @@ impl ExactMatrix {
 
     /// Bytes on the device.
     pub fn bytes(&self) -> usize {
-        self.sections.iter().map(|section| section.weights.bytes()).sum()
+        self.buffers.iter().map(DeviceBuffer::bytes).sum()
     }
+}
+
+/// A shape, and sections with their bytes.
+pub(crate) type PackedGroup = (MatrixShape, Vec<(Section, Vec<u8>)>);
+
+/// The sections of matrices of the same shape and forms, with nothing on the device yet, and their bytes.
+pub(crate) fn pack_group(matrices: &[PlainMatrix]) -> Result<PackedGroup, ExactError> {
+    let Some(head) = matrices.first() else {
+        return Err(ExactError::Unsupported("a group of no matrices".into()));
+    };
+    let mut groups: Vec<packing::Packed> = Vec::new();
+    for (number, matrix) in matrices.iter().enumerate() {
+        let packed = packing::pack(matrix)?;
+        if number == 0 {
+            groups = packed;
+            continue;
+        }
+        let forms = |packed: &[packing::Packed]| packed.iter().map(|one| (one.form, one.outputs)).collect::<Vec<_>>();
+        if matrix.shape != head.shape || forms(&packed) != forms(&groups) {
+            return Err(ExactError::Unsupported("matrices of a group are of unlike shapes or forms".into()));
+        }
+        for (all, mut one) in groups.iter_mut().zip(packed) {
+            all.bytes.append(&mut one.bytes);
+        }
+    }
+    let (mut sections, mut first) = (Vec::with_capacity(groups.len()), 0);
+    for packing::Packed { form, outputs, bytes } in groups {
+        let matrix_bytes = bytes.len() / matrices.len();
+        sections.push((Section { form, first, outputs, matrix_bytes, weights: 0 }, bytes));
+        first += outputs;
+    }
+    Ok((head.shape, sections))
 }
 
 /// What a product reads and writes. Addresses in the device's memory; 0 where there is none.
@@ -264,123 +293,127 @@ pub(crate) struct Product {
     pub groups: u32,
 }
 
+/// Address of a section's first column in a row or vector of outputs.
+fn column(address: DevicePtr, section: &Section) -> DevicePtr {
+    if address == 0 { 0 } else { address + 4 * section.first as u64 }
+}
+
+/// The kernel over integers with a tile that takes the matrix ([`Tile::takes`]).
+pub(crate) fn integers_call(shape: &MatrixShape, section: &Section, product: &Product, tile: Tile) -> Call<Int8Params> {
+    let params = Int8Params {
+        weights: section.weights,
+        quants: product.quants,
+        scales: product.scales,
+        bias: column(product.bias, section),
+        residual: column(product.residual, section),
+        out: column(product.output, section),
+        counts: product.counts,
+        matrix_bytes: section.matrix_bytes as u64,
+        rows: product.rows,
+        wanted: product.wanted.into(),
+        pitch: q8_pitch(shape.inputs) as u32,
+        outputs: section.outputs as u32,
+        blocks: (shape.inputs / BLOCK) as u32,
+        range_blocks: (shape.range_length / BLOCK) as u32,
+        out_pitch: shape.outputs as u32,
+    };
+    let columns = (section.outputs as u32).div_ceil(tile.outputs);
+    let grid = [columns, product.rows.div_ceil(tile.rows), product.groups.max(1)];
+    let shared = tile.shared(section.form);
+    Call { module: module(section.form), name: tile.name, grid, block: tile.threads, shared, params }
+}
+
+/// The kernel over floats.
+pub(crate) fn floats_call(shape: &MatrixShape, section: &Section, product: &Product) -> Call<FloatParams> {
+    let size = match product.rows {
+        0..=1 => 0,
+        2..=16 => 1,
+        17..=512 => 2,
+        _ => 3,
+    };
+    let params = FloatParams {
+        weights: section.weights,
+        input: product.input,
+        bias: column(product.bias, section),
+        residual: column(product.residual, section),
+        out: column(product.output, section),
+        counts: product.counts,
+        matrix_bytes: section.matrix_bytes as u64,
+        rows: product.rows,
+        wanted: product.wanted.into(),
+        in_pitch: shape.inputs as u32,
+        outputs: section.outputs as u32,
+        inputs: shape.inputs as u32,
+        range: shape.range_length as u32,
+        out_pitch: shape.outputs as u32,
+    };
+    let tile = FLOAT_TILES[size];
+    let columns = (section.outputs as u32).div_ceil(tile.outputs);
+    let grid = [columns, product.rows.div_ceil(tile.rows), product.groups.max(1)];
+    let shared = tile.shared(section.form);
+    Call { module: module(section.form), name: tile.name(section.form), grid, block: tile.threads, shared, params }
+}
+
+/// The file of a form's kernels.
+fn module(form: Form) -> &'static str {
+    match form {
+        Form::Q8_0 => "gemm_q8_0",
+        Form::Q4_0 => "gemm_q4_0",
+        Form::Q4K => "gemm_q4_k",
+        Form::Q5K => "gemm_q5_k",
+        Form::Q6K => "gemm_q6_k",
+        Form::F32 | Form::Bf16 => "gemm_f32",
+    }
+}
+
 /// The kernels.
 #[derive(Clone, Debug)]
 pub(crate) struct ExactProducts {
-    integers: HashMap<(Form, &'static str), Function>,
-    floats: HashMap<(Form, &'static str), Function>,
+    functions: HashMap<(Form, &'static str), Function>,
     multiprocessors: u32,
 }
 
 impl ExactProducts {
     pub fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
-        let (mut integers, mut floats) = (HashMap::new(), HashMap::new());
+        let mut functions = HashMap::new();
         let most = device.shared_bytes_max();
+        let mut look_up = |form, name, shared| {
+            let function = device.function(module(form), name)?;
+            function.allow_shared(shared)?;
+            functions.insert((form, name), function);
+            Ok::<(), CudaError>(())
+        };
         for form in Form::INTEGERS {
-            let module = match form {
-                Form::Q8_0 => "gemm_q8_0",
-                Form::Q4_0 => "gemm_q4_0",
-                Form::Q4K => "gemm_q4_k",
-                Form::Q5K => "gemm_q5_k",
-                _ => "gemm_q6_k",
-            };
             // A device of less shared memory goes without the largest tiles.
             for tile in TILES.iter().filter(|tile| tile.shared(form) <= most) {
-                let function = device.function(module, tile.name)?;
-                function.allow_shared(tile.shared(form))?;
-                integers.insert((form, tile.name), function);
+                look_up(form, tile.name, tile.shared(form))?;
             }
         }
         for form in Form::FLOATS {
-            let prefix = if form == Form::F32 { "f32" } else { "bf16" };
             for tile in FLOAT_TILES {
-                let function = device.function("gemm_f32", &format!("{prefix}_{}", tile.0))?;
-                function.allow_shared(float_shared(form, tile))?;
-                floats.insert((form, tile.0), function);
+                look_up(form, tile.name(form), tile.shared(form))?;
             }
         }
-        Ok(Self { integers, floats, multiprocessors: device.multiprocessors() })
+        Ok(Self { functions, multiprocessors: device.multiprocessors() })
     }
 
-    /// The launches of a product, one per section.
-    ///
-    /// `output = residual + (Σ + bias)`.
+    /// The launches of a product, one per section: `output = residual + (Σ + bias)`.
     pub fn launches(&self, matrix: &ExactMatrix, product: &Product) -> Vec<Launch> {
         let shape = &matrix.shape;
         let section = |section: &Section| {
             if !section.form.takes_integers() {
-                return self.floats(shape, section, product);
+                let call = floats_call(shape, section, product);
+                return call.launch(&self.functions[&(section.form, call.name)]);
             }
-            let mut tile = Tile::choose(shape, section.outputs, product.rows, self.multiprocessors);
-            if !self.integers.contains_key(&(section.form, tile.name)) {
-                tile = TILES[5];
-            }
-            self.integers(shape, section, product, tile)
+            let tile = Tile::choose(shape, section.outputs, product.rows, self.multiprocessors);
+            let known = self.functions.contains_key(&(section.form, tile.name));
+            self.integers(shape, section, product, if known { tile } else { TILES[5] })
         };
         matrix.sections.iter().map(section).collect()
     }
 
-    /// The launch with a tile of one's choice, which [`Tile::takes`] the matrix.
+    /// The launch with a tile of one's choice.
     pub fn integers(&self, shape: &MatrixShape, section: &Section, product: &Product, tile: Tile) -> Launch {
-        let at = |address: DevicePtr| if address == 0 { 0 } else { address + 4 * section.first as u64 };
-        let params = Int8Params {
-            weights: section.weights.ptr(),
-            quants: product.quants,
-            scales: product.scales,
-            bias: at(product.bias),
-            residual: at(product.residual),
-            out: at(product.output),
-            counts: product.counts,
-            matrix_bytes: section.matrix_bytes as u64,
-            rows: product.rows,
-            wanted: product.wanted.into(),
-            pitch: q8_pitch(shape.inputs) as u32,
-            outputs: section.outputs as u32,
-            blocks: (shape.inputs / BLOCK) as u32,
-            range_blocks: (shape.range_length / BLOCK) as u32,
-            out_pitch: shape.outputs as u32,
-        };
-        let grid =
-            [(section.outputs as u32).div_ceil(tile.outputs), product.rows.div_ceil(tile.rows), product.groups.max(1)];
-        let function = &self.integers[&(section.form, tile.name)];
-        Launch::new(function, grid, tile.threads, tile.shared(section.form), params)
-    }
-
-    fn floats(&self, shape: &MatrixShape, section: &Section, product: &Product) -> Launch {
-        let tile = match product.rows {
-            0..=1 => FLOAT_TILES[0],
-            2..=16 => FLOAT_TILES[1],
-            17..=512 => FLOAT_TILES[2],
-            _ => FLOAT_TILES[3],
-        };
-        let at = |address: DevicePtr| if address == 0 { 0 } else { address + 4 * section.first as u64 };
-        let params = FloatParams {
-            weights: section.weights.ptr(),
-            input: product.input,
-            bias: at(product.bias),
-            residual: at(product.residual),
-            out: at(product.output),
-            counts: product.counts,
-            matrix_bytes: section.matrix_bytes as u64,
-            rows: product.rows,
-            wanted: product.wanted.into(),
-            in_pitch: shape.inputs as u32,
-            outputs: section.outputs as u32,
-            inputs: shape.inputs as u32,
-            range: shape.range_length as u32,
-            out_pitch: shape.outputs as u32,
-        };
-        let (name, rows, outputs, threads, ..) = tile;
-        let grid = [(section.outputs as u32).div_ceil(outputs), product.rows.div_ceil(rows), product.groups.max(1)];
-        let function = &self.floats[&(section.form, name)];
-        Launch::new(function, grid, threads, float_shared(section.form, tile), params)
+        integers_call(shape, section, product, tile).launch(&self.functions[&(section.form, tile.name)])
     }
 }
-
-/// Bytes of shared memory of a geometry over floats.
-fn float_shared(form: Form, (_, rows, outputs, _, depth, stages, pitch): (&str, u32, u32, u32, u32, u32, u32)) -> u32 {
-    let weight = if form == Form::F32 { 4 } else { 2 };
-    stages * (outputs * depth * weight + rows * pitch * 4)
-}
-
-const _: () = assert!(FLOAT_STRIP == 32, "the geometries over floats are made of strips of 32");

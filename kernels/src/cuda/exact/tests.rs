@@ -1,15 +1,17 @@
-//! Bit for bit against the plain implementation, on a device. Without one they say so and pass.
+//! Bit for bit against the plain implementation, on a device and under the emulator, as far as they are there.
 //!
 //! `POLYLINK_TEST_SEED` repeats a run. `POLYLINK_GPU_TIMES=1` adds times.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::attention::{AttentionItem, AttentionMerge, AttentionPlan, ExactAttention};
+use self::machine::{Machine, Memory};
+use super::attention::{AttentionItem, AttentionMerge, AttentionPlan};
 use super::products::{ExactMatrix, ExactProducts, Product};
 use super::*;
 use crate::cuda::driver::DeviceBuffer;
 
 mod attention;
+mod machine;
 mod products;
 mod times;
 
@@ -120,8 +122,8 @@ impl Report {
 }
 
 /// A step's counts, for some groups.
-pub(super) fn counts(device: &Arc<Device>, groups: &[[u32; 8]]) -> DeviceBuffer {
-    device.from_slice(groups.as_flattened()).expect("memory")
+pub(super) fn counts(machine: &Machine, groups: &[[u32; 8]]) -> Memory {
+    machine.holding(groups.as_flattened())
 }
 
 /// The order of a step's counts.

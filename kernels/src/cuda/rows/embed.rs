@@ -38,7 +38,7 @@ impl EmbedTable {
     /// Form and address of a packed matrix of the exact products; `None` for a stack of several.
     pub fn of_exact(matrix: &ExactMatrix) -> Option<(Self, DevicePtr)> {
         let [section] = matrix.sections.as_slice() else { return None };
-        Some((Self::of_form(section.form), section.weights()))
+        Some((Self::of_form(section.form), section.weights))
     }
 
     /// Of a form of the exact products.

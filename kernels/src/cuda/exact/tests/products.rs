@@ -4,7 +4,7 @@ use polylink_protocol::exact_math::{f16_to_f32, f32_to_bf16};
 
 use super::*;
 use crate::blocks::{KBlock, KKind};
-use crate::cuda::exact::products::TILES;
+use crate::cuda::exact::products::{Section, TILES, Tile, floats_call, integers_call, pack_group};
 use crate::operations::Operations;
 use crate::quantise::{self, BLOCK};
 use crate::reference::ReferenceOperations;
@@ -73,66 +73,155 @@ fn plain(random: &mut Random, shape: MatrixShape, form: usize) -> PlainMatrix {
     PlainMatrix { shape, values }
 }
 
-/// Buffers of a product's rows.
+/// A product's rows on a machine.
 struct Rows {
-    input: DeviceBuffer,
-    quants: DeviceBuffer,
-    scales: DeviceBuffer,
+    input: Memory,
+    quants: Memory,
+    scales: Memory,
 }
 
 impl Rows {
-    /// Brings rows to the device and lets it quantise them (if their width is whole blocks).
-    fn new(device: &Arc<Device>, rows: usize, width: usize, values: &[f32]) -> Self {
-        let input = device.from_slice(values).unwrap();
+    /// Brings rows to the machine and lets it quantise them (if their width is whole blocks).
+    fn new(machine: &Machine, rows: usize, width: usize, values: &[f32]) -> Self {
         let pitch = q8_pitch(width);
-        let quants = device.alloc(rows * pitch).unwrap();
-        let scales = device.alloc(rows * pitch / 8).unwrap();
-        quants.fill(0xff).unwrap();
-        scales.fill(0xff).unwrap();
+        let (input, quants) = (machine.holding(values), machine.memory(rows * pitch));
+        let scales = machine.memory(rows * pitch / 8);
         if width.is_multiple_of(BLOCK) {
-            let counts = counts(device, &[count(rows, 0, 0)]);
+            let counts = counts(machine, &[count(rows, 0, 0)]);
             let at = [input.ptr(), quants.ptr(), scales.ptr(), counts.ptr()];
-            let quantise = Quantise::new(device).unwrap();
-            quantise.launch(at, rows as u32, false, width as u32).run(device).unwrap();
-            device.synchronize().unwrap();
+            machine.run(&quantise_call(at, rows as u32, false, width as u32)).unwrap();
         }
         Self { input, quants, scales }
     }
 }
 
+/// Packed matrices on a machine.
+struct On {
+    shape: MatrixShape,
+    sections: Vec<Section>,
+    _memory: Vec<Memory>,
+}
+
+impl On {
+    fn new(machine: &Machine, matrices: &[PlainMatrix]) -> Self {
+        let (shape, packed) = pack_group(matrices).unwrap();
+        let memory: Vec<Memory> = packed.iter().map(|(_, bytes)| machine.holding(bytes)).collect();
+        let sections = packed.into_iter().zip(&memory);
+        let sections = sections.map(|((section, _), memory)| Section { weights: memory.ptr(), ..section }).collect();
+        Self { shape, sections, _memory: memory }
+    }
+
+    /// What would be chosen on a device of so many multiprocessors.
+    fn run(&self, machine: &Machine, product: &Product) -> Result<(), String> {
+        self.sections.iter().try_for_each(|section| {
+            if !section.form.takes_integers() {
+                return machine.run(&floats_call(&self.shape, section, product));
+            }
+            let tile = Tile::choose(&self.shape, section.outputs, product.rows, machine.multiprocessors());
+            machine.run(&integers_call(&self.shape, section, product, tile))
+        })
+    }
+}
+
 #[test]
 fn activations_become_the_integers_of_rule_3() {
-    let Some(device) = Device::for_tests() else { return };
     let (mut random, mut report) = (Random::new("quantise"), Report::default());
-    for (rows, width) in [(1, 32), (3, 96), (2, 4096), (5, 1056), (7, 14336)] {
-        let values = random.values(rows * width);
-        let found = Rows::new(&device, rows, width, &values);
-        let pitch = q8_pitch(width);
-        let quants: Vec<u8> = found.quants.read(0, rows * pitch).unwrap();
-        let scales: Vec<f32> = found.scales.read(0, rows * pitch / BLOCK).unwrap();
-        let (mut expected, mut got) = (Vec::new(), Vec::new());
-        for row in 0..rows {
-            for block in 0..width / BLOCK {
-                let mut integers = [0i8; BLOCK];
-                let of = values[row * width + block * BLOCK..].first_chunk().unwrap();
-                expected.push(quantise::activations(of, &mut integers));
-                expected.extend(integers.map(f32::from));
-                got.push(scales[row * (pitch / BLOCK) + block]);
-                let at = row * pitch + block * BLOCK;
-                got.extend(quants[at..at + BLOCK].iter().map(|&q| f32::from(q as i8)));
+    for machine in Machine::all() {
+        for (rows, width) in [(1, 32), (3, 96), (2, 4096), (5, 1056), (7, 14336)] {
+            let values = random.values(rows * width);
+            let found = Rows::new(&machine, rows, width, &values);
+            let pitch = q8_pitch(width);
+            let quants: Vec<u8> = found.quants.read(rows * pitch);
+            let scales: Vec<f32> = found.scales.read(rows * pitch / BLOCK);
+            let (mut expected, mut got) = (Vec::new(), Vec::new());
+            for row in 0..rows {
+                for block in 0..width / BLOCK {
+                    let mut integers = [0i8; BLOCK];
+                    let of = values[row * width + block * BLOCK..].first_chunk().unwrap();
+                    expected.push(quantise::activations(of, &mut integers));
+                    expected.extend(integers.map(f32::from));
+                    got.push(scales[row * (pitch / BLOCK) + block]);
+                    let at = row * pitch + block * BLOCK;
+                    got.extend(quants[at..at + BLOCK].iter().map(|&q| f32::from(q as i8)));
+                }
             }
+            let case = format!("{}: {rows} × {width}", machine.name());
+            report.compare(&case, width / BLOCK * (BLOCK + 1), &expected, &got);
         }
-        report.compare(&format!("{rows} × {width}"), width / BLOCK * (BLOCK + 1), &expected, &got);
     }
     report.end("quantise");
 }
 
+/// A matrix of one form times up to `most` rows, with every geometry.
+fn check(
+    machine: &Machine,
+    random: &mut Random,
+    report: &mut Report,
+    (case, form): (usize, usize),
+    (outputs, inputs, range_length, most): (usize, usize, usize, usize),
+) {
+    let shape = MatrixShape { outputs, inputs, range_length, planes: 1 };
+    let matrix = plain(random, shape, form);
+    let input = random.values(most * inputs);
+    let bias = (case % 2 == 0).then(|| random.values(outputs));
+    let residual = (case % 3 == 0).then(|| random.values(most * outputs));
+    let mut expected = residual.clone().unwrap_or_else(|| vec![f32::NAN; most * outputs]);
+    let mut reference = ReferenceOperations::default();
+    reference.gemm(&matrix, &input, &mut expected, bias.as_deref(), residual.is_some()).unwrap();
+    let packed = On::new(machine, std::slice::from_ref(&matrix));
+    let rows_on = Rows::new(machine, most, inputs, &input);
+    let bias_on = bias.as_ref().map(|bias| machine.holding(bias));
+    let out = machine.memory((most + 1) * outputs * 4);
+    for rows in [1, 2, 7, 8, 16, 20, 64, 65, 130, 200, 2048].into_iter().filter(|rows| *rows <= most) {
+        let counts = counts(machine, &[count(rows, 0, 0)]);
+        let product = Product {
+            input: rows_on.input.ptr(),
+            quants: rows_on.quants.ptr(),
+            scales: rows_on.scales.ptr(),
+            bias: bias_on.as_ref().map_or(0, Memory::ptr),
+            residual: if residual.is_some() { out.ptr() } else { 0 },
+            output: out.ptr(),
+            counts: counts.ptr(),
+            wanted: case % 2 == 1,
+            // The bucket may be larger than the step.
+            rows: (rows + case % 3) as u32,
+            groups: 1,
+        };
+        // What is chosen, and every tile that could be.
+        let mut ways = vec![None];
+        if packed.sections.len() == 1 && form > 1 {
+            ways.extend(TILES.into_iter().filter(|tile| tile.takes(&shape)).map(Some));
+        }
+        for way in ways {
+            out.poison();
+            if let Some(residual) = &residual {
+                out.write(residual);
+            }
+            let tile = way.map_or("chosen", |tile| tile.name);
+            let name = format!(
+                "{}: {} {outputs} × {inputs} in {range_length}, {rows} rows, {tile}",
+                machine.name(),
+                NAMES[form]
+            );
+            let done = match way {
+                None => packed.run(machine, &product),
+                Some(tile) => machine.run(&integers_call(&shape, &packed.sections[0], &product, tile)),
+            };
+            done.unwrap_or_else(|error| panic!("{name}: {error}"));
+            let found: Vec<f32> = out.read((rows + 1) * outputs);
+            report.compare(&name, outputs, &expected[..rows * outputs], &found[..rows * outputs]);
+            let after = match &residual {
+                Some(residual) if rows < most => residual[rows * outputs..(rows + 1) * outputs].to_vec(),
+                _ => vec![f32::from_bits(u32::MAX); outputs],
+            };
+            report.compare(&format!("{name}, the row after"), outputs, &after, &found[rows * outputs..]);
+        }
+    }
+}
+
 #[test]
 fn products_have_the_bits_of_the_definition() {
-    let Some(device) = Device::for_tests() else { return };
     let (mut random, mut report) = (Random::new("products"), Report::default());
-    let kernels = ExactProducts::new(&device).unwrap();
-    let mut reference = ReferenceOperations::default();
     let shapes = [
         (1, 32, 32, 8),
         (16, 96, 32, 20),
@@ -148,61 +237,16 @@ fn products_have_the_bits_of_the_definition() {
         (5, 7, 3, 20),
         (130, 66, 22, 20),
     ];
-    for (case, (outputs, inputs, range_length, most)) in shapes.into_iter().enumerate() {
-        for (form, form_name) in NAMES.into_iter().enumerate() {
-            if form > 1 && (inputs % BLOCK != 0 || range_length % BLOCK != 0) {
-                continue;
+    for machine in Machine::all() {
+        for (case, mut shape) in shapes.into_iter().enumerate() {
+            if machine.slow() {
+                shape.3 = shape.3.min(if case == 3 { 130 } else { 8 });
             }
-            let shape = MatrixShape { outputs, inputs, range_length, planes: 1 };
-            let matrix = plain(&mut random, shape, form);
-            let packed = ExactMatrix::new(&device, &matrix).unwrap();
-            let input = random.values(most * inputs);
-            let bias = (case % 2 == 0).then(|| random.values(outputs));
-            let residual = (case % 3 == 0).then(|| random.values(most * outputs));
-            let mut expected = residual.clone().unwrap_or_else(|| vec![f32::NAN; most * outputs]);
-            reference.gemm(&matrix, &input, &mut expected, bias.as_deref(), residual.is_some()).unwrap();
-            let rows_on = Rows::new(&device, most, inputs, &input);
-            let bias_on = bias.as_ref().map(|bias| device.from_slice(bias).unwrap());
-            let out = device.alloc((most + 1) * outputs * 4).unwrap();
-            for rows in [1, 2, 7, 8, 16, 20, 64, 65, 130, 200, 2048].into_iter().filter(|rows| *rows <= most) {
-                let counts = counts(&device, &[count(rows, 0, 0)]);
-                let product = Product {
-                    input: rows_on.input.ptr(),
-                    quants: rows_on.quants.ptr(),
-                    scales: rows_on.scales.ptr(),
-                    bias: bias_on.as_ref().map_or(0, DeviceBuffer::ptr),
-                    residual: if residual.is_some() { out.ptr() } else { 0 },
-                    output: out.ptr(),
-                    counts: counts.ptr(),
-                    wanted: case % 2 == 1,
-                    // The bucket may be larger than the step.
-                    rows: (rows + case % 3) as u32,
-                    groups: 1,
-                };
-                // What is chosen, and every tile that could be.
-                let mut ways = vec![("chosen", kernels.launches(&packed, &product))];
-                if packed.sections.len() == 1 && form > 1 {
-                    let section = &packed.sections[0];
-                    for tile in TILES.into_iter().filter(|tile| tile.takes(&shape)) {
-                        ways.push((tile.name, vec![kernels.integers(&shape, section, &product, tile)]));
-                    }
+            for form in 0..NAMES.len() {
+                if form > 1 && (shape.1 % BLOCK != 0 || shape.2 % BLOCK != 0) {
+                    continue;
                 }
-                for (way, launches) in ways {
-                    out.fill(0xff).unwrap();
-                    if let Some(residual) = &residual {
-                        out.write(0, residual).unwrap();
-                    }
-                    let name = format!("{form_name} {outputs} × {inputs} in {range_length}, {rows} rows, {way}");
-                    let done = launches.iter().try_for_each(|launch| launch.run(&device));
-                    done.and_then(|()| device.synchronize()).unwrap_or_else(|error| panic!("{name}: {error}"));
-                    let found: Vec<f32> = out.read(0, (rows + 1) * outputs).unwrap();
-                    report.compare(&name, outputs, &expected[..rows * outputs], &found[..rows * outputs]);
-                    let after = match &residual {
-                        Some(residual) if rows < most => residual[rows * outputs..(rows + 1) * outputs].to_vec(),
-                        _ => vec![f32::from_bits(u32::MAX); outputs],
-                    };
-                    report.compare(&format!("{name}, the row after"), outputs, &after, &found[rows * outputs..]);
-                }
+                check(&machine, &mut random, &mut report, (case, form), shape);
             }
         }
     }
@@ -211,46 +255,43 @@ fn products_have_the_bits_of_the_definition() {
 
 #[test]
 fn groups_take_their_own_rows_and_matrix() {
-    let Some(device) = Device::for_tests() else { return };
     let (mut random, mut report) = (Random::new("groups"), Report::default());
-    let kernels = ExactProducts::new(&device).unwrap();
     let mut reference = ReferenceOperations::default();
     let shape = MatrixShape { outputs: 70, inputs: 320, range_length: 64, planes: 1 };
     // First row, rows, matrix.
     let groups = [(0, 3, 2), (8, 0, 0), (8, 20, 1), (32, 1, 4)];
-    for (form, form_name) in NAMES.into_iter().enumerate() {
-        let matrices: Vec<_> = (0..5).map(|_| plain(&mut random, shape, form)).collect();
-        let packed = ExactMatrix::group(&device, &matrices).unwrap();
-        let input = random.values(40 * shape.inputs);
-        let rows_on = Rows::new(&device, 40, shape.inputs, &input);
-        let mut expected = vec![f32::from_bits(u32::MAX); 40 * shape.outputs];
-        for (first, rows, matrix) in groups {
-            let x = &input[first * shape.inputs..(first + rows) * shape.inputs];
-            let out = &mut expected[first * shape.outputs..(first + rows) * shape.outputs];
-            reference.gemm(&matrices[matrix], x, out, None, false).unwrap();
-        }
-        let counts = counts(
-            &device,
-            &groups.map(|(first, rows, matrix)| [rows as u32, 0, 0, 0, 0, 0, first as u32, matrix as u32]),
-        );
-        let out = device.alloc(40 * shape.outputs * 4).unwrap();
-        for rows in [20, 40] {
-            out.fill(0xff).unwrap();
-            let product = Product {
-                input: rows_on.input.ptr(),
-                quants: rows_on.quants.ptr(),
-                scales: rows_on.scales.ptr(),
-                output: out.ptr(),
-                counts: counts.ptr(),
-                rows,
-                groups: groups.len() as u32,
-                ..Product::default()
-            };
-            for launch in kernels.launches(&packed, &product) {
-                launch.run(&device).unwrap();
+    for machine in Machine::all() {
+        for (form, form_name) in NAMES.into_iter().enumerate() {
+            let matrices: Vec<_> = (0..5).map(|_| plain(&mut random, shape, form)).collect();
+            let packed = On::new(&machine, &matrices);
+            let input = random.values(40 * shape.inputs);
+            let rows_on = Rows::new(&machine, 40, shape.inputs, &input);
+            let mut expected = vec![f32::from_bits(u32::MAX); 40 * shape.outputs];
+            for (first, rows, matrix) in groups {
+                let x = &input[first * shape.inputs..(first + rows) * shape.inputs];
+                let out = &mut expected[first * shape.outputs..(first + rows) * shape.outputs];
+                reference.gemm(&matrices[matrix], x, out, None, false).unwrap();
             }
-            let found: Vec<f32> = out.read(0, 40 * shape.outputs).unwrap();
-            report.compare(&format!("{form_name} groups, {rows} rows"), shape.outputs, &expected, &found);
+            let of = |(first, rows, matrix)| [rows as u32, 0, 0, 0, 0, 0, first as u32, matrix as u32];
+            let counts = counts(&machine, &groups.map(of));
+            let out = machine.memory(40 * shape.outputs * 4);
+            for rows in [20, 40] {
+                out.poison();
+                let product = Product {
+                    input: rows_on.input.ptr(),
+                    quants: rows_on.quants.ptr(),
+                    scales: rows_on.scales.ptr(),
+                    output: out.ptr(),
+                    counts: counts.ptr(),
+                    rows,
+                    groups: groups.len() as u32,
+                    ..Product::default()
+                };
+                packed.run(&machine, &product).unwrap();
+                let found: Vec<f32> = out.read(40 * shape.outputs);
+                let case = format!("{}: {form_name} groups, {rows} rows", machine.name());
+                report.compare(&case, shape.outputs, &expected, &found);
+            }
         }
     }
     report.end("groups");

@@ -47,15 +47,15 @@ fn times_of_products() {
             let matrices: Vec<ExactMatrix> = (0..sets)
                 .map(|_| {
                     let weights = filled(&device, &mut random, bytes, !form.takes_integers());
-                    let section = Section::of(form, outputs, bytes, weights);
-                    ExactMatrix { shape, sections: vec![section] }
+                    let section = Section { form, first: 0, outputs, matrix_bytes: bytes, weights: weights.ptr() };
+                    ExactMatrix { shape, sections: vec![section], buffers: vec![weights] }
                 })
                 .collect();
             for rows in [1u32, 8, 16, 64, 256, 2048, 8192] {
                 if !form.takes_integers() && rows > 2048 || form != Form::Q8_0 && form != Form::Q4K && rows == 256 {
                     continue;
                 }
-                let counts = counts(&device, &[count(rows as usize, 0, 0)]);
+                let counts = device.from_slice(&count(rows as usize, 0, 0)).unwrap();
                 let product = Product {
                     input: input.ptr(),
                     quants: quants.ptr(),
