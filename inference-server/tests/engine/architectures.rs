@@ -14,12 +14,12 @@ use crate::support::*;
 use crate::tiny::{FileType, Golden, goldens};
 
 /// Logits after every token of prompt and greedy answer but the last.
-fn logits(model: &LoadedModel, golden: &Golden, kind: BackendKind) -> Vec<Vec<f32>> {
+pub fn logits(model: &LoadedModel, golden: &Golden, kind: BackendKind) -> Vec<Vec<f32>> {
     let tokens = [golden.tokens("prompt"), golden.tokens("greedy")].concat();
     Replayer::new(model, kind, 1).unwrap().logits(&tokens[..1], &tokens[1..]).unwrap()
 }
 
-fn bits_of(logits: &[Vec<f32>]) -> Vec<u32> {
+pub fn bits_of(logits: &[Vec<f32>]) -> Vec<u32> {
     logits.iter().flatten().map(|logit| logit.to_bits()).collect()
 }
 
@@ -44,7 +44,7 @@ fn errors(found: &[Vec<f32>], golden: &Golden) -> [(&'static str, f64); 3] {
     [("rms", mean.sqrt()), ("max", worst), ("median", squares[squares.len() / 2].sqrt())]
 }
 
-fn assert_as_good_as_transformers(found: &[Vec<f32>], golden: &Golden, dtype: &str) {
+pub fn assert_as_good_as_transformers(found: &[Vec<f32>], golden: &Golden, dtype: &str) {
     // In bf16 some row is near a tie between two experts and takes the other one, with transformers as with us: what
     // follows from that is no rounding error, so mixtures are held to the median row.
     let mixture = golden.name.contains("moe") || golden.name.contains("mixtral");

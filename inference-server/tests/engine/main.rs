@@ -10,6 +10,8 @@ mod folders;
 mod gguf;
 mod gguf_files;
 mod goldens;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod grammars;
 mod logits;
 mod prompt_logprobs;

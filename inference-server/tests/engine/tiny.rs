@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use polylink_inference_server::model::{LoadedModel, Precision};
+use polylink_inference_server::model::{Computation, LoadedModel};
 use polylink_protocol::exact_math::{f32_to_bf16, f32_to_f16_saturating};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -112,14 +112,14 @@ impl Golden {
     }
 
     /// Writes and opens it.
-    pub fn open(&self, file_type: FileType, precision: Precision) -> LoadedModel {
+    pub fn open(&self, file_type: FileType, computation: impl Into<Computation>) -> LoadedModel {
         // An open model reads its weights when it is loaded: the folder stays until the process ends.
         let folder = self.write(file_type).keep();
-        open(&self.name, &folder, precision)
+        open(&self.name, &folder, computation)
     }
 }
 
 /// Opens a folder.
-pub fn open(name: &str, folder: &Path, precision: Precision) -> LoadedModel {
-    LoadedModel::open(folder, precision).unwrap_or_else(|error| panic!("{name}: {error}"))
+pub fn open(name: &str, folder: &Path, computation: impl Into<Computation>) -> LoadedModel {
+    LoadedModel::open(folder, computation).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
