@@ -20,10 +20,11 @@ __device__ __forceinline__ void gated_four(const GatedParams& p) {
     pdl_launch();
     const uint32_t row = blockIdx.x, width = p.width, col = (blockIdx.y * blockDim.x + threadIdx.x) * 4;
     pdl_wait();
-    if (row >= *p.count) return;
+    // There is memory for all rows of the launch: they are asked for while the count is on its way.
     const bool fours = in_fours(width);
     const float* from = p.input + (uint64_t)row * 2 * width;
     float4 gate = load_four(from, col, width, fours), up = load_four(from + width, col, width, fours);
+    if (row >= *p.count) return;
     if (gelu) {
         gate = make_float4(exact_gelu_tanh(gate.x), exact_gelu_tanh(gate.y), exact_gelu_tanh(gate.z), exact_gelu_tanh(gate.w));
     } else {
@@ -80,10 +81,11 @@ extern "C" __global__ void __launch_bounds__(256) soft_cap(const __grid_constant
     pdl_launch();
     pdl_wait();
     const uint32_t row = blockIdx.x, col = (blockIdx.y * blockDim.x + threadIdx.x) * 4;
-    if (row >= *p.count || col >= p.width) return;
+    if (col >= p.width) return;
     float* values = p.values + (uint64_t)row * p.width;
     const bool fours = in_fours(p.width);
     const float4 x = load_four(values, col, p.width, fours);
+    if (row >= *p.count) return;
     const float4 capped = make_float4(exact_soft_cap(x.x, p.cap), exact_soft_cap(x.y, p.cap), exact_soft_cap(x.z, p.cap),
                                       exact_soft_cap(x.w, p.cap));
     store_floats(values, col, p.width, fours, capped);
@@ -95,12 +97,13 @@ extern "C" __global__ void __launch_bounds__(SKETCH_THREADS) sketch(const __grid
     __shared__ uint4 signs[SKETCH_CHUNK / 16];
     __shared__ float lanes[SKETCH_THREADS];
     pdl_launch();
-    pdl_wait();
     const uint32_t row = blockIdx.x, thread = threadIdx.x, projection = thread / 64, lane = thread % 64;
-    if (row >= *p.count) return;
-    const float* from = p.input + (uint64_t)row * p.width;
+    const bool used = row < *p.count;  // inputs of the step: no kernel writes them
     const uint64_t key = p.keys[row];
     const uint32_t position = p.positions[row];
+    pdl_wait();
+    if (!used) return;
+    const float* from = p.input + (uint64_t)row * p.width;
     float sum = 0.0f;
     for (uint32_t begin = 0; begin < p.width; begin += SKETCH_CHUNK) {
         const uint32_t count = min(SKETCH_CHUNK, p.width - begin);
