@@ -234,9 +234,9 @@ fn build_timed(backend: &mut dyn Backend, sizes: &Sizes, form: WeightForm, limit
     (values as f64 * bits / 8.0) as usize
 }
 
-/// Seconds of a step of `batch` sequences of `rows` rows that follow `before` others, and of their draws; the median of
+/// Seconds, all and on the device, of a step of `batch` sequences of `rows` rows that follow `before` others, and of their draws; the median of
 /// several, as the engine would see it.
-fn step_seconds(backend: &mut dyn Backend, batch: usize, before: usize, rows: usize, runs: usize) -> f64 {
+fn step_seconds(backend: &mut CudaBackend, batch: usize, before: usize, rows: usize, runs: usize) -> [f64; 2] {
     let per = (before + rows).div_ceil(32);
     let tables: Vec<u32> = (0..(batch * per) as u32).collect();
     let sequences: Vec<SequenceRows> = (0..batch as u32)
@@ -266,7 +266,7 @@ fn step_seconds(backend: &mut dyn Backend, batch: usize, before: usize, rows: us
         })
         .collect();
     let mut output = StepOutput::default();
-    let mut times: Vec<f64> = (0..runs + 3)
+    let mut times: Vec<[f64; 2]> = (0..runs + 3)
         .map(|_| {
             let begun = std::time::Instant::now();
             let step = ForwardStep { sequences: &sequences, tokens: &inputs, block_tables: &tables, logits_out: false };
@@ -276,11 +276,11 @@ fn step_seconds(backend: &mut dyn Backend, batch: usize, before: usize, rows: us
             let sample = backend.submit(&Step::Sample(sample)).unwrap();
             backend.wait(forward, &mut output).unwrap();
             backend.wait(sample, &mut output).unwrap();
-            begun.elapsed().as_secs_f64()
+            [begun.elapsed().as_secs_f64(), backend.device_seconds().unwrap()]
         })
         .skip(3)
         .collect();
-    times.sort_by(f64::total_cmp);
+    times.sort_by(|a, b| a[0].total_cmp(&b[0]));
     times[times.len() / 2]
 }
 
@@ -291,10 +291,10 @@ fn times_of_steps() {
     let Ok(wanted) = std::env::var("POLYLINK_GPU_TIMES") else { return };
     for (name, sizes) in TIMED.iter().filter(|(name, _)| wanted.split(',').any(|wanted| wanted == *name)) {
         for form in [WeightForm::TensorBf16, WeightForm::Q8_0] {
-            let Some(mut backend) = cuda() else { return };
+            let Ok(mut backend) = CudaBackend::open(0) else { return };
             let (begun, large) = (std::time::Instant::now(), *name == "8b");
             let limits = Limits { rows: 8192, wanted_rows: 256, slots: 256, kv_blocks: 11_000, positions: 9_000 };
-            let bytes = build_timed(&mut *backend, sizes, form, limits);
+            let bytes = build_timed(&mut backend, sizes, form, limits);
             println!(
                 "{name} {form:?}: {:.2} GB of weights, built in {:.1} s",
                 bytes as f64 * 1e-9,
@@ -304,18 +304,19 @@ fn times_of_steps() {
             let q_all = sizes.query_heads * sizes.head_dim;
             let weights = bytes as f64 / if form == WeightForm::Q8_0 { 1.0625 } else { 2.0 };
             for (batch, before) in [(1, 127), (1, 8000), (8, 1023), (32, 255), (64, 1023), (256, 1023)] {
-                let seconds = step_seconds(&mut *backend, batch, before, 1, 20);
+                let [seconds, device] = step_seconds(&mut backend, batch, before, 1, 20);
                 let read = bytes as f64 + kv * (batch * (before + 1)) as f64;
                 println!(
-                    "{name} {form:?}: decode of {batch} after {before}: {:.3} ms, {:.0} tok/s, {:.0} GB/s, {:.1} % of 4.3 TB/s",
+                    "{name} {form:?}: decode of {batch} after {before}: {:.3} ms, {:.0} tok/s, {:.0} GB/s, {:.1} % of 4.3 TB/s, host {:.1} %",
                     seconds * 1e3,
                     batch as f64 / seconds,
                     read / seconds * 1e-9,
                     read / seconds / 4.3e12 * 100.0,
+                    (seconds - device) / seconds * 100.0,
                 );
             }
             for rows in [512, 2048, 8192] {
-                let seconds = step_seconds(&mut *backend, 1, 0, rows, if large { 3 } else { 5 });
+                let [seconds, _] = step_seconds(&mut backend, 1, 0, rows, if large { 3 } else { 5 });
                 let head = (sizes.vocabulary * sizes.hidden) as f64;
                 let attention = 2.0 * (rows * rows * q_all * sizes.layers) as f64;
                 let flops = 2.0 * (weights - head) * rows as f64 + 2.0 * head + attention;

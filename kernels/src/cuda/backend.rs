@@ -16,7 +16,7 @@ use super::exact::products::ExactProducts;
 use super::gemm::GemmKernels;
 use super::inputs::{Bucket, Counts};
 use super::lower::{self, Lowering};
-use super::mixture::{Mixture, MixtureMemory, MixtureSizes};
+use super::mixture::{Mixture, MixtureMemory};
 use super::ropes::DeviceRope;
 use super::rows::RowKernels;
 use super::sampling::{Sampler, SamplerShape};
@@ -27,10 +27,12 @@ use crate::backend::{
 use crate::collective::Collective;
 use crate::executor::{RowState, SlotState};
 use crate::plan;
-use crate::program::{ExpertWeights, Op, Program, RowKind};
+use crate::program::{Op, Program, RowKind};
 use crate::sampler::SlotHistory;
 use crate::step::{ForwardStep, SKETCH_VALUES, SampleStep, Sampled, Step, StepOutput};
 use crate::step_check;
+
+mod experts;
 
 /// Positions per block of the cache.
 const BLOCK_TOKENS: usize = 32;
@@ -77,6 +79,8 @@ struct Built {
     next_ticket: u64,
     forward: Option<Pending>,
     sample: Option<Pending>,
+    /// Before a forward step's inputs go up; after its last kernel; after the draws behind it.
+    begun: Event,
     forward_done: Event,
     sample_done: Event,
     logits_out: bool,
@@ -119,6 +123,13 @@ impl CudaBackend {
         self
     }
 
+    /// Seconds from when the last forward step reached the device until the draws behind it were done, both waited for; the
+    /// rest of a step is the host's.
+    #[doc(hidden)]
+    pub fn device_seconds(&self) -> Option<f64> {
+        self.built.as_ref().and_then(|built| built.begun.seconds_until(&built.sample_done).ok())
+    }
+
     /// The device's marketing name.
     pub fn device_name(&self) -> &str {
         self.device.name()
@@ -130,49 +141,6 @@ impl CudaBackend {
             Weight::Matrix(matrix) => matches!(&matrix.packed, Packed::Tiles(tiles) if tiles.can_interleave()),
             Weight::Vector { .. } | Weight::Moved => false,
         })
-    }
-
-    /// What mixtures of experts need.
-    fn mixture_sizes(&self, program: &Program, limits: &Limits) -> Result<MixtureSizes, BackendError> {
-        let mut sizes = MixtureSizes::default();
-        for op in &program.ops {
-            let Op::Experts { spec, weights, .. } = op else { continue };
-            let Some(ExpertWeights { gate_up, down }) = weights.first() else { continue };
-            let of = |id: &WeightId| &self.weights[id.0 as usize];
-            if let (Weight::Matrix(gate_up), Weight::Matrix(down)) = (of(gate_up), of(down)) {
-                let widths = [gate_up.shape.inputs, down.shape.inputs];
-                sizes = sizes.with(spec, weights.len(), widths, Mixture::forms(gate_up, down), limits.rows)?;
-            }
-        }
-        Ok(sizes)
-    }
-
-    /// Puts the experts of each layer together.
-    fn mixtures(&mut self, program: &Program) -> Result<Vec<Option<Mixture>>, BackendError> {
-        let mut mixtures = Vec::with_capacity(program.ops.len());
-        for op in &program.ops {
-            let Op::Experts { weights, .. } = op else {
-                mixtures.push(None);
-                continue;
-            };
-            let mut experts = Vec::with_capacity(weights.len());
-            for ExpertWeights { gate_up, down } in weights {
-                let mut take = |id: &WeightId| match std::mem::replace(&mut self.weights[id.0 as usize], Weight::Moved)
-                {
-                    Weight::Matrix(matrix) => Ok(matrix),
-                    _ => Err(BackendError::Unavailable("experts that share weights are not made on a GPU".into())),
-                };
-                let (mut gate_up, down) = (take(gate_up)?, take(down)?);
-                if let Packed::Tiles(tiles) = &mut gate_up.packed
-                    && tiles.can_interleave()
-                {
-                    tiles.interleave(&self.device)?;
-                }
-                experts.push([gate_up, down]);
-            }
-            mixtures.push(Some(Mixture::new(&self.device, experts)?));
-        }
-        Ok(mixtures)
     }
 
     fn planned(&self, program: &Program, limits: &Limits, gated: &[bool]) -> Vec<Activation> {
@@ -223,12 +191,14 @@ impl CudaBackend {
             return Ok(());
         }
         let bucket = self.bucket(built, step);
-        let Built { attend, rows, staging, used, inputs, .. } = &mut *built;
+        let Built { attend, rows, staging, used, .. } = &mut *built;
         let words = staging.as_mut_slice();
         bucket.fill(step, rows, words, used, |words, counts: &mut Counts, used| {
             attend.plan(step, &bucket, words, counts, used);
         });
         self.device.bind()?;
+        built.begun.record()?;
+        let Built { staging, used, inputs, .. } = &*built;
         for range in used.iter().filter(|range| !range.is_empty()) {
             self.device.upload_from(staging, range.clone(), inputs.ptr() + 4 * range.start as u64)?;
         }
@@ -406,8 +376,9 @@ impl Backend for CudaBackend {
             next_ticket: 0,
             forward: None,
             sample: None,
-            forward_done: device.event(false)?,
-            sample_done: device.event(false)?,
+            begun: device.event(true)?,
+            forward_done: device.event(true)?,
+            sample_done: device.event(true)?,
             logits_out: false,
             activations,
             gated,
