@@ -213,7 +213,7 @@ __device__ __forceinline__ void release_stage(const GemmParams& p, uint32_t barr
 // All steps of an item, K_TILES each: d = weights × tokens of this warpgroup's 64 outputs.
 template <int NT, int K_TILES>
 __device__ __forceinline__ void multiply_item(const GemmParams& p, Ring& ring, float (&d)[NT / 2], uint32_t group, uint32_t lane) {
-    uint32_t read = 0;
+    [[maybe_unused]] uint32_t read = 0;
 #pragma unroll 1
     for (uint32_t s = 0; s < ring.steps; ++s) {
         barrier_wait(ring.full_at(ring.stage), ring.parity);
@@ -229,16 +229,24 @@ __device__ __forceinline__ void multiply_item(const GemmParams& p, Ring& ring, f
             wgmma_bf16(d, a + k * a_step + 6, b + k * b_step + 6, 0);
         }
         wgmma_commit();
-        // The step before is complete when at most this one is not.
-        wgmma_wait<1>();
-        if (s > 0) {
-            release_stage(p, ring.empty_at(read), lane);
+        if constexpr (NT <= 32) {
+            // Memory is what limits: a stage is given back as soon as it is read.
+            wgmma_wait<0>();
+            release_stage(p, ring.empty_at(ring.stage), lane);
+        } else {
+            // The step before is complete when at most this one is not.
+            wgmma_wait<1>();
+            if (s > 0) {
+                release_stage(p, ring.empty_at(read), lane);
+            }
+            read = ring.stage;
         }
-        read = ring.stage;
         ring.next();
     }
-    wgmma_wait<0>();
-    release_stage(p, ring.empty_at(read), lane);
+    if constexpr (NT > 32) {
+        wgmma_wait<0>();
+        release_stage(p, ring.empty_at(read), lane);
+    }
 }
 
 // A warpgroup that multiplies.
