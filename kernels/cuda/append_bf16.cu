@@ -83,7 +83,6 @@ template <int D>
 __device__ __forceinline__ void append_whole(const AppendParams& p) {
     constexpr uint32_t LANES = D / 4, GROUPS = 32 / LANES;
     pdl_launch();
-    pdl_wait();
     const uint32_t per_row = p.query_heads + 2 * p.kv_heads;
     const uint32_t groups = (per_row + p.span - 1) / p.span;  // of heads, in a row
     const uint64_t number = ((uint64_t)blockIdx.x * WARPS + threadIdx.x / 32) * GROUPS + threadIdx.x % 32 / LANES;
@@ -103,6 +102,7 @@ __device__ __forceinline__ void append_whole(const AppendParams& p) {
         *(float4*)cosine = *(const float4*)((is_long ? p.long_cosine : p.cosine) + at);
     }
     const bool low_half = lane < LANES / 2;
+    pdl_wait();  // what is read above is written by the host
 #pragma unroll 4
     for (uint32_t i = 0; i < p.span; ++i) {
         const uint32_t head = first + i;

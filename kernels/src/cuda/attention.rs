@@ -22,7 +22,7 @@ pub(crate) const SPLIT: u32 = 256;
 pub(crate) const BLOCK_TOKENS: usize = 32;
 
 /// Steps of at most so many rows launch the kernel of narrow tiles alone.
-const NARROW_ROWS_MAX: usize = 256;
+const NARROW_ROWS_MAX: usize = 64;
 
 /// Form of the output rows; `RowForm` in `common.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

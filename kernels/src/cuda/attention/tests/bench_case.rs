@@ -68,7 +68,7 @@ pub type Pick = (usize, u32, u32);
 /// How a run is cut.
 #[derive(Clone, Copy, Debug)]
 pub struct Cut {
-    /// Rows that the launches are made for; more than 256: with wide tiles.
+    /// Rows that the launches are made for; more than 64: with wide tiles.
     pub rows: usize,
     /// Another planner: blocks of both kinds, partial rows.
     pub planner: Option<(u32, u32)>,

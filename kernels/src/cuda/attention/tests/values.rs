@@ -12,7 +12,7 @@ fn ragged() -> Vec<(u32, u32)> {
     vec![(0, 1), (4999, 1), (255, 1), (256, 1), (63, 2), (0, 17), (511, 3), (700, 61), (31, 33), (1024, 5), (2, 1)]
 }
 
-/// Cases by name; `wide` ones need more than 256 rows.
+/// Cases by name.
 pub fn cases() -> Vec<Case> {
     let case = |name, shape, spread, sequences: Vec<(u32, u32)>| Case {
         name,
