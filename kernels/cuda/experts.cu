@@ -2,7 +2,7 @@
 //
 //   route    every row's experts, ascending, and the shares of their products
 //   place    the rows of every expert that is held, one after the other; counts for the grouped products
-//   gather   rows to their places, in the form that the products read
+//   gather   rows to their places, in the form that the products read; few rows: all three at once
 //   (products, then norms.cu adds what they leave, experts ascending)
 //
 // A row's choice c is number row × top_k + c. An expert's rows keep their order and begin at a multiple of 8 (the swizzle's
@@ -88,16 +88,9 @@ __device__ __forceinline__ void gather_four(const GatherParams& p) {
     store_four<form>(p.output, place, col, p.width, x);
 }
 
-}  // namespace polylink
-
-using namespace polylink;
-
-// A warp per row. Keys are distinct: after top_k rounds the last one's key is what the chosen reach.
-extern "C" __global__ void __launch_bounds__(32 * ROUTE_WARPS) experts_route(const __grid_constant__ RouteParams p) {
-    pdl_launch();
-    pdl_wait();
-    const uint32_t row = blockIdx.x * ROUTE_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (row >= *p.count) return;
+// A row's experts, by a warp. Keys are distinct: after top_k rounds the last one's key is what the chosen reach.
+__device__ __forceinline__ void route_row(const RouteParams& p, uint32_t row, uint32_t* chosen, float* shares) {
+    const uint32_t lane = threadIdx.x % 32;
     const float* logits = p.logits + (uint64_t)row * p.experts;
     // Of 256 experts a lane's keys stay in registers.
     uint64_t keys[ROUTE_KEYS], reached = ~0ull, first = 0;
@@ -132,9 +125,9 @@ extern "C" __global__ void __launch_bounds__(32 * ROUTE_WARPS) experts_route(con
         if (there && begin % 64 != 0) high = __fadd_rn(high, share);
         uint32_t mask = __ballot_sync(0xffffffffu, taken);
         if (taken) {
-            const uint32_t at = row * p.top_k + before + __popc(mask & ((1u << lane) - 1));
-            p.chosen[at] = expert;
-            p.shares[at] = share;
+            const uint32_t at = before + __popc(mask & ((1u << lane) - 1));
+            chosen[at] = expert;
+            shares[at] = share;
         }
         before += __popc(mask);
         while (mask) {
@@ -146,8 +139,88 @@ extern "C" __global__ void __launch_bounds__(32 * ROUTE_WARPS) experts_route(con
     const float total = p.normalise ? chosen_sum : all;
     __syncwarp();
     for (uint32_t at = lane; at < p.top_k; at += 32) {
-        p.shares[row * p.top_k + at] = __fdiv_rn(p.shares[row * p.top_k + at], total);
+        shares[at] = __fdiv_rn(shares[at], total);
     }
+}
+
+struct FewParams {
+    RouteParams route;
+    PlaceParams place;
+    GatherParams gather;
+};
+
+constexpr uint32_t FEW_THREADS = 256;
+constexpr uint32_t FEW_CHOICES = 64;
+
+// Few rows (at most 8, and 64 choices): routed, placed and gathered in one launch. A block has 1024 columns to gather; each
+// finds all rows' places by itself, the first one writes them.
+template <RowForm form>
+__device__ __forceinline__ void few_rows(const FewParams& p) {
+    __shared__ uint32_t chosen[FEW_CHOICES], places[FEW_CHOICES], padded[FEW_CHOICES];
+    __shared__ float shares[FEW_CHOICES];
+    pdl_launch();
+    const uint32_t thread = threadIdx.x, warp = thread / 32, top_k = p.route.top_k, rows = *p.route.count;
+    const uint32_t choices = rows * top_k;
+    pdl_wait();
+    if (warp < rows) route_row(p.route, warp, chosen + warp * top_k, shares + warp * top_k);
+    __syncthreads();
+    const bool there = thread < choices;
+    const uint32_t own = there ? chosen[thread] : 0, expert = own - p.place.first;
+    const bool held = there && expert < p.place.held;
+    uint32_t rank = 0, count = 0;
+    for (uint32_t other = 0; other < choices; ++other) {
+        count += chosen[other] == own;
+        rank += chosen[other] == own && other < thread;
+    }
+    if (there) padded[thread] = held && rank == 0 ? (count + PLACE_ALIGN - 1) / PLACE_ALIGN * PLACE_ALIGN : 0;
+    __syncthreads();
+    uint32_t begin = 0, group = 0, total = 0, groups = 0;
+    for (uint32_t other = 0; other < choices; ++other) {
+        const bool before = chosen[other] < own;
+        total += padded[other];
+        groups += padded[other] > 0;
+        begin += before ? padded[other] : 0;
+        group += before && padded[other] > 0;
+    }
+    if (there) places[thread] = held ? begin + rank : PLACE_NONE;
+    __syncthreads();
+    if (blockIdx.x == 0) {
+        if (there) {
+            p.route.chosen[thread] = own;
+            p.route.shares[thread] = shares[thread];
+            p.place.places[thread] = places[thread];
+        }
+        if (held && rank == 0) {
+            StepCounts counts = {};
+            counts.rows = count;
+            counts.wanted = count;
+            counts.first_row = begin;
+            counts.matrix = expert;
+            p.place.groups[group] = counts;
+        }
+        for (uint32_t empty = groups + thread; empty < p.place.groups_max; empty += FEW_THREADS) {
+            p.place.groups[empty] = StepCounts{};
+        }
+        if (thread == 0) *p.place.total = total;
+    }
+    const uint32_t col = (blockIdx.x * FEW_THREADS + thread) * 4, width = p.gather.width;
+    for (uint32_t row = 0; row < rows; ++row) {
+        const float4 x = load_four(p.gather.input + (uint64_t)row * width, col, width, in_fours(width));
+        for (uint32_t choice = row * top_k; choice < (row + 1) * top_k; ++choice) {
+            if (places[choice] != PLACE_NONE) store_four<form>(p.gather.output, places[choice], col, width, x);
+        }
+    }
+}
+
+}  // namespace polylink
+
+using namespace polylink;
+
+extern "C" __global__ void __launch_bounds__(32 * ROUTE_WARPS) experts_route(const __grid_constant__ RouteParams p) {
+    pdl_launch();
+    pdl_wait();
+    const uint32_t row = blockIdx.x * ROUTE_WARPS + threadIdx.x / 32;
+    if (row < *p.count) route_row(p, row, p.chosen + (uint64_t)row * p.top_k, p.shares + (uint64_t)row * p.top_k);
 }
 
 // A block per expert that is held; each counts all of them. Shared: `held` words.
@@ -225,3 +298,12 @@ extern "C" __global__ void __launch_bounds__(256) experts_gather_bf16(const __gr
 extern "C" __global__ void __launch_bounds__(256) experts_gather_q8(const __grid_constant__ GatherParams p) {
     gather_four<RowForm::Q8>(p);
 }
+
+#define POLYLINK_FEW(name, form)                                                                             \
+    extern "C" __global__ void __launch_bounds__(FEW_THREADS) name(const __grid_constant__ FewParams p) {    \
+        few_rows<form>(p);                                                                                   \
+    }
+
+POLYLINK_FEW(experts_few_f32, RowForm::F32)
+POLYLINK_FEW(experts_few_bf16, RowForm::Bf16Tiled)
+POLYLINK_FEW(experts_few_q8, RowForm::Q8)

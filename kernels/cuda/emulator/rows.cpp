@@ -59,6 +59,9 @@ const Kernel& kernel_at(uint32_t number) {
         kernel("experts_gather_f32", experts_gather_f32),
         kernel("experts_gather_bf16", experts_gather_bf16),
         kernel("experts_gather_q8", experts_gather_q8),
+        kernel("experts_few_f32", experts_few_f32),
+        kernel("experts_few_bf16", experts_few_bf16),
+        kernel("experts_few_q8", experts_few_q8),
     };
     return kernels[number];
 }

@@ -1,7 +1,7 @@
 //! A mixture of experts: its weights behind each other, its rows in the order of experts, one launch per product.
 //!
 //! ```text
-//! route, place, gather → product gate|up (all experts) → gate → product down (all experts) → sum of a row's experts
+//! route, place, gather (of few rows at once) → product gate|up (all experts) → gate → product down (all experts) → sum of a row's experts
 //! ```
 
 use std::sync::Arc;
@@ -183,13 +183,17 @@ impl Mixture {
         let (hidden, mlp) = (self.hidden(), self.mlp());
         let [chosen, shares, places] = [&memory.chosen, &memory.shares, &memory.places].map(DeviceBuffer::ptr);
         let (groups, total) = (memory.groups.ptr(), memory.total.ptr());
-        launches.push(kernels.rows.route(rows, spec, &Route { logits: router, chosen, shares, count }));
-        launches.push(kernels.rows.place(rows, spec, self.held, &Place { chosen, places, groups, total, count }));
+        let route = Route { logits: router, chosen, shares, count };
+        let place = Place { chosen, places, groups, total, count };
         let [first, second] = Self::forms(&self.gate_up, &self.down);
-        for form in first.list() {
-            let to = memory.gathered.output(form);
-            let gather = Gather { input, places, output: to, count, top_k: spec.top_k, width: hidden };
-            launches.push(kernels.rows.gather(rows, &gather));
+        for (number, form) in first.list().enumerate() {
+            let output = memory.gathered.output(form);
+            let gather = Gather { input, places, output, count, top_k: spec.top_k, width: hidden };
+            if number == 0 {
+                kernels.rows.assign(rows, spec, self.held, (&route, &place, &gather), launches);
+            } else {
+                launches.push(kernels.rows.gather(rows, &gather));
+            }
         }
         let (gathered, gated) = (&memory.gathered, &memory.gated);
         let gate = if self.gated() { gated } else { &memory.gate_up };

@@ -20,6 +20,9 @@ const ALIGN: usize = 8;
 const ROUTE_WARPS: u32 = 4;
 /// Threads of a block that places.
 const PLACE_THREADS: u32 = 512;
+/// Most rows, and choices of them, that are routed, placed and gathered in one launch.
+const FEW_ROWS: usize = 8;
+const FEW_CHOICES: usize = 64;
 
 /// Sizes for a bucket of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +57,55 @@ struct RouteParams {
     top_k: u32,
     normalise: u32,
     spare: u32,
+}
+
+/// `FewParams`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct FewParams {
+    route: RouteParams,
+    place: PlaceParams,
+    gather: GatherParams,
+}
+
+impl Route {
+    fn params(&self, spec: &ExpertsSpec) -> RouteParams {
+        let Self { logits, chosen, shares, count } = *self;
+        RouteParams {
+            logits,
+            chosen,
+            shares,
+            count,
+            experts: spec.experts as u32,
+            top_k: spec.top_k as u32,
+            normalise: u32::from(spec.normalise),
+            spare: 0,
+        }
+    }
+}
+
+impl Place {
+    fn params(&self, rows: usize, spec: &ExpertsSpec, held: usize) -> PlaceParams {
+        let Self { chosen, places, groups, total, count } = *self;
+        PlaceParams {
+            chosen,
+            places,
+            groups,
+            total,
+            count,
+            top_k: spec.top_k as u32,
+            first: spec.first as u32,
+            held: held as u32,
+            groups_max: ExpertRows::new(rows, spec.top_k, held).groups as u32,
+        }
+    }
+}
+
+impl Gather {
+    fn params(&self) -> GatherParams {
+        let Self { input, places, output, count, top_k, width } = *self;
+        GatherParams { input, places, output: output.target, count, top_k: top_k as u32, width: width as u32 }
+    }
 }
 
 /// Rows choose their experts.
@@ -127,6 +179,7 @@ pub(super) struct Functions {
     route: Function,
     place: Function,
     gather: ByForm,
+    few: ByForm,
 }
 
 impl Functions {
@@ -135,6 +188,7 @@ impl Functions {
             route: from("experts", "experts_route")?,
             place: from("experts", "experts_place")?,
             gather: ByForm::load(from, "experts", "experts_gather_", "")?,
+            few: ByForm::load(from, "experts", "experts_few_", "")?,
         })
     }
 
@@ -150,17 +204,7 @@ const HELD_MAX: usize = 16_384;
 impl RowKernels {
     /// Chooses experts for so many rows.
     pub fn route(&self, rows: usize, spec: &ExpertsSpec, route: &Route) -> Launch {
-        let Route { logits, chosen, shares, count } = *route;
-        let params = RouteParams {
-            logits,
-            chosen,
-            shares,
-            count,
-            experts: spec.experts as u32,
-            top_k: spec.top_k as u32,
-            normalise: u32::from(spec.normalise),
-            spare: 0,
-        };
+        let params = route.params(spec);
         let grid = [(rows as u32).div_ceil(ROUTE_WARPS), 1, 1];
         Launch::new(&self.experts.route, grid, 32 * ROUTE_WARPS, 0, params)
     }
@@ -168,27 +212,37 @@ impl RowKernels {
     /// Sorts the choices of so many rows by the `held` experts from `spec.first` on.
     pub fn place(&self, rows: usize, spec: &ExpertsSpec, held: usize, place: &Place) -> Launch {
         assert!((1..=HELD_MAX).contains(&held), "as many experts as counters fit in shared memory");
-        let Place { chosen, places, groups, total, count } = *place;
-        let params = PlaceParams {
-            chosen,
-            places,
-            groups,
-            total,
-            count,
-            top_k: spec.top_k as u32,
-            first: spec.first as u32,
-            held: held as u32,
-            groups_max: ExpertRows::new(rows, spec.top_k, held).groups as u32,
-        };
+        let params = place.params(rows, spec, held);
         Launch::new(&self.experts.place, [held as u32, 1, 1], PLACE_THREADS, 4 * held as u32, params)
     }
 
     /// Gathers so many rows, `top_k` times each.
     pub fn gather(&self, rows: usize, gather: &Gather) -> Launch {
-        let Gather { input, places, output, count, top_k, width } = *gather;
-        let params =
-            GatherParams { input, places, output: output.target, count, top_k: top_k as u32, width: width as u32 };
+        let Gather { output, top_k, width, .. } = *gather;
+        let params = gather.params();
         let grid = columns(rows * top_k, output.written(width));
         Launch::new(self.experts.gather.of(output.form), grid, THREADS, 0, params)
+    }
+
+    /// [`Self::route`], [`Self::place`] and [`Self::gather`]: in one launch where there are few rows.
+    pub fn assign(
+        &self,
+        rows: usize,
+        spec: &ExpertsSpec,
+        held: usize,
+        (route, place, gather): (&Route, &Place, &Gather),
+        launches: &mut Vec<Launch>,
+    ) {
+        if rows > FEW_ROWS || rows * spec.top_k > FEW_CHOICES {
+            launches.push(self.route(rows, spec, route));
+            launches.push(self.place(rows, spec, held, place));
+            launches.push(self.gather(rows, gather));
+            return;
+        }
+        let params =
+            FewParams { route: route.params(spec), place: place.params(rows, spec, held), gather: gather.params() };
+        let blocks = gather.output.written(gather.width).div_ceil(4 * THREADS);
+        let function = self.experts.few.of(gather.output.form);
+        launches.push(Launch::new(function, [blocks, 1, 1], THREADS, 0, params));
     }
 }

@@ -1,7 +1,7 @@
 //! Who goes to which expert, the sorted rows, and the sum of what comes back.
 
 use super::super::{ExpertRows, Gather, Norm, Place, Route};
-use super::{Bench, FORMS, Output, Random, Report, checks};
+use super::{Bench, FORMS, Memory, Output, Random, Report, checks};
 use crate::cuda::inputs::Counts;
 use crate::cuda::rows::RowForm;
 use crate::experts::route_row;
@@ -63,6 +63,9 @@ fn experts_get_their_rows_and_rows_their_sums(bench: &Bench) {
     let cases = [
         (1, 1, spec(8, 0, 2, true), 8, 64),
         (1, 1, spec(128, 0, 8, true), 128, 576),
+        (8, 8, spec(128, 0, 8, true), 128, 2048),
+        (8, 5, spec(16, 4, 8, false), 9, 96),
+        (4, 3, spec(60, 0, 16, true), 60, 64),
         (7, 5, spec(1, 0, 1, true), 1, 32),
         (64, 64, spec(60, 0, 4, false), 60, 96),
         (300, 299, spec(8, 0, 2, true), 8, 160),
@@ -113,6 +116,10 @@ fn experts_get_their_rows_and_rows_their_sums(bench: &Bench) {
         places.write(0, &wanted.places).expect("a copy");
         let input = random.values(bucket * width);
         let from = bench.upload(&input);
+        let sorted = || {
+            let placed = wanted.places.iter().enumerate().filter(|(_, place)| **place != u32::MAX);
+            placed.map(|(choice, &place)| (place as usize, &input[choice / top_k * width..][..width]))
+        };
         for form in FORMS {
             if form == RowForm::Q8 && width % 32 != 0 {
                 continue;
@@ -127,9 +134,35 @@ fn experts_get_their_rows_and_rows_their_sums(bench: &Bench) {
                 width,
             };
             bench.run(&what, &bench.kernels.gather(bucket, &gather));
-            let sorted = wanted.places.iter().enumerate().filter(|(_, place)| **place != u32::MAX);
-            let sorted = sorted.map(|(choice, &place)| (place as usize, &input[choice / top_k * width..][..width]));
-            output.check(&mut report, &format!("{what}: gather"), sorted);
+            output.check(&mut report, &format!("{what}: gather"), sorted());
+        }
+
+        // All of it at once, or in the launches that many rows take.
+        for form in FORMS {
+            if form == RowForm::Q8 && width % 32 != 0 {
+                continue;
+            }
+            let [chosen, shares, places] = [(); 3].map(|()| bench.poisoned(4 * bucket * top_k));
+            let (groups, total) = (bench.poisoned(sizes.groups * size_of::<Counts>()), bench.poisoned(4));
+            let output = Output::new(bench, form, sizes.sorted, width);
+            let [chosen_at, shares_at, places_at] = [&chosen, &shares, &places].map(|memory| memory.ptr());
+            let count = count.ptr();
+            let route = Route { logits: router.ptr(), chosen: chosen_at, shares: shares_at, count };
+            let (groups_at, total_at) = (groups.ptr(), total.ptr());
+            let place = Place { chosen: chosen_at, places: places_at, groups: groups_at, total: total_at, count };
+            let gather = Gather { input: from.ptr(), places: places_at, output: output.target(), count, top_k, width };
+            let mut launches = Vec::new();
+            bench.kernels.assign(bucket, &spec, held, (&route, &place, &gather), &mut launches);
+            launches.iter().for_each(|launch| bench.run(&what, launch));
+            let what = format!("{what}: {} launches", launches.len());
+            let words = |memory: &Memory| memory.read::<u32>(0, rows * top_k).expect("a copy");
+            report.words(&format!("{what}: chosen"), &wanted.chosen, &words(&chosen), top_k);
+            let expected: Vec<u32> = wanted.shares.iter().map(|share| share.to_bits()).collect();
+            report.words(&format!("{what}: shares"), &expected, &words(&shares), top_k);
+            report.words(&format!("{what}: places"), &wanted.places, &words(&places), top_k);
+            report.words(&format!("{what}: total"), &[wanted.total], &total.read(0, 1).expect("a copy"), 1);
+            report.words(&format!("{what}: groups"), &counts, &groups.read(0, counts.len()).expect("a copy"), 8);
+            output.check(&mut report, &format!("{what}: gather"), sorted());
         }
 
         // The sum, and the norm after it.

@@ -140,5 +140,10 @@ fn experts(bench: &Bench, random: &mut Random) {
         };
         let what = format!("gather {rows} × 8 rows of {width} to bf16");
         time(bench, &what, &bench.kernels.gather(rows, &gather), rows * top_k * width * 6);
+        let mut launches = Vec::new();
+        bench.kernels.assign(rows, &spec, 128, (&route, &place, &gather), &mut launches);
+        if let [launch] = launches.as_slice() {
+            time(bench, &format!("all three of {rows} rows"), launch, rows * top_k * width * 6);
+        }
     }
 }
