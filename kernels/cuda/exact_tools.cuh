@@ -45,6 +45,10 @@ __device__ __forceinline__ void load_rows_16(uint32_t (&a)[4], uint32_t address)
                  : "r"(address));
 }
 
+// 8 rows × 64 bytes: inputs 0 … 15 and 16 … 31 of the first 32, then of the others. Lane l gives the address of row l % 8, byte
+// l / 8 × 16.
+__device__ __forceinline__ void load_rows_8_wide(uint32_t (&words)[4], uint32_t address) { load_rows_16(words, address); }
+
 // The same of 8 rows, the others 0. Lane l < 16 gives the address of row l % 8, byte l / 8 × 16; the others any of these.
 __device__ __forceinline__ void load_rows_8(uint32_t (&a)[4], uint32_t address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];" : "=r"(a[0]), "=r"(a[2]) : "r"(address));

@@ -7,7 +7,7 @@
 // So a row's bits depend neither on the tile nor on the other rows, and every shape of tile gives the same.
 //
 // Shared memory: stages of [BN / 8][RECORD] ‖ integers [BM][272], 256 used ‖ scales [BM][12] f32, 8 used: so neighbouring rows
-// lie in unlike banks; then a barrier per stage. Where there are bulk copies, a thread asks for a strip's record and for a row.
+// lie in unlike banks; then a barrier per stage, for the bulk copies of the records where there are bulk copies.
 #pragma once
 
 #include "int8_forms.cuh"
@@ -45,7 +45,7 @@ struct Int8Tile {
     static constexpr int STAGE_BYTES = WEIGHT_BYTES + BM * (QUANTS_PITCH + SCALES_PITCH);
     static constexpr int BARRIERS = STAGES * STAGE_BYTES;
     // Blocks whose sums of integers are asked for together.
-    static constexpr int BATCH = MT * NT == 1 ? 4 : MT * NT == 4 ? 2 : 1;
+    static constexpr int BATCH = MT * NT == 1 ? 4 : 1;
     // Values per tile and strip in a lane.
     static constexpr int VALUES = EIGHT ? 2 : 4;
     static_assert(!EIGHT || (MT == 1 && WM == 1), "eight rows are one warp's");
@@ -58,9 +58,11 @@ struct Int8Tile {
         if (threadIdx.x == 0) {
             barrier_arrive_bytes(barrier, own * Form::RECORD);
         }
-        if (threadIdx.x < own) {
-            copy_bulk(stage + threadIdx.x * Form::RECORD,
-                      weights + ((uint64_t)(first + threadIdx.x) * groups + group) * Form::RECORD, Form::RECORD, barrier);
+        if (threadIdx.x % 32 == 0) {
+            for (uint32_t strip = threadIdx.x / 32; strip < own; strip += WM * WN) {
+                copy_bulk(stage + strip * Form::RECORD,
+                          weights + ((uint64_t)(first + strip) * groups + group) * Form::RECORD, Form::RECORD, barrier);
+            }
         }
 #else
         constexpr uint32_t PIECES = Form::RECORD / 16;
@@ -80,27 +82,20 @@ struct Int8Tile {
         const uint32_t quants = base + slot * STAGE_BYTES + WEIGHT_BYTES, scales = quants + BM * QUANTS_PITCH;
         const int8_t* from = p.quants + (uint64_t)(share.first_row + first) * p.pitch + group * 256;
         const float* from_scales = p.scales + (uint64_t)(share.first_row + first) * (p.pitch / 32) + group * 8;
-#ifdef POLYLINK_BULK
-        static_assert(THREADS >= BM && THREADS >= STRIPS, "a thread per row");
-        const uint32_t barrier = base + BARRIERS + slot * 8, row = threadIdx.x;
-        if (row == 0) {
-            barrier_arrive_bytes(barrier, count * (256 + 32));
-        }
-        if (row < count) {
-            copy_bulk(quants + row * QUANTS_PITCH, from + (uint64_t)row * p.pitch, 256, barrier);
-            copy_bulk(scales + row * SCALES_PITCH, from_scales + (uint64_t)row * (p.pitch / 32), 32, barrier);
-        }
-#else
-        for (uint32_t i = threadIdx.x; i < count * 18; i += THREADS) {
-            const uint32_t row = i / 18, piece = i % 18;
-            if (piece < 16) {
-                copy_16(quants + row * QUANTS_PITCH + piece * 16, from + (uint64_t)row * p.pitch + piece * 16);
-            } else {
-                copy_16(scales + row * SCALES_PITCH + (piece - 16) * 16,
-                        from_scales + (uint64_t)row * (p.pitch / 32) + (piece - 16) * 4);
+        static_assert(THREADS % 16 == 0 && THREADS >= 2 * BM, "a thread has pieces of one column of a row");
+        const uint32_t own_row = threadIdx.x / 16, piece = threadIdx.x % 16 * 16;
+        const int8_t* own = from + (uint64_t)own_row * p.pitch + piece;
+#pragma unroll
+        for (uint32_t i = 0; i < (BM * 16 + THREADS - 1) / THREADS; ++i) {
+            const uint32_t row = own_row + i * (THREADS / 16);
+            if (row < count) {
+                copy_16(quants + row * QUANTS_PITCH + piece, own + (uint64_t)i * (THREADS / 16) * p.pitch);
             }
         }
-#endif
+        const uint32_t row = threadIdx.x / 2, half = threadIdx.x % 2;
+        if (row < count) {
+            copy_16(scales + row * SCALES_PITCH + half * 16, from_scales + (uint64_t)row * (p.pitch / 32) + half * 4);
+        }
     }
 
     // One block of 32 inputs onto the chains.
@@ -180,6 +175,91 @@ struct Int8Tile {
         }
     }
 
+    // `BATCH` blocks onto the chains of one strip: everything is loaded, then all sums of integers are asked for, then come the
+    // chains. Otherwise a block would wait for the one before.
+    static __device__ __forceinline__ void fold_batch(float (&sums)[VALUES], const uint8_t* stage, int block, int lane,
+                                                      int warp_m, int warp_n) {
+        const int g = lane / 4, c = lane % 4, first = warp_m * 16;
+        const uint8_t* quants = stage + WEIGHT_BYTES;
+        const uint8_t* record = stage + warp_n * Form::RECORD;
+        const float* row_scales = reinterpret_cast<const float*>(quants + BM * QUANTS_PITCH) + (first + g) * (SCALES_PITCH / 4);
+        uint32_t a[BATCH][4], b[BATCH][2];
+        if constexpr (EIGHT) {
+            const uint32_t rows = shared_address(quants + (lane & 7) * QUANTS_PITCH + block * 32 + (lane >> 3) * 16);
+#pragma unroll
+            for (int i = 0; i < BATCH; i += 2) {
+                uint32_t words[4];
+                load_rows_8_wide(words, rows + i * 32);
+                a[i][0] = words[0], a[i][2] = words[1], a[i + 1][0] = words[2], a[i + 1][2] = words[3];
+                a[i][1] = a[i][3] = a[i + 1][1] = a[i + 1][3] = 0;
+            }
+        } else {
+            const uint32_t rows =
+                shared_address(quants + (first + (lane & 15)) * QUANTS_PITCH + block * 32 + (lane >> 4) * 16);
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i) {
+                load_rows_16(a[i], rows + i * 32);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) {
+            Form::quants(record, block + i, lane, b[i][0], b[i][1]);
+        }
+        int dots[BATCH][4], others[BATCH][4], of_rows[BATCH][4];
+        constexpr uint32_t ONE = 0x4b400000u;
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) {
+            if constexpr (Form::FOLD == Fold::Halves) {
+                multiply_16(dots[i], a[i][0], a[i][1], b[i][0], (int)Form::MAGIC);
+                multiply_16(others[i], a[i][2], a[i][3], b[i][1], (int)Form::MAGIC);
+            } else {
+                multiply_32(dots[i], a[i], b[i][0], b[i][1], (int)Form::MAGIC);
+            }
+            if constexpr (Form::FOLD == Fold::Minimum) {
+                multiply_32(of_rows[i], a[i], 0x01010101u, 0x01010101u, (int)ONE);
+            }
+        }
+        float scale[BATCH][2], factors[BATCH][VALUES];
+        float2 weight[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) {
+            scale[i][0] = row_scales[block + i];
+            scale[i][1] = EIGHT ? 0.0f : row_scales[8 * (SCALES_PITCH / 4) + block + i];
+            weight[i] = Form::scales(record, block + i, c);
+        }
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) {
+#pragma unroll
+            for (int v = 0; v < VALUES; ++v) {
+                factors[i][v] = __fmul_rn(scale[i][v / 2], v % 2 == 0 ? weight[i].x : weight[i].y);
+            }
+        }
+        const float magic = from_bits(Form::MAGIC);
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) {
+            float2 low = {}, high = {}, minima = {};
+            if constexpr (Form::FOLD == Fold::Halves) {
+                low = Form::own(record, block + i, 0, c);
+                high = Form::own(record, block + i, 1, c);
+            } else if constexpr (Form::FOLD == Fold::Minimum) {
+                minima = Form::minima(record, block + i, c);
+            }
+#pragma unroll
+            for (int v = 0; v < VALUES; ++v) {
+                float dot = __fsub_rn(__int_as_float(dots[i][v]), magic);
+                if constexpr (Form::FOLD == Fold::Halves) {
+                    dot = __fmul_rn(dot, v % 2 == 0 ? low.x : low.y);
+                    dot = fmaf(__fsub_rn(__int_as_float(others[i][v]), magic), v % 2 == 0 ? high.x : high.y, dot);
+                }
+                sums[v] = fmaf(dot, factors[i][v], sums[v]);
+                if constexpr (Form::FOLD == Fold::Minimum) {
+                    const float integers = __fsub_rn(__int_as_float(of_rows[i][v / 2 * 2]), from_bits(ONE));
+                    sums[v] = fmaf(__fmul_rn(scale[i][v / 2], integers), v % 2 == 0 ? minima.x : minima.y, sums[v]);
+                }
+            }
+        }
+    }
+
     static __device__ __forceinline__ void store(const Int8Params& p, const float (&sums)[MT][NT][VALUES],
                                                  const Share& share, int lane, int warp_m, int warp_n) {
 #pragma unroll
@@ -217,7 +297,7 @@ struct Int8Tile {
 #ifdef POLYLINK_BULK
         if (threadIdx.x == 0) {
             for (int slot = 0; slot < STAGES; ++slot) {
-                barrier_init(base + BARRIERS + slot * 8, 2);
+                barrier_init(base + BARRIERS + slot * 8, 1);
             }
             barrier_init_fence();
         }
@@ -236,9 +316,6 @@ struct Int8Tile {
             drain(base, several ? 0 : ahead);
             return;
         }
-#ifdef POLYLINK_BULK
-        fence_async_global();
-#endif
         for (uint32_t group = 0; group < STAGES - 1; ++group) {
             if (group < groups) {
                 if (several) {
@@ -258,9 +335,8 @@ struct Int8Tile {
         for (uint32_t group = 0; group < groups; ++group) {
 #ifdef POLYLINK_BULK
             barrier_wait(base + BARRIERS + slot * 8, phase);
-#else
-            copies_wait<STAGES - 2>();
 #endif
+            copies_wait<STAGES - 2>();
             // All threads are done with the group before, whose place the next one takes.
             __syncthreads();
             if (group + STAGES - 1 < groups) {
@@ -276,11 +352,8 @@ struct Int8Tile {
                     take(sums, totals);
                     end += p.range_blocks;
                 }
-                if (BATCH > 1 && number + BATCH <= count && (!SPLIT || end - begin >= number + BATCH)) {
-#pragma unroll
-                    for (int i = 0; i < BATCH; ++i) {
-                        fold(sums, stage, (int)number + i, lane, warp_m, warp_n);
-                    }
+                if (BATCH > 1 && number % BATCH == 0 && number + BATCH <= count && (!SPLIT || end - begin >= number + BATCH)) {
+                    fold_batch(sums[0][0], stage, (int)number, lane, warp_m, warp_n);
                     number += BATCH;
                 } else {
                     fold(sums, stage, (int)number, lane, warp_m, warp_n);
@@ -303,7 +376,6 @@ struct Int8Tile {
     static __device__ __forceinline__ void drain(uint32_t base, uint32_t stages) {
 #ifdef POLYLINK_BULK
         for (uint32_t slot = 0; threadIdx.x == 0 && slot < stages; ++slot) {
-            barrier_arrive(base + BARRIERS + slot * 8);
             barrier_wait(base + BARRIERS + slot * 8, 0);
         }
 #else

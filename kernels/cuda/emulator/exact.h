@@ -116,6 +116,8 @@ inline void load_rows_8(uint32_t (&a)[4], uint32_t address) {
     a[3] = 0;
 }
 
+inline void load_rows_8_wide(uint32_t (&words)[4], uint32_t address) { load_matrices<4>(words, address); }
+
 inline int dot_4(uint32_t a, uint32_t b) {
     int sum = 0;
     for (int i = 0; i < 32; i += 8) {
