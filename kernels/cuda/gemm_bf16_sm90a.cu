@@ -7,8 +7,8 @@
 //
 // A block is W consumer warpgroups (64 outputs each), one warp that copies weights and one that copies tokens, around a ring
 // of stages. All tiles lie in device memory as shared memory wants them, so copies are plain bulk copies. Weights do not
-// depend on earlier kernels: a step that streams them (`stream`) fills the ring before it waits for those.
-// Grouped products know their weight only afterwards, and wait first.
+// depend on earlier kernels, nor do a step's counts: the ring is filled with weights before it waits for those. Grouped
+// products know their weight only afterwards.
 // Blocks of a cluster have different outputs and the same tokens: each copies its part of these to all.
 #include "gemm_async.cuh"
 #include "gemm_epilogue.cuh"
@@ -116,30 +116,16 @@ __device__ __forceinline__ Lane tokens_lane(const GemmParams& p, const Ring& rin
     return mine;
 }
 
-// The warp that copies weights.
+// The warp that copies weights. It waits for no other kernel.
 template <int NT, int W>
-__device__ __forceinline__ void produce_weights(const GemmParams& p, Ring ring, uint32_t rank) {
+__device__ __forceinline__ void produce_weights(const GemmParams& p, Ring ring, const GemmRows& rows, const Items<NT, W>& items) {
     const uint32_t lane = threadIdx.x % 32;
     const uint64_t policy = p.stream ? policy_evict_first() : policy_evict_normal();
-    // A stream's items do not depend on the counts, except that there are none without tokens.
-    const bool early = p.stream && !p.grouped;
-    GemmRows rows = {p.weights, NT, 0};
-    if (!early) {
-        pdl_wait();
-        rows = gemm_rows(p);
-    }
-    Items<NT, W> items(p, rank, rows.tokens);
     uint32_t done = 0;
     for (uint32_t i = 0; i < items.count; ++i) {
         Lane mine = weights_lane(p, rows.weights, items.get(i), lane);
 #pragma unroll 1
         for (uint32_t s = 0; s < ring.steps; ++s, ++done) {
-            if (done == ring.stages && early) {
-                pdl_wait();
-                if (gemm_rows(p).tokens == 0) {
-                    return;
-                }
-            }
             if (done >= ring.stages) {
                 barrier_wait(ring.empty_at(ring.stage), ring.parity ^ 1);
             }
@@ -158,25 +144,16 @@ __device__ __forceinline__ void produce_weights(const GemmParams& p, Ring ring, 
 
 // The warp that copies tokens.
 template <int NT, int W>
-__device__ __forceinline__ void produce_tokens(const GemmParams& p, Ring ring, uint32_t rank) {
+__device__ __forceinline__ void produce_tokens(const GemmParams& p, Ring ring, const GemmRows& rows, const Items<NT, W>& items) {
     const uint32_t lane = threadIdx.x % 32;
     const uint16_t everyone = (uint16_t)((1u << p.cluster) - 1);
-    pdl_wait();
-    fence_async_global();
-    const GemmRows rows = gemm_rows(p);
-    if (p.stream && !p.grouped && rows.tokens == 0) {
-        // Weights are on their way into the ring: let the consumers wait for them.
-        for (uint32_t s = 0; s < min(ring.stages, ring.steps * p.passes); ++s) {
-            if (lane == 0) {
-                barrier_arrive(ring.full_at(s));
-            }
-        }
-        return;
-    }
-    Items<NT, W> items(p, rank, rows.tokens);
     uint32_t done = 0;
     for (uint32_t i = 0; i < items.count; ++i) {
-        Lane mine = tokens_lane<NT>(p, ring, rows, items.get(i), rank, lane);
+        Lane mine = tokens_lane<NT>(p, ring, rows, items.get(i), items.rank, lane);
+        if (i == 0) {
+            pdl_wait();
+            fence_async_global();
+        }
 #pragma unroll 1
         for (uint32_t s = 0; s < ring.steps; ++s, ++done) {
             if (done >= ring.stages) {
@@ -251,18 +228,11 @@ __device__ __forceinline__ void multiply_item(const GemmParams& p, Ring& ring, f
 
 // A warpgroup that multiplies.
 template <int NT, int W>
-__device__ __forceinline__ void consume(const GemmParams& p, Ring ring, uint32_t rank, float* staging) {
+__device__ __forceinline__ void consume(const GemmParams& p, Ring ring, const GemmRows& rows, const Items<NT, W>& items,
+                                        float* staging) {
     // By shuffle, so that the compiler knows it to be the same in a whole warp.
     const uint32_t lane = threadIdx.x % 32, group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
     pdl_wait();
-    const GemmRows rows = gemm_rows(p);
-    if (p.stream && !p.grouped && rows.tokens == 0) {
-        for (uint32_t s = 0; s < min(ring.stages, ring.steps * p.passes); ++s) {
-            barrier_wait(ring.full_at(s), 0);
-        }
-        return;
-    }
-    Items<NT, W> items(p, rank, rows.tokens);
     float d[NT / 2];
     for (uint32_t i = 0; i < items.count; ++i) {
         const Item item = items.get(i);
@@ -315,20 +285,26 @@ __device__ __forceinline__ void gemm_block(const GemmParams& p) {
     } else {
         __syncthreads();
     }
+    // A step's counts are there before its kernels; those of groups come from one of them.
+    if (p.grouped) {
+        pdl_wait();
+    }
+    const GemmRows rows = gemm_rows(p);
+    const Items<NT, W> items(p, rank, rows.tokens);
     if (warp >= 4 * W) {
         if constexpr (NT == 256) {
             asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         }
         if (warp == 4 * W) {
-            produce_weights<NT, W>(p, ring, rank);
+            produce_weights<NT, W>(p, ring, rows, items);
         } else if (warp == 4 * W + 1) {
-            produce_tokens<NT, W>(p, ring, rank);
+            produce_tokens<NT, W>(p, ring, rows, items);
         }
     } else {
         if constexpr (NT == 256) {
             asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         }
-        consume<NT, W>(p, ring, rank, reinterpret_cast<float*>(dynamic_shared));
+        consume<NT, W>(p, ring, rows, items, reinterpret_cast<float*>(dynamic_shared));
     }
     // Others may still copy to this block, or arrive here.
     if (p.cluster > 1) {
