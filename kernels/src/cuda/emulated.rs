@@ -21,9 +21,12 @@ impl Emulated {
         let library = std::env::temp_dir().join(format!("polylink-emulated-{stem}-{}.so", std::process::id()));
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
         let arguments = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-unknown-pragmas"];
+        // What is not aligned as its type wants it ends the test, as it would end the kernel.
+        let aligned = ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"];
         let source = folder.join(format!("{stem}.cpp"));
         let output = match Command::new(&compiler)
             .args(arguments)
+            .args(aligned)
             .arg("-I")
             .arg(&folder)
             .arg(&source)
