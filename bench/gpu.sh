@@ -111,20 +111,20 @@ if wants times || wants peers; then
     make_model 8b
     make_model 1b
 fi
-large="--prompt 8192 --decode 1x128+64 --decode 1x1024+64 --decode 64x1024+64 --load 128x1000+200"
+large="--prompt 8192 --decode 1x128+64 --decode 64x1024+64 --load 128x1000+200"
 small="--decode 1x128+64 --load 32x128+256"
 # The lists are words.
 # shellcheck disable=SC2086
 if wants times; then
-    ours 8b-bf16 8b 120 sm90-bf16 $large
-    ours 8b-q8_0 8b 120 q8_0 --prompt 8192 --decode 1x128+64 --decode 64x1024+64
-    ours 1b-bf16 1b 60 sm90-bf16 $small
+    ours 8b-bf16 8b 100 sm90-bf16 $large
+    ours 1b-bf16 1b 50 sm90-bf16 $small
 fi
 # shellcheck disable=SC2086
 if wants peers; then
-    peer 8b 120 $large
-    peer 1b 90 $small
+    peer 1b 80 $small
+    peer 8b 110 $large
 fi
+if wants times; then ours 8b-q8_0 8b 80 q8_0 --decode 1x128+64 --prompt 8192; fi
 python3 bench/gpu/report.py "$OUT"
 
 say "== ended${failed:+; FAILED:$failed}"
