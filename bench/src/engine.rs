@@ -32,9 +32,6 @@ use precision::Limits;
 pub const RUNS_MAX: usize = 100;
 /// The most streams: as many answers as a server of ours has under way.
 pub const STREAMS_MAX: usize = 256;
-/// Bytes of a key's or value's number in our cache.
-const KV_BYTES: usize = 4;
-
 /// What to measure, and whom.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -62,6 +59,8 @@ pub struct Options {
     pub threads: usize,
     /// Whom to measure beside us.
     pub peers: Peers,
+    /// Whether to measure what the machine does at most. What a GPU does, this does not know.
+    pub limits: bool,
     /// Further flags of `polylink serve`.
     pub serve_flags: Vec<String>,
 }
@@ -74,14 +73,14 @@ struct Plan {
 }
 
 impl Plan {
-    fn of<'a>(shape: &Shape, loads: impl Iterator<Item = &'a Load>) -> Self {
+    fn of<'a>(shape: &Shape, precision: Precision, loads: impl Iterator<Item = &'a Load>) -> Self {
         let (mut streams, mut tokens) = (1, 0);
         for load in loads {
             streams = streams.max(load.streams);
             // Each stream's last block is partly empty.
             tokens = tokens.max(load.streams * (load.tokens() + 64));
         }
-        let bytes = tokens * 2 * shape.layers * shape.kv_heads * shape.head_dim * KV_BYTES;
+        let bytes = tokens * 2 * shape.layers * shape.kv_heads * shape.head_dim * precision.kv_bytes();
         Self { streams, kv_mib: (bytes >> 20) + 1 }
     }
 }
@@ -120,7 +119,9 @@ pub async fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Re
     report.absent = absent.map(|(name, reason)| (name.to_owned(), reason.to_owned())).collect();
     for &precision in &options.precisions {
         let mut limits = Limits::default();
-        limits.measure(&options.shape, precision, options.threads);
+        if options.limits {
+            limits.measure(&options.shape, precision, options.threads);
+        }
         if !options.figures.is_empty() {
             compare(options, precision, &mut limits, &mut report, &mut progress).await?;
         }
@@ -132,7 +133,9 @@ pub async fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Re
             progress(&format!("{}: growth", precision.name()));
             report.rows.extend(growth::measure(options, precision).await?);
         }
-        report.rows.extend(limit_rows(precision, &limits));
+        if options.limits {
+            report.rows.extend(limit_rows(precision, &limits));
+        }
     }
     Ok(report)
 }
@@ -164,7 +167,8 @@ async fn compare(
 ) -> Result<(), BenchError> {
     let loads: Vec<Load> = options.figures.iter().flat_map(Figure::loads).collect();
     progress(&format!("{}: the contestants start", precision.name()));
-    let mut contestants = contestant::all(options, &Plan::of(&options.shape, loads.iter()), precision).await?;
+    let mut contestants =
+        contestant::all(options, &Plan::of(&options.shape, precision, loads.iter()), precision).await?;
     let mut compared = Vec::new();
     for figure in &options.figures {
         progress(&format!("{}: {}", precision.name(), figure.name()));
@@ -173,7 +177,9 @@ async fn compare(
         for contestant in &mut contestants {
             contestant.prepare(figure).await?;
         }
-        limits.measure(&options.shape, precision, options.threads);
+        if options.limits {
+            limits.measure(&options.shape, precision, options.threads);
+        }
         let begun = Instant::now();
         for turn in 0..options.runs {
             if turn > 0 && begun.elapsed() > options.figure_time {
@@ -196,10 +202,11 @@ async fn compare(
     }
     for (figure, series, free) in compared {
         let limit = match figure {
+            _ if !options.limits => None,
             Figure::Decode => Some(("read limit", limits.decode(&options.shape, precision))),
             Figure::Prefill { .. } => Some(("product limit", limits.prefill(&options.shape))),
             Figure::SharedPrefix(_) => free.map(|free| ("hit tokens free", free.p50)),
-            Figure::Serve(_) | Figure::FreePrefix(_) => None,
+            Figure::Steps(_) | Figure::Serve(_) | Figure::FreePrefix(_) => None,
         };
         let name = format!("{}.{}", precision.name(), figure.name());
         report.compared.push(Compared { name, unit: "tokens/s", more_is_better: true, series, limit });

@@ -40,6 +40,7 @@ fn options(ours: &str) -> Options {
         figure_time: std::time::Duration::from_secs(60),
         threads: 1,
         peers: Peers::none("not part of this test"),
+        limits: true,
         serve_flags: Vec::new(),
     }
 }

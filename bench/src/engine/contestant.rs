@@ -97,7 +97,7 @@ impl Contestant {
     pub async fn prepare(&mut self, figure: &Figure) -> Result<(), BenchError> {
         // The first load is the largest.
         let load = figure.loads()[0];
-        let warm = if load.shared > 0 { Load { completion: 1, ..load } } else { Load::new(1, 16, 2) };
+        let warm = if load.shared > 0 || load.again { Load { completion: 1, ..load } } else { Load::new(1, 16, 2) };
         match &mut self.kind {
             Kind::Server(server) => server.take(&warm).await.map(drop),
             Kind::Worker(worker) => worker.take(&Load { shared: 0, ..Load::new(1, 16, 2) }).await.map(drop),

@@ -21,7 +21,8 @@ pub async fn measure(options: &Options, precision: Precision) -> Result<Vec<Row>
     let fits = |context: &usize| context + 1 + STEPS <= options.shape.positions;
     let contexts: Vec<usize> = CONTEXTS.into_iter().filter(fits).collect();
     let deepest = contexts.last().map(|context| Load::new(1, *context, 1 + STEPS));
-    let mut server = ours(options, &Plan::of(&options.shape, streams.iter().chain(&deepest)), precision).await?;
+    let mut server =
+        ours(options, &Plan::of(&options.shape, precision, streams.iter().chain(&deepest)), precision).await?;
     server.take(&Load::new(1, 16, 2)).await?;
     let mut rows = against_streams(&mut server, &streams, precision, options.runs).await?;
     rows.extend(against_context(&mut server, &contexts, precision, options.runs).await?);

@@ -19,12 +19,14 @@ pub struct Load {
     pub completion: usize,
     /// Leading tokens of the prompts that are the same in all and were seen before; 0: nothing was.
     pub shared: usize,
+    /// Whether it is about the very prompts of the last such load of this length: all but their ends are in the cache.
+    pub again: bool,
 }
 
 impl Load {
     /// Prompts that share nothing with any other.
     pub fn new(streams: usize, prompt: usize, completion: usize) -> Self {
-        Self { streams, prompt, completion, shared: 0 }
+        Self { streams, prompt, completion, shared: 0, again: false }
     }
     /// Tokens of one stream, prompt and completion.
     pub fn tokens(&self) -> usize {
@@ -46,6 +48,9 @@ pub enum Figure {
     },
     /// Completion tokens of one request, what its prompt takes not counted.
     Decode,
+    /// Completion tokens of streams that are under way together, each behind a prompt of its own that is in the cache:
+    /// what more tokens take than one.
+    Steps(Load),
     /// Completion tokens of streams that start together, prompts included in the time.
     Serve(Load),
     /// The same, where most of each prompt is in the cache.
@@ -62,6 +67,7 @@ impl Figure {
         match self {
             Figure::Prefill { tokens } => format!("prefill_{tokens}"),
             Figure::Decode => "decode".into(),
+            Figure::Steps(of) => format!("decode_{}x{}", of.streams, of.prompt),
             Figure::Serve(of) => format!("serve_{}", load(of)),
             Figure::SharedPrefix(of) => format!("shared_prefix_{}", load(of)),
             Figure::FreePrefix(of) => format!("free_prefix_{}", load(of)),
@@ -73,6 +79,11 @@ impl Figure {
         match self {
             Figure::Prefill { tokens } => vec![Load::new(1, *tokens, 1)],
             Figure::Decode => vec![Load::new(1, BEFORE, 1 + DECODED), Load::new(1, BEFORE, 1)],
+            Figure::Steps(of) => {
+                let found = Load { completion: 1, again: true, ..*of };
+                // The first one only puts the prompts into the cache, unless they are there.
+                vec![found, Load { again: true, completion: 1 + of.completion, ..*of }, found]
+            }
             Figure::Serve(load) | Figure::SharedPrefix(load) => vec![*load],
             Figure::FreePrefix(of) => {
                 let found = Load { shared: of.prompt, completion: 1, ..*of };
@@ -88,6 +99,7 @@ impl Figure {
         let (tokens, time) = match (self, seconds) {
             (Figure::Prefill { tokens }, [time]) => (*tokens, *time),
             (Figure::Decode, [long, short]) => (DECODED, long - short),
+            (Figure::Steps(load), [_, long, short]) => (load.completed(), long - short),
             (Figure::Serve(load) | Figure::SharedPrefix(load), [time]) => (load.completed(), *time),
             (Figure::FreePrefix(load), [_, steps, found, whole, shared]) => {
                 (load.completed(), (steps - found).max(0.0) + (whole - shared).max(0.0))
@@ -117,8 +129,12 @@ impl Prompts {
         Self { random: ChaCha8Rng::seed_from_u64(1), ids: high.min(600) / 2..high }
     }
 
-    /// One of `load`'s prompts.
-    pub fn next(&mut self, load: &Load) -> Vec<u32> {
+    /// The prompt of one of `load`'s streams.
+    pub fn next(&mut self, load: &Load, stream: usize) -> Vec<u32> {
+        if load.again {
+            let mut own = ChaCha8Rng::seed_from_u64(3 + stream as u64);
+            return (0..load.prompt).map(|_| own.random_range(self.ids.clone())).collect();
+        }
         let mut shared = ChaCha8Rng::seed_from_u64(2);
         let shared = (0..load.shared).map(|_| shared.random_range(self.ids.clone()));
         let own = (load.shared..load.prompt).map(|_| self.random.random_range(self.ids.clone()));
@@ -134,12 +150,16 @@ mod tests {
     fn prompts_are_alike_only_where_they_are_said_to() {
         let mut prompts = Prompts::new(4_096);
         let load = Load { shared: 20, ..Load::new(2, 30, 1) };
-        let (first, second) = (prompts.next(&load), prompts.next(&load));
+        let (first, second) = (prompts.next(&load, 0), prompts.next(&load, 1));
         assert_eq!((first.len(), &first[..20]), (30, &second[..20]));
         assert_ne!(first[20..], second[20..]);
         assert!(first.iter().all(|id| (300..2_048).contains(id)));
-        let longer = prompts.next(&Load { shared: 25, ..load });
+        let longer = prompts.next(&Load { shared: 25, ..load }, 0);
         assert_eq!(longer[..20], first[..20], "a longer shared prefix begins with the shorter one");
+        let again = Load { again: true, ..Load::new(2, 30, 1) };
+        let (first, second) = (prompts.next(&again, 0), prompts.next(&again, 1));
+        assert_ne!(first, second);
+        assert_eq!(prompts.next(&Load { completion: 9, ..again }, 0), first, "asked for again");
     }
 
     #[test]
@@ -147,6 +167,9 @@ mod tests {
         assert_eq!(Figure::Prefill { tokens: 512 }.rate(&[2.0]), Some(256.0));
         assert_eq!(Figure::Decode.rate(&[1.5, 0.5]), Some(64.0));
         assert_eq!(Figure::Decode.rate(&[0.5, 0.5]), None);
+        let steps = Figure::Steps(Load::new(8, 100, 10));
+        assert_eq!((steps.rate(&[9.0, 3.0, 1.0]), steps.name()), (Some(40.0), "decode_8x100".to_owned()));
+        assert_eq!(steps.loads().iter().map(|load| load.completion).collect::<Vec<_>>(), [1, 11, 1]);
         let shared = Figure::SharedPrefix(Load { shared: 90, ..Load::new(8, 100, 10) });
         assert_eq!(shared.rate(&[4.0]), Some(20.0));
         let free = shared.free_prefix().unwrap();

@@ -11,6 +11,8 @@ pub enum Precision {
     F32,
     /// bf16 weights and products.
     Bf16,
+    /// bf16 weights on the tensor cores of a GPU, with a cache of bf16.
+    Sm90Bf16,
     /// 8-bit weights and products of integers.
     Q8_0,
     /// 4-bit weights and products of integers.
@@ -23,35 +25,42 @@ impl Precision {
         match self {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
+            Precision::Sm90Bf16 => "sm90-bf16",
             Precision::Q8_0 => "q8_0",
             Precision::Q4_0 => "q4_0",
         }
     }
 
     /// Flags of `polylink serve`.
-    pub fn flags(self) -> [&'static str; 2] {
+    pub fn flags(self) -> &'static [&'static str] {
         match self {
-            Precision::F32 => ["--dtype", "f32"],
-            Precision::Bf16 => ["--dtype", "bf16"],
-            Precision::Q8_0 => ["--quantize", "q8_0"],
-            Precision::Q4_0 => ["--quantize", "q4_0"],
+            Precision::F32 => &["--dtype", "f32"],
+            Precision::Bf16 => &["--dtype", "bf16"],
+            Precision::Sm90Bf16 => &["--dtype", "sm90-bf16", "--kv-dtype", "bf16", "--backend", "cuda"],
+            Precision::Q8_0 => &["--quantize", "q8_0"],
+            Precision::Q4_0 => &["--quantize", "q4_0"],
         }
     }
 
     /// The type of a peer's file.
     pub fn gguf(self) -> &'static str {
-        if self == Precision::F32 { "bf16" } else { self.name() }
+        if matches!(self, Precision::F32 | Precision::Sm90Bf16) { "bf16" } else { self.name() }
+    }
+
+    /// The most bytes of a key's or value's number in our cache.
+    pub fn kv_bytes(self) -> usize {
+        if self == Precision::Sm90Bf16 { 2 } else { 4 }
     }
 
     /// Whether transformers has it.
     pub fn in_transformers(self) -> bool {
-        matches!(self, Precision::F32 | Precision::Bf16)
+        matches!(self, Precision::F32 | Precision::Bf16 | Precision::Sm90Bf16)
     }
 
     /// Bytes of a weight: blocks of 32 values have a scale of two bytes.
     pub fn bytes_per_weight(self) -> f64 {
         match self {
-            Precision::F32 | Precision::Bf16 => 2.0,
+            Precision::F32 | Precision::Bf16 | Precision::Sm90Bf16 => 2.0,
             Precision::Q8_0 => 34.0 / 32.0,
             Precision::Q4_0 => 18.0 / 32.0,
         }
@@ -61,7 +70,7 @@ impl Precision {
     pub fn unit(self) -> Unit {
         match self {
             Precision::F32 => Unit::F32,
-            Precision::Bf16 => Unit::Bf16,
+            Precision::Bf16 | Precision::Sm90Bf16 => Unit::Bf16,
             Precision::Q8_0 | Precision::Q4_0 => Unit::Int8,
         }
     }

@@ -91,7 +91,7 @@ impl Server {
     /// # Errors
     /// [`BenchError::Contestant`] for an answer that is not exactly as long as asked for: its time says nothing.
     pub async fn take(&mut self, load: &Load) -> Result<f64, BenchError> {
-        let prompts: Vec<_> = (0..load.streams).map(|_| self.prompts.next(load)).collect();
+        let prompts: Vec<_> = (0..load.streams).map(|stream| self.prompts.next(load, stream)).collect();
         let bodies: Vec<Value> = prompts.iter().map(|prompt| self.body(load, prompt)).collect();
         let begun = Instant::now();
         let answered = try_join_all(bodies.iter().map(|body| self.ask(load, body))).await;
@@ -113,7 +113,7 @@ impl Server {
             "ignore_eos": true,
             "temperature": 0,
             // llama.cpp's: others look prompts up by themselves.
-            "cache_prompt": load.shared > 0,
+            "cache_prompt": load.shared > 0 || load.again,
         })
     }
 

@@ -37,7 +37,7 @@ impl Seen {
 /// Both figures, in turns. The weights' file is in the system's cache from the first run on.
 pub async fn measure(options: &Options, precision: Precision) -> Result<[Compared; 2], BenchError> {
     let load = Load::new(8, 128.min(options.shape.positions / 2), 16);
-    let plan = Plan::of(&options.shape, std::iter::once(&load));
+    let plan = Plan::of(&options.shape, precision, std::iter::once(&load));
     let (mut own, mut llama, mut transformers) = (Seen::default(), Seen::default(), Seen::default());
     for _ in 0..options.runs {
         own.server(ours(options, &plan, precision).await?, &load).await?;

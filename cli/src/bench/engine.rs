@@ -35,6 +35,8 @@ enum Group {
 enum Profile {
     F32,
     Bf16,
+    #[value(name = "sm90-bf16")]
+    Sm90Bf16,
     #[value(name = "q8_0")]
     Q8_0,
     #[value(name = "q4_0")]
@@ -46,6 +48,7 @@ impl From<Profile> for Precision {
         match profile {
             Profile::F32 => Precision::F32,
             Profile::Bf16 => Precision::Bf16,
+            Profile::Sm90Bf16 => Precision::Sm90Bf16,
             Profile::Q8_0 => Precision::Q8_0,
             Profile::Q4_0 => Precision::Q4_0,
         }
@@ -62,6 +65,7 @@ Examples:
   polylink bench engine --quick
   polylink bench engine --shape 0.5b --precision q8_0 --figures prefill,decode --json out.json
   polylink bench engine --peer none --figures growth --precision q4_0
+  polylink bench engine --peer none --no-limits --precision sm90-bf16 --prompt 8192 --decode 64x1024+64 --load 32x128+256
   polylink bench engine --peer llama.cpp=/opt/llama.cpp/bin --peer other=http://127.0.0.1:8000")]
 pub struct EngineArgs {
     /// Random weights of these sizes, made once: 17m, 0.5b, 1b or 8b [default: 0.5b; with --quick 17m]
@@ -79,6 +83,15 @@ pub struct EngineArgs {
     /// Of serve and serve-long [default: 1,8,32,128; with --quick 1,8,32]
     #[arg(long, value_delimiter = ',')]
     streams: Vec<usize>,
+    /// A further figure, as prefill: a prompt of so many tokens. With one of these three, only those that are named
+    #[arg(long, value_name = "TOKENS")]
+    prompt: Vec<usize>,
+    /// A further figure: STREAMSxPROMPT+TOKENS, steps of streams whose prompts are in the cache
+    #[arg(long, value_name = "LOAD", value_parser = load)]
+    decode: Vec<Load>,
+    /// A further figure, as serve: STREAMSxPROMPT+TOKENS
+    #[arg(long, value_name = "LOAD", value_parser = load)]
+    load: Vec<Load>,
     /// Repetitions; medians are shown
     #[arg(long, default_value_t = 3)]
     runs: usize,
@@ -91,6 +104,9 @@ pub struct EngineArgs {
     /// `none`, llama.cpp=FOLDER, transformers=PYTHON or NAME=URL; may be given several times
     #[arg(long)]
     peer: Vec<String>,
+    /// Do not measure what the processor does at most: a GPU's limits are not told by it
+    #[arg(long)]
+    no_limits: bool,
     /// A further flag of our `polylink serve`; may be given several times
     #[arg(long, allow_hyphen_values = true)]
     serve_flag: Vec<String>,
@@ -105,6 +121,20 @@ pub struct EngineArgs {
     json: Option<PathBuf>,
 }
 
+/// `32x128+64`.
+fn load(text: &str) -> Result<Load, String> {
+    let parts = text.split_once('x').and_then(|(streams, rest)| Some((streams, rest.split_once('+')?)));
+    let numbers = parts.and_then(|(streams, (prompt, completion))| {
+        Some([streams.parse().ok()?, prompt.parse().ok()?, completion.parse().ok()?])
+    });
+    match numbers {
+        Some([streams, prompt, completion]) if prompt > 0 && completion > 0 => {
+            Ok(Load::new(streams, prompt, completion))
+        }
+        _ => Err("STREAMSxPROMPT+TOKENS is expected, such as 32x128+64".into()),
+    }
+}
+
 /// Those that were given, or the defaults.
 fn given<T: Copy>(given: &[T], quick: bool, quick_default: &[T], default: &[T]) -> Vec<T> {
     match (given.is_empty(), quick) {
@@ -116,7 +146,16 @@ fn given<T: Copy>(given: &[T], quick: bool, quick_default: &[T], default: &[T]) 
 }
 
 impl EngineArgs {
+    fn named(&self) -> Vec<Figure> {
+        let prompts = self.prompt.iter().map(|tokens| Figure::Prefill { tokens: *tokens });
+        let steps = self.decode.iter().map(|load| Figure::Steps(*load));
+        prompts.chain(steps).chain(self.load.iter().map(|load| Figure::Serve(*load))).collect()
+    }
+
     fn groups(&self) -> Vec<Group> {
+        if self.figures.is_empty() && !self.named().is_empty() {
+            return Vec::new();
+        }
         let quick = [Group::Prefill, Group::Decode, Group::Serve, Group::SharedPrefix];
         given(&self.figures, self.quick, &quick, Group::value_variants())
     }
@@ -135,7 +174,8 @@ impl EngineArgs {
             Group::SharedPrefix => vec![Figure::SharedPrefix(Load { shared: 922, ..Load::new(8, 1_024, 64) })],
             Group::Start | Group::Growth => Vec::new(),
         });
-        figures.filter(|figure| figure.loads().iter().all(|load| load.tokens() <= positions)).collect()
+        let figures = figures.filter(|figure| figure.loads().iter().all(|load| load.tokens() <= positions));
+        figures.chain(self.named()).collect()
     }
 }
 
@@ -178,6 +218,7 @@ pub async fn run(args: &EngineArgs, output: &Output) -> Result<(), CliError> {
         figure_time: std::time::Duration::from_secs(args.figure_seconds),
         threads: if args.threads == 0 { cores } else { args.threads },
         peers: Peers::find(&cache, &args.peer)?,
+        limits: !args.no_limits,
         serve_flags: args.serve_flag.clone(),
         cache: models,
         model,
