@@ -50,17 +50,13 @@ pub struct CudaDevice {
 #[derive(Debug, thiserror::Error)]
 pub enum CudaUnavailable {
     /// The driver's library cannot be loaded.
-    #[error(
-        "no CUDA driver, falling back to CPU (install the NVIDIA driver, or ignore this on a machine without a GPU)"
-    )]
+    #[error("no CUDA driver (install the NVIDIA driver, or ignore this on a machine without a GPU)")]
     NoDriver,
     /// The driver is there and refuses.
-    #[error("the CUDA driver does not work, falling back to CPU: {0} (check that `nvidia-smi` lists a device)")]
+    #[error("the CUDA driver does not work: {0} (check that `nvidia-smi` lists a device)")]
     Driver(String),
     /// This program holds no kernels.
-    #[error(
-        "this program was built without nvcc and holds no CUDA kernels, falling back to CPU (build it by `make cuda`)"
-    )]
+    #[error("this program was built without nvcc and holds no CUDA kernels (build it by `make cuda`)")]
     NoKernels,
 }
 
@@ -110,7 +106,7 @@ mod tests {
                 println!("{devices:?}");
                 assert!(devices.iter().all(|device| !device.name.is_empty() && device.memory_bytes > 0));
             }
-            Err(reason) => assert!(reason.to_string().contains("falling back to CPU"), "{reason}"),
+            Err(reason) => assert!(reason.to_string().contains("CUDA"), "{reason}"),
         }
     }
 }
