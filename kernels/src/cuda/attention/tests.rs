@@ -3,6 +3,7 @@
 mod append;
 mod bench_case;
 mod bits;
+mod chain;
 mod orders;
 mod plan;
 mod timing;
