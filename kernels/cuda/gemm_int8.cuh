@@ -45,7 +45,7 @@ struct Int8Tile {
     static constexpr int STAGE_BYTES = WEIGHT_BYTES + BM * (QUANTS_PITCH + SCALES_PITCH);
     static constexpr int BARRIERS = STAGES * STAGE_BYTES;
     // Blocks whose sums of integers are asked for together.
-    static constexpr int BATCH = MT * NT == 1 ? 4 : 1;
+    static constexpr int BATCH = MT * NT == 1 ? 4 : MT * NT <= 4 ? 2 : 1;
     // Values per tile and strip in a lane.
     static constexpr int VALUES = EIGHT ? 2 : 4;
     static_assert(!EIGHT || (MT == 1 && WM == 1), "eight rows are one warp's");
@@ -175,86 +175,106 @@ struct Int8Tile {
         }
     }
 
-    // `BATCH` blocks onto the chains of one strip: everything is loaded, then all sums of integers are asked for, then come the
-    // chains. Otherwise a block would wait for the one before.
-    static __device__ __forceinline__ void fold_batch(float (&sums)[VALUES], const uint8_t* stage, int block, int lane,
+    // `BATCH` blocks onto the chains: everything is loaded, then all sums of integers are asked for, then come the chains.
+    // Otherwise a block would wait for the one before.
+    static __device__ __forceinline__ void fold_batch(float (&sums)[MT][NT][VALUES], const uint8_t* stage, int block, int lane,
                                                       int warp_m, int warp_n) {
-        const int g = lane / 4, c = lane % 4, first = warp_m * 16;
+        const int g = lane / 4, c = lane % 4, first = warp_m * MT * 16;
+        constexpr int PITCH = SCALES_PITCH / 4;
         const uint8_t* quants = stage + WEIGHT_BYTES;
-        const uint8_t* record = stage + warp_n * Form::RECORD;
-        const float* row_scales = reinterpret_cast<const float*>(quants + BM * QUANTS_PITCH) + (first + g) * (SCALES_PITCH / 4);
-        uint32_t a[BATCH][4], b[BATCH][2];
+        const uint8_t* records = stage + warp_n * NT * Form::RECORD;
+        const float* row_scales = reinterpret_cast<const float*>(quants + BM * QUANTS_PITCH) + (first + g) * PITCH + block;
+        uint32_t a[BATCH][MT][4], b[BATCH][NT][2];
         if constexpr (EIGHT) {
             const uint32_t rows = shared_address(quants + (lane & 7) * QUANTS_PITCH + block * 32 + (lane >> 3) * 16);
 #pragma unroll
             for (int i = 0; i < BATCH; i += 2) {
                 uint32_t words[4];
                 load_rows_8_wide(words, rows + i * 32);
-                a[i][0] = words[0], a[i][2] = words[1], a[i + 1][0] = words[2], a[i + 1][2] = words[3];
-                a[i][1] = a[i][3] = a[i + 1][1] = a[i + 1][3] = 0;
+                a[i][0][0] = words[0], a[i][0][2] = words[1], a[i + 1][0][0] = words[2], a[i + 1][0][2] = words[3];
+                a[i][0][1] = a[i][0][3] = a[i + 1][0][1] = a[i + 1][0][3] = 0;
             }
         } else {
             const uint32_t rows =
                 shared_address(quants + (first + (lane & 15)) * QUANTS_PITCH + block * 32 + (lane >> 4) * 16);
 #pragma unroll
             for (int i = 0; i < BATCH; ++i) {
-                load_rows_16(a[i], rows + i * 32);
+#pragma unroll
+                for (int m = 0; m < MT; ++m) {
+                    load_rows_16(a[i][m], rows + m * 16 * QUANTS_PITCH + i * 32);
+                }
             }
         }
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) {
-            Form::quants(record, block + i, lane, b[i][0], b[i][1]);
+#pragma unroll
+            for (int n = 0; n < NT; ++n) {
+                Form::quants(records + n * Form::RECORD, block + i, lane, b[i][n][0], b[i][n][1]);
+            }
         }
-        int dots[BATCH][4], others[BATCH][4], of_rows[BATCH][4];
+        int dots[BATCH][MT][NT][4], others[BATCH][MT][NT][4], of_rows[BATCH][MT][4];
         constexpr uint32_t ONE = 0x4b400000u;
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) {
-            if constexpr (Form::FOLD == Fold::Halves) {
-                multiply_16(dots[i], a[i][0], a[i][1], b[i][0], (int)Form::MAGIC);
-                multiply_16(others[i], a[i][2], a[i][3], b[i][1], (int)Form::MAGIC);
-            } else {
-                multiply_32(dots[i], a[i], b[i][0], b[i][1], (int)Form::MAGIC);
-            }
-            if constexpr (Form::FOLD == Fold::Minimum) {
-                multiply_32(of_rows[i], a[i], 0x01010101u, 0x01010101u, (int)ONE);
+#pragma unroll
+            for (int m = 0; m < MT; ++m) {
+#pragma unroll
+                for (int n = 0; n < NT; ++n) {
+                    if constexpr (Form::FOLD == Fold::Halves) {
+                        multiply_16(dots[i][m][n], a[i][m][0], a[i][m][1], b[i][n][0], (int)Form::MAGIC);
+                        multiply_16(others[i][m][n], a[i][m][2], a[i][m][3], b[i][n][1], (int)Form::MAGIC);
+                    } else {
+                        multiply_32(dots[i][m][n], a[i][m], b[i][n][0], b[i][n][1], (int)Form::MAGIC);
+                    }
+                }
+                if constexpr (Form::FOLD == Fold::Minimum) {
+                    multiply_32(of_rows[i][m], a[i][m], 0x01010101u, 0x01010101u, (int)ONE);
+                }
             }
         }
-        float scale[BATCH][2], factors[BATCH][VALUES];
-        float2 weight[BATCH];
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i) {
-            scale[i][0] = row_scales[block + i];
-            scale[i][1] = EIGHT ? 0.0f : row_scales[8 * (SCALES_PITCH / 4) + block + i];
-            weight[i] = Form::scales(record, block + i, c);
-        }
+        float scale[BATCH][MT][2];
+        float2 weight[BATCH][NT];
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) {
 #pragma unroll
-            for (int v = 0; v < VALUES; ++v) {
-                factors[i][v] = __fmul_rn(scale[i][v / 2], v % 2 == 0 ? weight[i].x : weight[i].y);
+            for (int m = 0; m < MT; ++m) {
+                scale[i][m][0] = row_scales[m * 16 * PITCH + i];
+                scale[i][m][1] = EIGHT ? 0.0f : row_scales[(m * 16 + 8) * PITCH + i];
+            }
+#pragma unroll
+            for (int n = 0; n < NT; ++n) {
+                weight[i][n] = Form::scales(records + n * Form::RECORD, block + i, c);
             }
         }
         const float magic = from_bits(Form::MAGIC);
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) {
-            float2 low = {}, high = {}, minima = {};
-            if constexpr (Form::FOLD == Fold::Halves) {
-                low = Form::own(record, block + i, 0, c);
-                high = Form::own(record, block + i, 1, c);
-            } else if constexpr (Form::FOLD == Fold::Minimum) {
-                minima = Form::minima(record, block + i, c);
-            }
 #pragma unroll
-            for (int v = 0; v < VALUES; ++v) {
-                float dot = __fsub_rn(__int_as_float(dots[i][v]), magic);
+            for (int n = 0; n < NT; ++n) {
+                float2 low = {}, high = {}, minima = {};
                 if constexpr (Form::FOLD == Fold::Halves) {
-                    dot = __fmul_rn(dot, v % 2 == 0 ? low.x : low.y);
-                    dot = fmaf(__fsub_rn(__int_as_float(others[i][v]), magic), v % 2 == 0 ? high.x : high.y, dot);
+                    low = Form::own(records + n * Form::RECORD, block + i, 0, c);
+                    high = Form::own(records + n * Form::RECORD, block + i, 1, c);
+                } else if constexpr (Form::FOLD == Fold::Minimum) {
+                    minima = Form::minima(records + n * Form::RECORD, block + i, c);
                 }
-                sums[v] = fmaf(dot, factors[i][v], sums[v]);
-                if constexpr (Form::FOLD == Fold::Minimum) {
-                    const float integers = __fsub_rn(__int_as_float(of_rows[i][v / 2 * 2]), from_bits(ONE));
-                    sums[v] = fmaf(__fmul_rn(scale[i][v / 2], integers), v % 2 == 0 ? minima.x : minima.y, sums[v]);
+#pragma unroll
+                for (int m = 0; m < MT; ++m) {
+#pragma unroll
+                    for (int v = 0; v < VALUES; ++v) {
+                        float& sum = sums[m][n][v];
+                        float dot = __fsub_rn(__int_as_float(dots[i][m][n][v]), magic);
+                        if constexpr (Form::FOLD == Fold::Halves) {
+                            dot = __fmul_rn(dot, v % 2 == 0 ? low.x : low.y);
+                            dot = fmaf(__fsub_rn(__int_as_float(others[i][m][n][v]), magic), v % 2 == 0 ? high.x : high.y, dot);
+                        }
+                        const float of_block = v % 2 == 0 ? weight[i][n].x : weight[i][n].y;
+                        sum = fmaf(dot, __fmul_rn(scale[i][m][v / 2], of_block), sum);
+                        if constexpr (Form::FOLD == Fold::Minimum) {
+                            const float integers = __fsub_rn(__int_as_float(of_rows[i][m][v / 2 * 2]), from_bits(ONE));
+                            sum = fmaf(__fmul_rn(scale[i][m][v / 2], integers), v % 2 == 0 ? minima.x : minima.y, sum);
+                        }
+                    }
                 }
             }
         }
@@ -353,7 +373,7 @@ struct Int8Tile {
                     end += p.range_blocks;
                 }
                 if (BATCH > 1 && number % BATCH == 0 && number + BATCH <= count && (!SPLIT || end - begin >= number + BATCH)) {
-                    fold_batch(sums[0][0], stage, (int)number, lane, warp_m, warp_n);
+                    fold_batch(sums, stage, (int)number, lane, warp_m, warp_n);
                     number += BATCH;
                 } else {
                     fold(sums, stage, (int)number, lane, warp_m, warp_n);
@@ -423,6 +443,8 @@ struct Int8Tile {
     POLYLINK_INT8_KERNEL(rows_16_by_16, Form, 1, 1, 1, 2, false, true, 8)        \
     POLYLINK_INT8_KERNEL(rows_16_by_32, Form, 1, 1, 1, 4, false, true, 8)        \
     POLYLINK_INT8_KERNEL(rows_64_by_32, Form, 2, 2, 2, 2, false, true, 4)        \
+    POLYLINK_INT8_KERNEL(rows_64_by_16, Form, 2, 1, 2, 2, false, true, 4)        \
     POLYLINK_INT8_KERNEL(rows_64_by_64, Form, 2, 4, 2, 2, false, true, 3)        \
     POLYLINK_INT8_KERNEL(rows_128_by_128, Form, 2, 4, 4, 4, false, false, 3)     \
+    POLYLINK_INT8_KERNEL(rows_128_by_128_tall, Form, 4, 4, 2, 4, false, false, 3)     \
     POLYLINK_INT8_KERNEL(rows_128_by_128_split, Form, 2, 4, 4, 4, false, true, 3)

@@ -25,7 +25,7 @@ const fn tile(name: &'static str, rows: u32, outputs: u32, threads: u32, stages:
     Tile { name, rows, outputs, threads, stages, ranges }
 }
 
-pub(crate) const TILES: [Tile; 8] = [
+pub(crate) const TILES: [Tile; 10] = [
     tile("rows_8_by_16", 8, 16, 64, 8, None),
     tile("rows_8_by_32", 8, 32, 128, 8, None),
     tile("rows_16_by_16", 16, 16, 64, 8, None),
@@ -34,6 +34,8 @@ pub(crate) const TILES: [Tile; 8] = [
     tile("rows_64_by_64", 64, 64, 128, 3, None),
     tile("rows_128_by_128", 128, 128, 512, 3, Some(false)),
     tile("rows_128_by_128_split", 128, 128, 512, 3, Some(true)),
+    tile("rows_64_by_16", 64, 16, 128, 4, None),
+    tile("rows_128_by_128_tall", 128, 128, 256, 3, Some(false)),
 ];
 
 impl Tile {

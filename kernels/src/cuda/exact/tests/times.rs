@@ -1,8 +1,11 @@
 //! Times of the shapes of an 8B Llama, if asked for.
 
 use super::*;
+use crate::backend::KvDtype;
+use crate::cuda::exact::attention::{AttentionIo, ExactAttention, PlannedSequence};
 use crate::cuda::exact::packing::Form;
 use crate::cuda::exact::products::{Section, TILES};
+use crate::program::AttentionSpec;
 use crate::weights::MatrixShape;
 
 /// Random bytes on the device, from a stretch that is repeated.
@@ -94,6 +97,77 @@ fn times_of_products() {
                     );
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn times_of_attention() {
+    if std::env::var_os("POLYLINK_GPU_TIMES").is_none() {
+        println!("skipped: POLYLINK_GPU_TIMES is not set");
+        return;
+    }
+    let Some(device) = Device::for_tests() else { return };
+    let mut random = Random::new("times of attention");
+    let spec =
+        AttentionSpec { query_heads: 32, kv_heads: 8, head_dim: 128, scale: 0.088_388, window: None, soft_cap: None };
+    for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
+        let kernels = ExactAttention::new(&device, dtype, 128).unwrap();
+        let position = match dtype {
+            KvDtype::F32 => 4 * 128,
+            KvDtype::Bf16 => 2 * 128,
+            KvDtype::Int8 => 128 + 4,
+        };
+        // Sequences, first position, rows of each.
+        for (sequences, first, rows) in [(1, 1023, 1), (8, 1023, 1), (64, 1023, 1), (1, 32767, 1), (1, 0, 2048)] {
+            let blocks = sequences * (first + rows) / 32;
+            let bytes = blocks * 2 * 8 * 32 * position;
+            let cache = filled(&device, &mut random, bytes, true);
+            let qkv = filled(&device, &mut random, sequences * rows * 48 * 128 * 4, true);
+            let table: Vec<u32> = (0..blocks as u32).collect();
+            let planned: Vec<PlannedSequence> = (0..sequences)
+                .map(|s| PlannedSequence {
+                    first_row: (s * rows) as u32,
+                    rows: rows as u32,
+                    first_position: first as u32,
+                    table: (s * (blocks / sequences)) as u32,
+                })
+                .collect();
+            let plan = AttentionPlan::new(&spec, device.multiprocessors());
+            let (mut items, mut merges) = (Vec::new(), Vec::new());
+            plan.fill(&planned, &mut items, &mut merges);
+            let counts = device.from_slice(&count(sequences * rows, items.len(), merges.len())).unwrap();
+            merges.push(AttentionMerge::default());
+            let (items, merges) = (device.from_slice(&items).unwrap(), device.from_slice(&merges).unwrap());
+            let partial = device.alloc(plan.partial_floats() * 4).unwrap();
+            let out = device.alloc(sequences * rows * 32 * 128 * 4).unwrap();
+            let tables = device.from_slice(&table).unwrap();
+            let io = AttentionIo {
+                qkv: qkv.ptr(),
+                cache: cache.ptr(),
+                items: items.ptr(),
+                merges: merges.ptr(),
+                block_tables: tables.ptr(),
+                counts: counts.ptr(),
+                partial: partial.ptr(),
+                output: out.ptr(),
+                quants: 0,
+                scales: 0,
+            };
+            let launches = kernels.launches(&spec, &plan, &io, (0, 1), (sequences * rows, sequences));
+            let one = |launches: &[Launch]| {
+                let all = || (0..8).try_for_each(|_| launches.iter().try_for_each(|launch| launch.run(&device)));
+                device.time(5, all).unwrap() / 8.0
+            };
+            let (both, first_only) = (one(&launches), one(&launches[..1]));
+            let pairs: f64 = (0..rows).map(|row| (first + row + 1) as f64).sum::<f64>() * sequences as f64;
+            println!(
+                "{dtype:?} {sequences} × {rows} rows at {first}: {:.1} µs, {:.1} without the fold, {:.0} GB/s, {:.1} TFLOP/s",
+                both * 1e6,
+                first_only * 1e6,
+                bytes as f64 / both * 1e-9,
+                4.0 * pairs * 32.0 * 128.0 / both * 1e-12
+            );
         }
     }
 }
