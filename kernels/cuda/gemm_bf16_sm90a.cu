@@ -187,9 +187,10 @@ __device__ __forceinline__ void release_stage(const GemmParams& p, uint32_t barr
     }
 }
 
-// All steps of an item, K_TILES each: d = weights × tokens of this warpgroup's 64 outputs.
+// All steps of an item, K_TILES each: d = weights × tokens of this warpgroup's 64 outputs. `refills`: stages are wanted again.
 template <int NT, int K_TILES>
-__device__ __forceinline__ void multiply_item(const GemmParams& p, Ring& ring, float (&d)[NT / 2], uint32_t group, uint32_t lane) {
+__device__ __forceinline__ void multiply_item(const GemmParams& p, Ring& ring, float (&d)[NT / 2], uint32_t group, uint32_t lane,
+                                              bool refills) {
     [[maybe_unused]] uint32_t read = 0;
 #pragma unroll 1
     for (uint32_t s = 0; s < ring.steps; ++s) {
@@ -207,9 +208,11 @@ __device__ __forceinline__ void multiply_item(const GemmParams& p, Ring& ring, f
         }
         wgmma_commit();
         if constexpr (NT <= 32) {
-            // Memory is what limits: a stage is given back as soon as it is read.
-            wgmma_wait<0>();
-            release_stage(p, ring.empty_at(ring.stage), lane);
+            // Memory is what limits: a stage that is wanted again is given back as soon as it is read.
+            if (refills) {
+                wgmma_wait<0>();
+                release_stage(p, ring.empty_at(ring.stage), lane);
+            }
         } else {
             // The step before is complete when at most this one is not.
             wgmma_wait<1>();
@@ -220,8 +223,8 @@ __device__ __forceinline__ void multiply_item(const GemmParams& p, Ring& ring, f
         }
         ring.next();
     }
+    wgmma_wait<0>();
     if constexpr (NT > 32) {
-        wgmma_wait<0>();
         release_stage(p, ring.empty_at(read), lane);
     }
 }
@@ -233,6 +236,7 @@ __device__ __forceinline__ void consume(const GemmParams& p, Ring ring, const Ge
     // By shuffle, so that the compiler knows it to be the same in a whole warp.
     const uint32_t lane = threadIdx.x % 32, group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
     pdl_wait();
+    const bool refills = items.count * ring.steps > ring.stages;
     float d[NT / 2];
     for (uint32_t i = 0; i < items.count; ++i) {
         const Item item = items.get(i);
@@ -246,13 +250,21 @@ __device__ __forceinline__ void consume(const GemmParams& p, Ring ring, const Ge
             }
             continue;
         }
-        switch (p.stage_k_tiles) {
-            case 1: multiply_item<NT, 1>(p, ring, d, group, lane); break;
-            case 2: multiply_item<NT, 2>(p, ring, d, group, lane); break;
-            default: multiply_item<NT, 4>(p, ring, d, group, lane); break;
+        const uint32_t row0 = item.row0 + 64 * group, own = min(64u, item.rows - 64 * group);
+        const uint32_t token0 = rows.first_row + item.token0, tokens = rows.first_row + rows.tokens;
+        Addends<NT> addends;
+        if constexpr (NT <= 32) {
+            load_addends<NT>(p, addends, row0, own, token0, tokens);
         }
-        gemm_epilogue<NT>(p, d, staging + group * (STAGING_BYTES<NT> / 4), 1 + group, item.row0 + 64 * group,
-                          min(64u, item.rows - 64 * group), rows.first_row + item.token0, rows.first_row + rows.tokens);
+        switch (p.stage_k_tiles) {
+            case 1: multiply_item<NT, 1>(p, ring, d, group, lane, refills); break;
+            case 2: multiply_item<NT, 2>(p, ring, d, group, lane, refills); break;
+            default: multiply_item<NT, 4>(p, ring, d, group, lane, refills); break;
+        }
+        if constexpr (NT > 32) {
+            load_addends<NT>(p, addends, row0, own, token0, tokens);
+        }
+        gemm_epilogue<NT>(p, d, addends, staging + group * (STAGING_BYTES<NT> / 4), 1 + group, row0, own, token0, tokens);
     }
 }
 
