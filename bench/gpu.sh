@@ -87,10 +87,12 @@ make_model() { part "model $1" 60 python3 bench/gpu/models.py "$1" "$work/$1"; }
 ours() {
     name=$1 shape=$2 limit=$3 precision=$4
     shift 4
+    # Tensor cores are a GPU's anyway.
+    [ "$precision" = sm90-bf16 ] || set -- "$@" --serve-flag=--backend=cuda
     [ -f "$work/$shape/config.json" ] || { say "== ours $name: skipped, there is no model of this shape"; return; }
     part "ours $name" "$limit" "$bin/polylink" bench engine --model "$work/$shape" --precision "$precision" --no-limits \
         --peer none --cache "$work" --runs 3 --figure-seconds 20 --json "$OUT/ours-$name.json" \
-        --serve-flag=--backend=cuda --serve-flag=--token-budget="${TOKEN_BUDGET:-4096}" "$@"
+        --serve-flag=--token-budget="${TOKEN_BUDGET:-4096}" "$@"
 }
 
 # peer SHAPE SECONDS FLAGS…

@@ -33,7 +33,7 @@ PROFILES = {
     "f32": ["--dtype", "f32"],
     "f32, cache of 8 bits": ["--dtype", "f32", "--kv-dtype", "int8"],
     "q8_0": ["--quantize", "q8_0"],
-    "q4_k": ["--quantize", "q4_k"],
+    "q4_0": ["--quantize", "q4_0"],
     "sm90-bf16": ["--dtype", "sm90-bf16", "--kv-dtype", "bf16"],
 }
 
