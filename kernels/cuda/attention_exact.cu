@@ -55,13 +55,13 @@ __device__ __forceinline__ void fold_parts(const ExactAttentionParams& p) {
     }
 
 // By head dimension: at most 128, 256, 512. kernels/src/cuda/exact/attention.rs knows CHUNK and RING too.
-POLYLINK_EXACT_ATTENTION(attention_f32_128, F32, 1, 64, 3, 1)
+POLYLINK_EXACT_ATTENTION(attention_f32_128, F32, 1, 64, 4, 1)
 POLYLINK_EXACT_ATTENTION(attention_f32_256, F32, 2, 32, 3, 1)
 POLYLINK_EXACT_ATTENTION(attention_f32_512, F32, 4, 32, 2, 1)
-POLYLINK_EXACT_ATTENTION(attention_bf16_128, Bf16, 1, 64, 4, 2)
+POLYLINK_EXACT_ATTENTION(attention_bf16_128, Bf16, 1, 64, 5, 2)
 POLYLINK_EXACT_ATTENTION(attention_bf16_256, Bf16, 2, 64, 3, 1)
 POLYLINK_EXACT_ATTENTION(attention_bf16_512, Bf16, 4, 32, 3, 1)
-POLYLINK_EXACT_ATTENTION(attention_int8_128, Int8, 1, 64, 6, 2)
+POLYLINK_EXACT_ATTENTION(attention_int8_128, Int8, 1, 64, 9, 2)
 POLYLINK_EXACT_ATTENTION(attention_int8_256, Int8, 2, 64, 4, 1)
 POLYLINK_EXACT_ATTENTION(attention_int8_512, Int8, 4, 64, 3, 1)
 

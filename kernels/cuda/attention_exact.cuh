@@ -12,6 +12,7 @@
 
 #include "exact_tools.cuh"
 #include "kv_layout.cuh"
+#include "kv_values.cuh"
 #include "quantise.cuh"
 
 namespace polylink::exact {
@@ -54,58 +55,6 @@ struct ExactAttentionParams {
     uint32_t window;              // 0: none
     float scale;
     float soft_cap;               // 0: none
-};
-
-enum class Kv { F32, Bf16, Int8 };
-
-// Two neighbouring values of a row, and four or more scores' worth of one.
-template <Kv kind>
-struct Values;
-
-template <>
-struct Values<Kv::F32> {
-    static constexpr uint32_t BYTES = 4;
-    static __device__ __forceinline__ float2 two(const uint8_t* row, uint32_t pair) {
-        return reinterpret_cast<const float2*>(row)[pair];
-    }
-    // Values 4 i … 4 i + 3.
-    static __device__ __forceinline__ float4 four(const uint8_t* row, uint32_t i) {
-        return reinterpret_cast<const float4*>(row)[i];
-    }
-};
-
-template <>
-struct Values<Kv::Bf16> {
-    static constexpr uint32_t BYTES = 2;
-    static __device__ __forceinline__ float2 widen(uint32_t word) {
-        return make_float2(from_bits(word << 16), from_bits(word & 0xffff0000u));
-    }
-    static __device__ __forceinline__ float2 two(const uint8_t* row, uint32_t pair) {
-        return widen(reinterpret_cast<const uint32_t*>(row)[pair]);
-    }
-    static __device__ __forceinline__ float4 four(const uint8_t* row, uint32_t i) {
-        const uint2 words = reinterpret_cast<const uint2*>(row)[i];
-        const float2 low = widen(words.x), high = widen(words.y);
-        return make_float4(low.x, low.y, high.x, high.y);
-    }
-};
-
-template <>
-struct Values<Kv::Int8> {
-    static constexpr uint32_t BYTES = 1;
-    // Byte `at` of a word of integers moved up by 128: the bits of 2²³ + 128 + q.
-    template <uint32_t at>
-    static __device__ __forceinline__ float widen(uint32_t word) {
-        return __fsub_rn(from_bits(__byte_perm(word, 0x4b000000u, 0x7540u | at)), 8388736.0f);
-    }
-    static __device__ __forceinline__ float2 two(const uint8_t* row, uint32_t pair) {
-        const uint32_t word = reinterpret_cast<const uint16_t*>(row)[pair] ^ 0x8080u;
-        return make_float2(widen<0>(word), widen<1>(word));
-    }
-    static __device__ __forceinline__ float4 four(const uint8_t* row, uint32_t i) {
-        const uint32_t word = reinterpret_cast<const uint32_t*>(row)[i] ^ 0x80808080u;
-        return make_float4(widen<0>(word), widen<1>(word), widen<2>(word), widen<3>(word));
-    }
 };
 
 // Writes two dimensions of a query's finished output. Q8: the sixteen lanes of a block of 32 dimensions call together, all lanes
@@ -281,15 +230,44 @@ struct ExactAttention {
     static __device__ __forceinline__ void score(const ExactAttentionParams& p, const Work& work, const uint8_t* buffer,
                                                  const float* queries, float4* scores, const uint32_t* seen_from,
                                                  const uint32_t* seen_to, uint32_t first, uint32_t chunk) {
-        const uint32_t dim = p.shape.head_dim, in_chunk = threadIdx.x % CHUNK, four = threadIdx.x / CHUNK;
-        const uint32_t position = first + in_chunk;
-        if (four * 4 >= work.queries || four >= QUERIES / 4 || first >= work.end || first + CHUNK <= work.begin) {
+        const uint32_t dim = p.shape.head_dim, in_chunk = threadIdx.x % CHUNK, share = threadIdx.x / CHUNK;
+        if (share >= QUERIES / 4 || first >= work.end || first + CHUNK <= work.begin) {
             return;
         }
         const uint8_t* row = buffer + in_chunk * row_bytes(dim);
-        const float4* query = reinterpret_cast<const float4*>(queries + four * 4 * dim);
+        float key_scale = 1.0f;
+        if constexpr (kind == Kv::Int8) {
+            key_scale = reinterpret_cast<const float*>(buffer + CHUNK * row_bytes(dim))[in_chunk];
+        }
+        // Of a position that a query does not see, whatever lies there is summed, and not used.
+        const auto finished = [&](float sum, uint32_t q) {
+            const float value = __fmul_rn(__fmul_rn(sum, key_scale), p.scale);
+            const bool seen = first + in_chunk >= seen_from[q] && first + in_chunk < seen_to[q];
+            return !seen ? -INFINITY : p.soft_cap != 0.0f ? exact_soft_cap(value, p.soft_cap) : value;
+        };
+        float4* to = scores + chunk * CHUNK + in_chunk;
+        if (work.queries <= 4) {
+            // Few: each thread has one.
+            if (share < work.queries) {
+                const float4* query = reinterpret_cast<const float4*>(queries + share * dim);
+                float sum = 0.0f;
+#pragma unroll 8
+                for (uint32_t i = 0; i < dim / 4; ++i) {
+                    const float4 key = V::four(row, i), x = query[i];
+                    sum = fmaf(x.x, key.x, sum);
+                    sum = fmaf(x.y, key.y, sum);
+                    sum = fmaf(x.z, key.z, sum);
+                    sum = fmaf(x.w, key.w, sum);
+                }
+                reinterpret_cast<float*>(to)[share] = finished(sum, share);
+            }
+            return;
+        }
+        if (share * 4 >= work.queries) {
+            return;
+        }
+        const float4* query = reinterpret_cast<const float4*>(queries + share * 4 * dim);
         float sums[4] = {};
-        // Of a position that none sees, whatever lies there is summed, and not used.
 #pragma unroll 4
         for (uint32_t i = 0; i < dim / 4; ++i) {
             const float4 key = V::four(row, i);
@@ -302,20 +280,11 @@ struct ExactAttention {
                 sums[q] = fmaf(x.w, key.w, sums[q]);
             }
         }
-        float key_scale = 1.0f;
-        if constexpr (kind == Kv::Int8) {
-            key_scale = reinterpret_cast<const float*>(buffer + CHUNK * row_bytes(dim))[in_chunk];
-        }
 #pragma unroll
         for (int q = 0; q < 4; ++q) {
-            float value = __fmul_rn(__fmul_rn(sums[q], key_scale), p.scale);
-            if (p.soft_cap != 0.0f) {
-                value = exact_soft_cap(value, p.soft_cap);
-            }
-            const bool seen = position >= seen_from[four * 4 + q] && position < seen_to[four * 4 + q];
-            sums[q] = seen ? value : -INFINITY;
+            sums[q] = finished(sums[q], share * 4 + q);
         }
-        scores[four * TILE + chunk * CHUNK + in_chunk] = make_float4(sums[0], sums[1], sums[2], sums[3]);
+        to[share * TILE] = make_float4(sums[0], sums[1], sums[2], sums[3]);
     }
 
     // A warp per query: the tile's largest score, the probabilities and their sum by rule 4, and how the tile is folded.

@@ -221,12 +221,12 @@ pub(crate) fn kernel(dtype: KvDtype, head_dim: usize) -> Result<(&'static str, u
     // Name, positions of a chunk and chunks of the ring, as in attention_exact.cu.
     let size = [128, 256, 512].into_iter().position(|most| head_dim <= most).unwrap_or(2);
     let (bytes, kernels) = match dtype {
-        KvDtype::F32 => (4, [("attention_f32_128", 64, 3), ("attention_f32_256", 32, 3), ("attention_f32_512", 32, 2)]),
+        KvDtype::F32 => (4, [("attention_f32_128", 64, 4), ("attention_f32_256", 32, 3), ("attention_f32_512", 32, 2)]),
         KvDtype::Bf16 => {
-            (2, [("attention_bf16_128", 64, 4), ("attention_bf16_256", 64, 3), ("attention_bf16_512", 32, 3)])
+            (2, [("attention_bf16_128", 64, 5), ("attention_bf16_256", 64, 3), ("attention_bf16_512", 32, 3)])
         }
         KvDtype::Int8 => {
-            (1, [("attention_int8_128", 64, 6), ("attention_int8_256", 64, 4), ("attention_int8_512", 64, 3)])
+            (1, [("attention_int8_128", 64, 9), ("attention_int8_256", 64, 4), ("attention_int8_512", 64, 3)])
         }
     };
     let (name, chunk, ring) = kernels[size];
