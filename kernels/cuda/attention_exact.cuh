@@ -96,6 +96,7 @@ struct ExactAttention {
         AttentionItem item;
         uint32_t kv_head, first_head, heads, queries;  // heads of the item from first_head on; queries = rows × heads
         uint32_t begin, end;                           // positions that some query sees
+        uint32_t per;                                  // queries whose values a thread sums: 4, or 2 if there are few
     };
 
     // Load `number` of the item: chunk number % CHUNKS of the keys, then of the values, of tile number / (2 CHUNKS).
@@ -152,6 +153,7 @@ struct ExactAttention {
             work.first_head = work.kv_head * group + in_group;
             work.heads = group - in_group < QUERIES ? group - in_group : QUERIES;
             work.queries = work.item.rows * work.heads;
+            work.per = work.queries <= 4 ? 2 : 4;
             const uint32_t last = work.item.first_position + work.item.rows;
             const auto first_seen = [&](uint32_t position) {
                 return p.window != 0 && position + 1 > p.window ? position + 1 - p.window : 0;
@@ -199,16 +201,21 @@ struct ExactAttention {
                     copies_wait<RING - 2>();
                     __syncthreads();
                     load(p, work, next_load++, ring_address);
-                    add_values(work, ring + load_number % RING * buffer_bytes(dim), dim, scores, seen_from, seen_to,
-                               base + chunk * CHUNK, chunk, all_begin, all_end, values);
+                    const uint8_t* buffer = ring + load_number % RING * buffer_bytes(dim);
+                    const uint32_t first = base + chunk * CHUNK;
+                    if (work.per == 2) {
+                        add_values<2>(work, buffer, dim, scores, seen_from, seen_to, first, chunk, all_begin, all_end, values);
+                    } else {
+                        add_values<4>(work, buffer, dim, scores, seen_from, seen_to, first, chunk, all_begin, all_end, values);
+                    }
                 }
 #pragma unroll
                 for (int unit = 0; unit < UNITS; ++unit) {
-                    const uint32_t four = (threadIdx.x + unit * THREADS) / pairs;
+                    const uint32_t share = (threadIdx.x + unit * THREADS) / pairs;
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        const uint32_t q = four * 4 + i;
-                        const uint32_t how = q < QUERIES ? kind_of[q] : 0;
+                    for (uint32_t i = 0; i < 4; ++i) {
+                        const uint32_t q = share * work.per + i;
+                        const uint32_t how = q < QUERIES && i < work.per ? kind_of[q] : 0;
 #pragma unroll
                         for (int d = 0; d < 2; ++d) {
                             if (how == 1) {
@@ -350,6 +357,7 @@ struct ExactAttention {
         }
     }
 
+    template <int per>
     static __device__ __forceinline__ void add_values(const Work& work, const uint8_t* buffer, uint32_t dim,
                                                       const float4* scores, const uint32_t* seen_from,
                                                       const uint32_t* seen_to, uint32_t first, uint32_t chunk,
@@ -364,19 +372,24 @@ struct ExactAttention {
         const float* scales = reinterpret_cast<const float*>(buffer + CHUNK * row_bytes(dim));
 #pragma unroll
         for (int unit = 0; unit < UNITS; ++unit) {
-            const uint32_t number = threadIdx.x + unit * THREADS, four = number / pairs, pair = number % pairs;
-            if (four >= QUERIES / 4 || four * 4 >= work.queries) {
+            const uint32_t number = threadIdx.x + unit * THREADS, share = number / pairs, pair = number % pairs;
+            if (share >= QUERIES / per || share * per >= work.queries) {
                 continue;
             }
-            const float4* probabilities = scores + four * TILE + chunk * CHUNK;
+            const float4* probabilities = scores + share * per / 4 * TILE + chunk * CHUNK;
             const uint8_t* column = buffer;
-            const auto weights_of = [&](uint32_t at, float (&weights)[4]) {
-                const float4 p4 = probabilities[at];
-                weights[0] = p4.x, weights[1] = p4.y, weights[2] = p4.z, weights[3] = p4.w;
+            const auto weights_of = [&](uint32_t at, float (&weights)[per]) {
+                if constexpr (per == 2) {
+                    const float2 two = reinterpret_cast<const float2*>(probabilities + at)[share % 2];
+                    weights[0] = two.x, weights[1] = two.y;
+                } else {
+                    const float4 all_four = probabilities[at];
+                    weights[0] = all_four.x, weights[1] = all_four.y, weights[2] = all_four.z, weights[3] = all_four.w;
+                }
                 if constexpr (kind == Kv::Int8) {
                     const float scale = scales[at];
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) {
+                    for (int i = 0; i < per; ++i) {
                         weights[i] = __fmul_rn(weights[i], scale);
                     }
                 }
@@ -385,27 +398,27 @@ struct ExactAttention {
 #pragma unroll 4
                 for (uint32_t at = from - first; at < to - first; ++at) {
                     const float2 value = V::two(column + at * row_bytes(dim), pair);
-                    float weights[4];
+                    float weights[per];
                     weights_of(at, weights);
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) {
+                    for (int i = 0; i < per; ++i) {
                         values[unit][i][0] = fmaf(weights[i], value.x, values[unit][i][0]);
                         values[unit][i][1] = fmaf(weights[i], value.y, values[unit][i][1]);
                     }
                 }
             } else {
-                uint32_t low[4], high[4];
+                uint32_t low[per], high[per];
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    low[i] = seen_from[four * 4 + i];
-                    high[i] = seen_to[four * 4 + i];
+                for (int i = 0; i < per; ++i) {
+                    low[i] = seen_from[share * per + i];
+                    high[i] = seen_to[share * per + i];
                 }
                 for (uint32_t at = from - first; at < to - first; ++at) {
                     const float2 value = V::two(column + at * row_bytes(dim), pair);
-                    float weights[4];
+                    float weights[per];
                     weights_of(at, weights);
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) {
+                    for (int i = 0; i < per; ++i) {
                         if (first + at >= low[i] && first + at < high[i]) {
                             values[unit][i][0] = fmaf(weights[i], value.x, values[unit][i][0]);
                             values[unit][i][1] = fmaf(weights[i], value.y, values[unit][i][1]);
@@ -427,11 +440,11 @@ struct ExactAttention {
             }
 #pragma unroll
             for (int unit = 0; unit < UNITS; ++unit) {
-                const uint32_t number = threadIdx.x + unit * THREADS, four = number / pairs, pair = number % pairs;
+                const uint32_t number = threadIdx.x + unit * THREADS, share = number / pairs, pair = number % pairs;
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const uint32_t q = four * 4 + i;
-                    if (q < work.queries) {
+                for (uint32_t i = 0; i < 4; ++i) {
+                    const uint32_t q = share * work.per + i;
+                    if (q < work.queries && i < work.per) {
                         *reinterpret_cast<float2*>(part + q * (dim + 2) + 2 + pair * 2) =
                             make_float2(output[unit][i][0], output[unit][i][1]);
                     }
@@ -441,11 +454,11 @@ struct ExactAttention {
         }
 #pragma unroll
         for (int unit = 0; unit < UNITS; ++unit) {
-            const uint32_t number = threadIdx.x + unit * THREADS, four = number / pairs, pair = number % pairs;
+            const uint32_t number = threadIdx.x + unit * THREADS, share = number / pairs, pair = number % pairs;
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const uint32_t q = four * 4 + i;
-                const bool valid = q < work.queries;
+            for (uint32_t i = 0; i < 4; ++i) {
+                const uint32_t q = share * work.per + i;
+                const bool valid = q < work.queries && i < work.per;
                 float2 value = make_float2(0.0f, 0.0f);
                 if (valid) {
                     value = make_float2(__fdiv_rn(output[unit][i][0], sum[q]), __fdiv_rn(output[unit][i][1], sum[q]));
