@@ -18,6 +18,7 @@ pub(crate) mod emulated;
 #[allow(dead_code)] // as above
 pub(crate) mod exact;
 #[cfg(test)]
+#[path = "cuda/exact_math/tests.rs"]
 mod exact_math;
 #[allow(dead_code)] // as above
 pub(crate) mod gemm;
