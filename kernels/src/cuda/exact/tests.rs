@@ -1,4 +1,4 @@
-//! Bit for bit against the plain implementation, on a device and under the emulator, as far as they are there.
+//! Bit for bit against the plain implementation, on a device, or under the emulator where there is none.
 //!
 //! `POLYLINK_TEST_SEED` repeats a run. `POLYLINK_GPU_TIMES=1` adds times.
 
