@@ -1,5 +1,7 @@
 //! A row's bits do not depend on what is computed beside it, nor on how.
 
+use std::io::Write;
+
 use polylink_protocol::exact_math::{bf16_to_f32, f32_to_bf16};
 
 use super::bench_case::{Bench, Cut, Pick, Random};
@@ -50,7 +52,11 @@ fn bits_do_not_depend_on_batch_chunks_tiles_or_splits() {
         let bench = Bench::new(&device, &case, &mut random);
         let everything = bench.everything();
         let all = bench.run(&everything, &Cut::plain(1));
+        print!("{} ", case.name);
         let mut same = |what: &str, picks: &[Pick], cut: &Cut| {
+            // A dot per run: should one never end, their number tells which.
+            print!(".");
+            std::io::stdout().flush().unwrap();
             let own = bench.run(picks, cut);
             compare(&bench, what, &all, &own, picks, &mut found);
         };
@@ -99,7 +105,7 @@ fn bits_do_not_depend_on_batch_chunks_tiles_or_splits() {
         let tiled: Vec<f32> = bench.run(&everything, &Cut { tiled: true, ..plain });
         let rounded: Vec<f32> = all.iter().map(|&value| bf16_to_f32(f32_to_bf16(value))).collect();
         compare(&bench, "f32, rounded, and bf16", &rounded, &tiled, &everything, &mut found);
-        println!("{}: {} differences so far", case.name, found.len());
+        println!(" {} differences so far", found.len());
     }
     assert!(found.is_empty(), "bits differ:\n{}", found.join("\n"));
 }
