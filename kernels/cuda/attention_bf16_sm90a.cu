@@ -137,8 +137,7 @@ __device__ __forceinline__ void compute_pieces(const AttentionParams& p, uint32_
     using L = Layout<D>;
     using Rows = AttentionRows<D, 8, 1, CAP, Keep::SharedTotals>;
     const uint32_t own = threadIdx.x - COPIERS;
-    // The warpgroup's rows in each panel; the same for all its lanes, which the compiler sees of a shuffle.
-    const uint32_t query = shared + __shfl_sync(0xffffffffu, own / 128, 0) * 64 * 128;
+    const uint32_t query = shared + own / 128 * 64 * 128;  // the warpgroup's rows in each panel
     Rows rows(p, piece, totals, own);
     float(&values)[D / 2] = *reinterpret_cast<float(*)[D / 2]>(&rows.values[0][0][0]);
     float s[ATTENTION_STEP / 2];
@@ -175,13 +174,23 @@ __device__ __forceinline__ void compute_pieces(const AttentionParams& p, uint32_
             }
             wgmma_commit();
         };
-        // A step begins with its scores complete and the products with the values of the step before under way.
-        auto advance = [&](uint32_t step, auto more) {
+        auto products_done = [&](uint32_t step) {
+            wgmma_wait<0>();
+            pin(values);
+            pin(weights);
+            if (step > 0 && rows.lane == 0) {
+                barrier_arrive(&barriers.empty[stage == 0 ? L::STAGES - 1 : stage - 1]);
+            }
+        };
+        // A step begins with its scores complete and the products with the values of the step before under way. `first`: of its
+        // split. Both are told when this is compiled, so that no wait for products is on one path alone.
+        auto advance = [&](uint32_t step, auto first, auto more) {
             const uint32_t absolute = first_step + step;
-            const bool begins = step > 0 && absolute % STEPS_PER_SPLIT == 0;  // a split, after another one
-            const float before[2] = {rows.maximum[0], rows.maximum[1]};
-            if (begins) {
-                rows.maximum[0] = rows.maximum[1] = minus_infinity();
+            if constexpr (decltype(first)::value) {
+                products_done(step);
+                if (step > 0) {
+                    rows.end_split(absolute / STEPS_PER_SPLIT - 1);
+                }
             }
             cap_scores<CAP>(p, s);
             if (rows.hides(absolute * ATTENTION_STEP)) {
@@ -189,31 +198,17 @@ __device__ __forceinline__ void compute_pieces(const AttentionParams& p, uint32_
             }
             float shrink[2];
             weigh<CAP>(p, s, rows.maximum, shrink);
-            pin(s);
-            const uint32_t previous = stage == 0 ? L::STAGES - 1 : stage - 1;
-            const uint32_t step_values = keys() + L::HALF_BYTES;
-            stage = stage + 1 == L::STAGES ? 0 : stage + 1;
-            phase ^= stage == 0;
-            // What is above stays above this loop, and so is done while the products are under way.
-            if constexpr (decltype(more)::value) {
-                barrier_wait(&barriers.full[stage], phase);
-            }
-            wgmma_wait<0>();
-            pin(values);
-            pin(weights);
-            if (step > 0 && rows.lane == 0) {
-                barrier_arrive(&barriers.empty[previous]);
-            }
-            if (begins) {
-                const float now[2] = {rows.maximum[0], rows.maximum[1]};
-                rows.maximum[0] = before[0];
-                rows.maximum[1] = before[1];
-                rows.end_split(absolute / STEPS_PER_SPLIT - 1);
-                rows.maximum[0] = now[0];
-                rows.maximum[1] = now[1];
+            if constexpr (!decltype(first)::value) {
+                products_done(step);
             }
             pack_weights(s, weights);
             rows.shrink_by(shrink);
+            const uint32_t step_values = keys() + L::HALF_BYTES;
+            stage = stage + 1 == L::STAGES ? 0 : stage + 1;
+            phase ^= stage == 0;
+            if constexpr (decltype(more)::value) {
+                barrier_wait(&barriers.full[stage], phase);
+            }
             pin(values);
             pin(weights);
             wgmma_fence();
@@ -239,11 +234,24 @@ __device__ __forceinline__ void compute_pieces(const AttentionParams& p, uint32_
         scores();
         wgmma_wait<0>();
         pin(s);
+        const Constant<true> yes;
+        const Constant<false> no;
         uint32_t step = 0;
-        for (; step + 1 < steps; ++step) {
-            advance(step, Constant<true>());
+        for (bool done = false; !done;) {
+            const uint32_t end = min(steps, step + STEPS_PER_SPLIT - (first_step + step) % STEPS_PER_SPLIT);
+            done = end == steps;
+            if (step + 1 == steps) {
+                advance(step, yes, no);
+                break;
+            }
+            advance(step, yes, yes);
+            for (++step; step + (done ? 1 : 0) < end; ++step) {
+                advance(step, no, yes);
+            }
+            if (done) {
+                advance(step, no, no);
+            }
         }
-        advance(step, Constant<false>());
         wgmma_wait<0>();
         pin(values);
         pin(weights);
