@@ -184,6 +184,21 @@ fn check_parts(parts: &[Part<'_>], ranges: KRanges) -> Result<(usize, Range<usiz
     Ok((outputs, columns))
 }
 
+/// Outputs `first..first + count` of stacked parts.
+pub(crate) fn outputs<'a>(parts: &[Part<'a>], first: usize, count: usize) -> Vec<Part<'a>> {
+    let (mut start, mut some) = (0, Vec::new());
+    for part in parts {
+        let rows = &part.shard.rows;
+        let (from, to) = (first.max(start) - start, (first + count).saturating_sub(start).min(rows.len()));
+        if from < to {
+            let shard = Shard { rows: rows.start + from..rows.start + to, columns: part.shard.columns.clone() };
+            some.push(Part { tensor: part.tensor, shard });
+        }
+        start += rows.len();
+    }
+    some
+}
+
 /// What a matrix of these parts is, whatever its form.
 #[cfg(feature = "cuda")]
 pub(crate) fn shape(parts: &[Part<'_>], ranges: KRanges) -> Result<MatrixShape, BackendError> {

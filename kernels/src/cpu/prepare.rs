@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use super::lanes::WIDTH;
 use super::packed::Packed;
 use super::pool::Pool;
-use crate::backend::{BackendError, KRanges, Part, Shard, WeightForm};
+use crate::backend::{BackendError, KRanges, Part, WeightForm};
 use crate::weights;
 
 /// Values of a piece.
@@ -39,7 +39,8 @@ pub(super) fn prepare(
     let state = Mutex::new(Growing { packed: None, error: None });
     pool.run(outputs.div_ceil(rows), &|piece, _| {
         let first = piece * rows;
-        let packed = weights::matrix(&some(parts, first, rows.min(outputs - first)), ranges, form).map(Packed::new);
+        let packed =
+            weights::matrix(&weights::outputs(parts, first, rows.min(outputs - first)), ranges, form).map(Packed::new);
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         match packed {
             Ok(packed) => {
@@ -56,25 +57,10 @@ pub(super) fn prepare(
     }
 }
 
-/// Outputs `first..first + count` of stacked parts.
-fn some<'a>(parts: &[Part<'a>], first: usize, count: usize) -> Vec<Part<'a>> {
-    let (mut start, mut some) = (0, Vec::new());
-    for part in parts {
-        let rows = &part.shard.rows;
-        let (from, to) = (first.max(start) - start, (first + count).saturating_sub(start).min(rows.len()));
-        if from < to {
-            let shard = Shard { rows: rows.start + from..rows.start + to, columns: part.shard.columns.clone() };
-            some.push(Part { tensor: part.tensor, shard });
-        }
-        start += rows.len();
-    }
-    some
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Dtype, TensorView};
+    use crate::backend::{Dtype, Shard, TensorView};
 
     #[test]
     fn pieces_make_the_matrix_that_is_packed_at_once() {

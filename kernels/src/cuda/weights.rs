@@ -12,7 +12,7 @@ use super::driver::{CudaError, Device, DeviceBuffer, DevicePtr, Launch};
 use super::exact::products::ExactMatrix;
 use super::exact::{ExactError, packing};
 use super::gemm::GemmShape;
-use crate::backend::{BackendError, Dtype, KRanges, Part, Shard, WeightForm};
+use crate::backend::{BackendError, Dtype, KRanges, Part, WeightForm};
 use crate::plan::WeightKind;
 use crate::weights::{self, MatrixShape};
 
@@ -193,16 +193,7 @@ fn exact(
         return Ok(ExactMatrix::new(device, &weights::matrix(parts, ranges, form)?)?);
     }
     let pack = |first: usize| {
-        let (mut before, mut some) = (0, Vec::with_capacity(parts.len()));
-        for part in parts {
-            let rows = &part.shard.rows;
-            let (begin, end) = (first.max(before), (first + each).min(before + rows.len()));
-            if begin < end {
-                let rows = rows.start + begin - before..rows.start + end - before;
-                some.push(Part { tensor: part.tensor, shard: Shard { rows, columns: part.shard.columns.clone() } });
-            }
-            before += rows.len();
-        }
+        let some = weights::outputs(parts, first, each.min(shape.outputs - first));
         packing::pack(&weights::matrix(&some, ranges, form)?).map_err(BackendError::from)
     };
     let mut packed = std::thread::scope(|scope| {
