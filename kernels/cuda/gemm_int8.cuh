@@ -98,29 +98,39 @@ struct Int8Tile {
         }
     }
 
+    // Where a lane's share begins within a stage: rows for the matrix loads, scales of its rows, its warp's records.
+    struct Place {
+        uint32_t rows, scales, records;
+        int lane, c;
+    };
+
+    static __device__ __forceinline__ Place place() {
+        const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = warp / WN * MT * 16;
+        const uint32_t row = EIGHT ? lane % 8 : first + lane % 16, piece = EIGHT ? lane / 8 : lane / 16;
+        return {WEIGHT_BYTES + row * QUANTS_PITCH + piece * 16,
+                WEIGHT_BYTES + BM * QUANTS_PITCH + (first + lane / 4) * SCALES_PITCH, warp % WN * NT * Form::RECORD, (int)lane,
+                (int)lane % 4};
+    }
+
     // One block of 32 inputs onto the chains.
-    static __device__ __forceinline__ void fold(float (&sums)[MT][NT][VALUES], const uint8_t* stage, int block, int lane,
-                                                int warp_m, int warp_n) {
-        const int g = lane / 4, c = lane % 4;
-        const uint8_t* quants = stage + WEIGHT_BYTES;
-        const float* row_scales = reinterpret_cast<const float*>(quants + BM * QUANTS_PITCH);
+    static __device__ __forceinline__ void fold(float (&sums)[MT][NT][VALUES], const uint8_t* stage, const Place& at,
+                                                int block) {
+        const int lane = at.lane, c = at.c;
         constexpr int PITCH = SCALES_PITCH / 4;
+        const float* row_scales = reinterpret_cast<const float*>(stage + at.scales) + block;
+        const uint32_t rows = shared_address(stage + at.rows) + block * 32;
         uint32_t a[MT][4];
         float scale[MT][2];
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
-            const int first = (warp_m * MT + m) * 16;
             if constexpr (EIGHT) {
-                const int row = lane & 7, piece = 2 * block + ((lane >> 3) & 1);
-                load_rows_8(a[m], shared_address(quants + row * QUANTS_PITCH + piece * 16));
-                scale[m][0] = row_scales[g * PITCH + block];
-                scale[m][1] = 0.0f;
+                // The upper half of the lanes gives addresses that are not used.
+                load_rows_8(a[m], rows);
             } else {
-                const int row = first + (lane & 15), piece = 2 * block + (lane >> 4);
-                load_rows_16(a[m], shared_address(quants + row * QUANTS_PITCH + piece * 16));
-                scale[m][0] = row_scales[(first + g) * PITCH + block];
-                scale[m][1] = row_scales[(first + g + 8) * PITCH + block];
+                load_rows_16(a[m], rows + m * 16 * QUANTS_PITCH);
             }
+            scale[m][0] = row_scales[m * 16 * PITCH];
+            scale[m][1] = EIGHT ? 0.0f : row_scales[(m * 16 + 8) * PITCH];
         }
         constexpr uint32_t ONE = 0x4b400000u;
         float row_sums[MT][2];
@@ -136,7 +146,7 @@ struct Int8Tile {
         const float magic = from_bits(Form::MAGIC);
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
-            const uint8_t* record = stage + (warp_n * NT + n) * Form::RECORD;
+            const uint8_t* record = stage + at.records + n * Form::RECORD;
             uint32_t b0, b1;
             Form::quants(record, block, lane, b0, b1);
             const float2 scales = Form::scales(record, block, c);
@@ -177,16 +187,15 @@ struct Int8Tile {
 
     // `BATCH` blocks onto the chains: everything is loaded, then all sums of integers are asked for, then come the chains.
     // Otherwise a block would wait for the one before.
-    static __device__ __forceinline__ void fold_batch(float (&sums)[MT][NT][VALUES], const uint8_t* stage, int block, int lane,
-                                                      int warp_m, int warp_n) {
-        const int g = lane / 4, c = lane % 4, first = warp_m * MT * 16;
+    static __device__ __forceinline__ void fold_batch(float (&sums)[MT][NT][VALUES], const uint8_t* stage, const Place& at,
+                                                      int block) {
+        const int lane = at.lane, c = at.c;
         constexpr int PITCH = SCALES_PITCH / 4;
-        const uint8_t* quants = stage + WEIGHT_BYTES;
-        const uint8_t* records = stage + warp_n * NT * Form::RECORD;
-        const float* row_scales = reinterpret_cast<const float*>(quants + BM * QUANTS_PITCH) + (first + g) * PITCH + block;
+        const uint8_t* records = stage + at.records;
+        const float* row_scales = reinterpret_cast<const float*>(stage + at.scales) + block;
+        const uint32_t rows = shared_address(stage + at.rows) + block * 32;
         uint32_t a[BATCH][MT][4], b[BATCH][NT][2];
         if constexpr (EIGHT) {
-            const uint32_t rows = shared_address(quants + (lane & 7) * QUANTS_PITCH + block * 32 + (lane >> 3) * 16);
 #pragma unroll
             for (int i = 0; i < BATCH; i += 2) {
                 uint32_t words[4];
@@ -195,8 +204,6 @@ struct Int8Tile {
                 a[i][0][1] = a[i][0][3] = a[i + 1][0][1] = a[i + 1][0][3] = 0;
             }
         } else {
-            const uint32_t rows =
-                shared_address(quants + (first + (lane & 15)) * QUANTS_PITCH + block * 32 + (lane >> 4) * 16);
 #pragma unroll
             for (int i = 0; i < BATCH; ++i) {
 #pragma unroll
@@ -281,7 +288,8 @@ struct Int8Tile {
     }
 
     static __device__ __forceinline__ void store(const Int8Params& p, const float (&sums)[MT][NT][VALUES],
-                                                 const Share& share, int lane, int warp_m, int warp_n) {
+                                                 const Share& share) {
+        const uint32_t lane = threadIdx.x % 32, warp_m = threadIdx.x / 32 / WN, warp_n = threadIdx.x / 32 % WN;
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
 #pragma unroll
@@ -345,8 +353,7 @@ struct Int8Tile {
             }
             copies_commit();
         }
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        const int warp_m = warp / WN, warp_n = warp % WN;
+        const Place at = place();
         float sums[MT][NT][VALUES] = {}, totals[MT][NT][VALUES];
         // −0 leaves every sum that is added to it as it is.
         set(totals, -0.0f);
@@ -373,10 +380,14 @@ struct Int8Tile {
                     end += p.range_blocks;
                 }
                 if (BATCH > 1 && number % BATCH == 0 && number + BATCH <= count && (!SPLIT || end - begin >= number + BATCH)) {
-                    fold_batch(sums, stage, (int)number, lane, warp_m, warp_n);
+                    fold_batch(sums, stage, at, (int)number);
                     number += BATCH;
+                } else if (BATCH == 1 && !SPLIT && number % 2 == 0 && number + 2 <= count) {
+                    fold(sums, stage, at, (int)number);
+                    fold(sums, stage, at, (int)number + 1);
+                    number += 2;
                 } else {
-                    fold(sums, stage, (int)number, lane, warp_m, warp_n);
+                    fold(sums, stage, at, (int)number);
                     ++number;
                 }
             }
@@ -386,9 +397,9 @@ struct Int8Tile {
         }
         if constexpr (SPLIT) {
             take(sums, totals);
-            store(p, totals, share, lane, warp_m, warp_n);
+            store(p, totals, share);
         } else {
-            store(p, sums, share, lane, warp_m, warp_n);
+            store(p, sums, share);
         }
     }
 
