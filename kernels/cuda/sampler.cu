@@ -15,13 +15,12 @@ constexpr uint32_t SEEN = 0x80000000u;
 // the token, so each is adjusted once.
 extern "C" __global__ void __launch_bounds__(1024, 1) sampler_adjust(const __grid_constant__ SampleArgs args) {
     pdl_launch();
-    uint32_t index;
-    bool here = listed_row(args, LIST_ADJUSTED, blockIdx.x, index);
-    const SampleRow row = args.rows[index];
     pdl_wait();
-    if (!here) {
+    uint32_t index;
+    if (!listed_row(args, LIST_ADJUSTED, blockIdx.x, index)) {
         return;
     }
+    const SampleRow row = args.rows[index];
     const float* logits = args.logits + (uint64_t)row.logits_row * args.logits_stride;
     float* scores = args.scores + (uint64_t)row.scores_row * args.scores_stride;
     uint32_t* counts = args.counts + (uint64_t)row.scores_row * args.scores_stride;
@@ -88,17 +87,16 @@ constexpr uint32_t TOGETHER = 4;  // quads that a thread has under way at once
 extern "C" __global__ void __launch_bounds__(256) sampler_scan(const __grid_constant__ SampleArgs args) {
     __shared__ uint64_t memory[33];
     pdl_launch();
+    pdl_wait();
     uint32_t index;
-    bool here = listed_row(args, LIST_SCANNED, blockIdx.y, index);
+    if (!listed_row(args, LIST_SCANNED, blockIdx.y, index)) {
+        return;
+    }
     const SampleRow& row = args.rows[index];
     const RowSource source = row_source(args, row);
     uint32_t flags = row.flags;
     bool given = flags & ROW_GIVEN, raw = !(flags & ROW_ADJUSTED), draws = !(flags & (ROW_GREEDY | ROW_CUT));
     Draw draw = {row.noise_key, row.position, minus_infinity(), 0};
-    pdl_wait();
-    if (!here) {
-        return;
-    }
     uint32_t begin, end, cuts = flags & ROW_CUT;
     uint32_t* maxima = args.maxima + (uint64_t)index * runs_of(args.vocabulary);
     part_of(args, blockIdx.x, begin, end);
@@ -220,22 +218,19 @@ extern "C" __global__ void __launch_bounds__(256) sampler_scan(const __grid_cons
 extern "C" __global__ void __launch_bounds__(256) sampler_draw(const __grid_constant__ SampleArgs args) {
     __shared__ uint64_t memory[33];
     pdl_launch();
-    uint32_t index;
-    bool here = listed_row(args, LIST_CUT, blockIdx.y, index);
-    const SampleRow& params = args.rows[index];
-    Row row = cut_row(args, params, index, 0.0f);
-    uint32_t flags = params.flags;
     pdl_wait();
-    if (!here) {
+    uint32_t index;
+    if (!listed_row(args, LIST_CUT, blockIdx.y, index)) {
         return;
     }
+    const SampleRow& params = args.rows[index];
     SampleState& state = args.states[index];
     uint64_t cut = state.cut;
-    if (!(flags & ROW_DRAWN_APART) || cut == 0) {
+    if (!(params.flags & ROW_DRAWN_APART) || cut == 0) {
         return;
     }
     uint64_t best = threadIdx.x < args.parts ? args.partials[(uint64_t)index * PARTS_MAX + threadIdx.x].best : 0;
-    row.max = packed_score(block_max(best, memory));
+    Row row = cut_row(args, params, index, packed_score(block_max(best, memory)));
     uint32_t begin, end;
     part_of(args, blockIdx.x, begin, end);
     Draw draw = {row.noise_key, row.position, __fadd_rn(row.max, GUMBEL_MIN), 0};
@@ -250,12 +245,12 @@ extern "C" __global__ void __launch_bounds__(256) sampler_draw(const __grid_cons
 extern "C" __global__ void __launch_bounds__(1024, 1) sampler_finish(const __grid_constant__ SampleArgs args) {
     __shared__ uint32_t failed;
     pdl_launch();
-    uint32_t rows = args.header->rows, lane = threadIdx.x % 32;
+    pdl_wait();
     if (threadIdx.x == 0) {
         failed = 0;
     }
     __syncthreads();
-    pdl_wait();
+    uint32_t rows = args.header->rows, lane = threadIdx.x % 32;
     for (uint32_t index = threadIdx.x / 32; index < rows; index += blockDim.x / 32) {
         const SampleRow& row = args.rows[index];
         uint32_t flags = row.flags;

@@ -39,7 +39,7 @@ enum SampleList : uint32_t { LIST_ADJUSTED = 0, LIST_SCANNED = 1, LIST_CUT = 2, 
 struct SampleHeader {
     uint32_t rows;
     uint32_t listed[4];  // by SampleList
-    uint32_t spare[27];  // so that each row is a line of the caches
+    uint32_t spare[3];
 };
 
 struct SampleRow {
@@ -147,13 +147,15 @@ __device__ __forceinline__ void clear_buckets(Buckets& buckets) {
     __syncthreads();
 }
 
-// The entry of a list that a block works on, or row 0; false: there is none. What is uploaded for a step is there before its
-// first kernel: so this, and the row, are read before pdl_wait.
+// The entry of a list that a block works on; false: there is none.
 __device__ __forceinline__ bool listed_row(const SampleArgs& args, uint32_t list, uint32_t block, uint32_t& index) {
     uint32_t entry = args.first + block;
     uint32_t end = args.header->listed[list] < args.last ? args.header->listed[list] : args.last;
-    index = entry < end ? args.rows[entry].listed[list] : 0;
-    return entry < end;
+    if (entry >= end) {
+        return false;
+    }
+    index = args.rows[entry].listed[list];
+    return true;
 }
 
 __device__ __forceinline__ float minus_infinity() { return from_bits(0xff800000u); }

@@ -30,21 +30,19 @@ extern "C" __global__ void __launch_bounds__(256) sampler_weigh(const __grid_con
     __shared__ Buckets buckets;
     __shared__ uint64_t memory[33];
     pdl_launch();
-    uint32_t index;
-    bool here = listed_row(args, LIST_CUT, blockIdx.y, index);
-    const SampleRow& row = args.rows[index];
-    const RowSource source = row_source(args, row);
-    uint32_t flags = row.flags;
     pdl_wait();
-    if (!here) {
+    uint32_t index;
+    if (!listed_row(args, LIST_CUT, blockIdx.y, index)) {
         return;
     }
-    if ((flags & (ROW_BY_RANK | ROW_BY_WEIGHT)) != ROW_BY_WEIGHT) {
+    const SampleRow& row = args.rows[index];
+    if ((row.flags & (ROW_BY_RANK | ROW_BY_WEIGHT)) != ROW_BY_WEIGHT) {
         return;
     }
     uint64_t best = threadIdx.x < args.parts ? args.partials[(uint64_t)index * PARTS_MAX + threadIdx.x].best : 0;
     float max = packed_score(block_max(best, memory));
     clear_buckets(buckets);
+    const RowSource source = row_source(args, row);
     uint32_t begin, end;
     part_of(args, blockIdx.x, begin, end);
 #pragma unroll 4
@@ -377,16 +375,14 @@ __device__ __forceinline__ uint64_t cut_by_weight(CutShared& shared, const Row& 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) sampler_cut(const __grid_constant__ SampleArgs args) {
     __shared__ CutShared shared;
     pdl_launch();
-    uint32_t index;
-    bool here = listed_row(args, LIST_CUT, blockIdx.x, index);
-    const SampleRow& params = args.rows[index];
-    Row row = cut_row(args, params, index, 0.0f);
-    uint32_t flags = params.flags;
     pdl_wait();
-    if (!here) {
+    uint32_t index;
+    if (!listed_row(args, LIST_CUT, blockIdx.x, index)) {
         return;
     }
+    const SampleRow& params = args.rows[index];
     SampleState& state = args.states[index];
+    uint32_t flags = params.flags;
     uint64_t best = 0;
     if (threadIdx.x < args.parts) {
         best = args.partials[(uint64_t)index * PARTS_MAX + threadIdx.x].best;
@@ -399,7 +395,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sampler_cut(const __gri
         }
         return;
     }
-    row.max = packed_score(best);
+    Row row = cut_row(args, params, index, packed_score(best));
     if ((flags & (ROW_BY_RANK | ROW_BY_WEIGHT)) == ROW_BY_WEIGHT) {
         for (uint32_t i = threadIdx.x; i < BUCKETS; i += THREADS) {
             uint64_t place = (uint64_t)index * BUCKETS + i, weight = args.bucket_weights[place];

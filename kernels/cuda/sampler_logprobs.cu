@@ -67,17 +67,15 @@ extern "C" __global__ void __launch_bounds__(1024, 1) sampler_logprobs(const __g
     __shared__ uint64_t memory[33];
     __shared__ uint32_t listed, larger;
     pdl_launch();
-    uint32_t index;
-    bool here = listed_row(args, LIST_SCORED, blockIdx.x, index);
-    const SampleRow& row = args.rows[index];
-    uint32_t flags = row.flags;
     pdl_wait();
-    if (!here) {
+    uint32_t index;
+    if (!listed_row(args, LIST_SCORED, blockIdx.x, index)) {
         return;
     }
+    const SampleRow& row = args.rows[index];
     const float* logits = args.logits + (uint64_t)row.logits_row * args.logits_stride;
     uint32_t vocabulary = args.vocabulary, quads = (vocabulary + 3) / 4, top_count = row.top_count;
-    bool wide = args.logits_stride % 4 == 0, wanted = flags & ROW_LOGPROBS, given = flags & ROW_GIVEN;
+    bool wide = args.logits_stride % 4 == 0, wanted = row.flags & ROW_LOGPROBS, given = row.flags & ROW_GIVEN;
     SampleResult& result = args.results[index];
     if (threadIdx.x == 0) {
         listed = larger = 0;

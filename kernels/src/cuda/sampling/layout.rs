@@ -36,11 +36,11 @@ const SUPPRESSED: usize = 1024;
 
 /// `SampleHeader`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Header {
     pub rows: u32,
     pub listed: [u32; 4],
-    pub spare: [u32; 27],
+    pub spare: [u32; 3],
 }
 
 /// `SampleRow`.

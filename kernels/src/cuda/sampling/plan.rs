@@ -72,7 +72,7 @@ impl Plan {
             *added = 0;
         }
         self.list(layout, base);
-        let mut header = Header { rows: jobs.len() as u32, listed: [0; 4], spare: [0; 27] };
+        let mut header = Header { rows: jobs.len() as u32, ..Header::default() };
         for (list, count) in header.listed.iter_mut().enumerate() {
             *count = self.count(list) as u32;
         }
