@@ -31,6 +31,8 @@ pub struct Validator {
     pub start: u64,
     /// Missed or not, since the last punishment.
     pub missed: Vec<bool>,
+    /// What roundings have left of the stake of those that went: it is worth something to those that stay.
+    pub dust: f64,
 }
 
 impl Validator {
@@ -63,6 +65,8 @@ pub struct Model {
     pub entries: Vec<Entry>,
     /// Rewards and commission of each account.
     pub earned: BTreeMap<u8, f64>,
+    /// How much less the ledger may pay of it: it pays by what a delegation was worth when it began, without dust.
+    pub loose: BTreeMap<u8, f64>,
     pub burned: f64,
     /// Fees of the last block.
     pub fees: f64,
@@ -83,11 +87,13 @@ impl Model {
             jailed_until: 0,
             start: 0,
             missed: Vec::new(),
+            dust: 0.0,
         };
         let mut model = Model {
             validators: OPERATORS.map(|n| (n, validator(n))).collect(),
             entries: Vec::new(),
             earned: BTreeMap::new(),
+            loose: BTreeMap::new(),
             burned: 0.0,
             fees: 0.0,
         };
@@ -109,6 +115,8 @@ impl Model {
                     for delegator in validator.shares.keys().copied() {
                         let part = validator.worth(delegator) / validator.tokens;
                         *self.earned.entry(delegator).or_default() += (reward - commission) * part;
+                        let dust = part.min(validator.dust / validator.tokens);
+                        *self.loose.entry(delegator).or_default() += (reward - commission) * dust;
                     }
                 }
             }
@@ -162,7 +170,9 @@ impl Model {
                 let all = validator.all();
                 let Some(held) = validator.shares.get_mut(&entry.delegator) else { continue };
                 let shares = (entry.left * fraction).min(*held);
-                let worth = (validator.tokens * shares / all).floor();
+                let exact = validator.tokens * shares / all;
+                let worth = exact.floor();
+                validator.dust += exact - worth;
                 *held -= shares;
                 validator.tokens -= worth;
                 self.burned += worth;
@@ -237,6 +247,7 @@ impl Model {
         let held = validator.shares.get_mut(&delegator).unwrap();
         *held = (*held - shares).max(0.0);
         validator.tokens -= paid;
+        validator.dust += (amount - paid).max(0.0);
         if delegator == operator && validator.worth(delegator) < 1.0 {
             validator.jailed = true;
         }
