@@ -48,14 +48,23 @@ const Kernel KERNELS[] = {
 
 }  // namespace
 
-// Its only symbol: the state of the emulator is not shared with other libraries that hold one. Runs a kernel by its name; 0 if there is none. Module `gemm_q8_0` is the form `Q8_0`.
-extern "C" __attribute__((visibility("default"))) int emulated_launch(const char* module, const char* name, const uint32_t* grid, uint32_t block, const void* args) {
+// Its only symbol: the state of the emulator is not shared with other libraries that hold one. Runs a kernel by its name; 0 if there is none.
+// Module `gemm_q8_0` is the form `Q8_0`. What lies beyond the shared memory asked for must not be written.
+extern "C" __attribute__((visibility("default"))) int emulated_launch(const char* module, const char* name,
+                                                                      const uint32_t* grid, uint32_t block, uint32_t shared,
+                                                                      const void* args) {
     for (const Kernel& kernel : KERNELS) {
         const char* wanted = strncmp(module, "gemm_q", 6) == 0 ? module + 5 : module;
         if (strcasecmp(kernel.module, wanted) == 0 && strcmp(kernel.name, name) == 0) {
             // What nobody writes is not to be used: NaN.
             memset(emulator::dynamic_shared, 0xff, sizeof(emulator::dynamic_shared));
             kernel.launch(Dim3{grid[0], grid[1], grid[2]}, block, args);
+            for (uint32_t at = shared; at < sizeof(emulator::dynamic_shared); ++at) {
+                if (emulator::dynamic_shared[at] != 0xff) {
+                    fprintf(stderr, "emulator: %s wrote byte %u of %u of shared memory\n", name, at, shared);
+                    abort();
+                }
+            }
             return 1;
         }
     }

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use super::*;
 use crate::memory::Aligned;
 
-type Run = unsafe extern "C" fn(*const c_char, *const c_char, *const u32, u32, *const c_void) -> c_int;
+type Run = unsafe extern "C" fn(*const c_char, *const c_char, *const u32, u32, u32, *const c_void) -> c_int;
 
 /// Runs kernels.
 pub(crate) enum Machine {
@@ -116,7 +116,9 @@ impl Machine {
                 assert!(call.shared <= 227 << 10, "{} wants {} bytes of shared memory", call.name, call.shared);
                 let params = (&raw const call.params).cast();
                 // SAFETY: the parameters are laid out as the kernel has it, and point to memory of this machine.
-                let found = unsafe { (**run)(module.as_ptr(), name.as_ptr(), call.grid.as_ptr(), call.block, params) };
+                let found = unsafe {
+                    (**run)(module.as_ptr(), name.as_ptr(), call.grid.as_ptr(), call.block, call.shared, params)
+                };
                 if found == 1 { Ok(()) } else { Err(format!("no kernel {} in {}", call.name, call.module)) }
             }
         }
