@@ -159,9 +159,9 @@ __device__ __forceinline__ void few_rows(const FewParams& p) {
     __shared__ uint32_t chosen[FEW_CHOICES], places[FEW_CHOICES], padded[FEW_CHOICES];
     __shared__ float shares[FEW_CHOICES];
     pdl_launch();
+    pdl_wait();
     const uint32_t thread = threadIdx.x, warp = thread / 32, top_k = p.route.top_k, rows = *p.route.count;
     const uint32_t choices = rows * top_k;
-    pdl_wait();
     if (warp < rows) route_row(p.route, warp, chosen + warp * top_k, shares + warp * top_k);
     __syncthreads();
     const bool there = thread < choices;

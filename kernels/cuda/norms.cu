@@ -22,7 +22,7 @@ struct NormParams {
     float* stream;              // [rows][width] or null
     const float* weight;        // [width] or null
     RowTarget output;
-    const uint32_t* count;      // rows in use: of the step's inputs, which no kernel writes
+    const uint32_t* count;      // rows in use
     uint32_t width;
     uint32_t top_k;
     float first_eps;
@@ -67,9 +67,8 @@ __device__ __forceinline__ void norm_row(const NormParams& p) {
     for (int item = 0; item < items; ++item) {
         weight[item] = p.weight ? load_four(p.weight, column(item), width, fours) : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
     }
-    const bool used = row < *p.count;
     pdl_wait();
-    if (!used) return;
+    if (row >= *p.count) return;
 
     float4 x[items];
     if (p.places) {

@@ -98,11 +98,10 @@ extern "C" __global__ void __launch_bounds__(SKETCH_THREADS) sketch(const __grid
     __shared__ float lanes[SKETCH_THREADS];
     pdl_launch();
     const uint32_t row = blockIdx.x, thread = threadIdx.x, projection = thread / 64, lane = thread % 64;
-    const bool used = row < *p.count;  // inputs of the step: no kernel writes them
+    pdl_wait();
+    if (row >= *p.count) return;
     const uint64_t key = p.keys[row];
     const uint32_t position = p.positions[row];
-    pdl_wait();
-    if (!used) return;
     const float* from = p.input + (uint64_t)row * p.width;
     float sum = 0.0f;
     for (uint32_t begin = 0; begin < p.width; begin += SKETCH_CHUNK) {

@@ -44,11 +44,6 @@ impl Forms {
         Self { f32: self.f32 || other.f32, tiled: self.tiled || other.tiled, q8: self.q8 || other.q8 }
     }
 
-    /// Whether nobody reads another form.
-    pub fn only_f32(self) -> bool {
-        self == Self { f32: true, ..Self::default() }
-    }
-
     /// Those there are, the one that a writer should write first.
     pub fn list(self) -> impl Iterator<Item = RowForm> {
         let all = [(self.f32, RowForm::F32), (self.tiled, RowForm::Bf16Tiled), (self.q8, RowForm::Q8)];

@@ -1,8 +1,7 @@
 //! From a program to the launches of one bucket of steps.
 //!
 //! Each operation becomes the launches of its family, with the addresses of the build and the geometry of the bucket. What
-//! comes in pairs is joined: a gate with its product, head norms with the cache's append, and what leaves rows of f32 with the
-//! norm behind it.
+//! comes in pairs is joined: a gate with its product, head norms with the cache's append.
 
 use super::activations::Activation;
 use super::attend::Attend;
@@ -55,7 +54,6 @@ impl Lowering<'_> {
     fn op(&self, index: usize, op: &Op, norms: &mut Norms, launches: &mut Vec<Launch>) -> Result<(), BackendError> {
         match op {
             Op::Embed { table, scale, output } => launches.push(self.embed(*table, *scale, *output)?),
-            Op::RmsNorm { .. } if index > 0 && self.follows(index - 1).is_some() => {}
             Op::RmsNorm { input, weight, eps, residual, output } => {
                 let norm = Norm {
                     input: self.at(*input).f32(),
@@ -64,7 +62,7 @@ impl Lowering<'_> {
                     residual: residual.map_or(0, |residual| self.at(residual).f32()),
                     ..self.norm(*input)
                 };
-                self.finish(index, *output, norm, launches);
+                self.write(*output, norm, launches);
             }
             Op::HeadNorm { qkv, attention, query, key, eps } => {
                 let weights = [self.vector(*query), self.vector(*key)];
@@ -121,7 +119,7 @@ impl Lowering<'_> {
             }
             Op::GatherRows { input, output } => {
                 let norm = Norm { input: self.at(*input).f32(), gather: self.inputs.wanted, ..self.norm(*output) };
-                self.finish(index, *output, norm, launches);
+                self.write(*output, norm, launches);
             }
             Op::Sketch { input } => {
                 let input = self.at(*input);
@@ -138,25 +136,18 @@ impl Lowering<'_> {
                 let io = MixtureIo {
                     input: self.at(*input).f32(),
                     router: self.at(*router).f32(),
+                    output: self.at(*output).f32(),
                     count: self.inputs.counts,
                     rows: self.bucket.rows,
                 };
                 let kernels = MixtureKernels { rows: self.rows, gemm: self.gemm, exact: self.exact };
-                let sum = mixture.launches(&kernels, spec, memory, &io, launches);
-                match self.summed(index) {
-                    Some((residual, to)) => {
-                        let residual = residual.map_or(0, |residual| self.at(residual).f32());
-                        self.finish(index + 1, to, Norm { residual, ..sum }, launches);
-                    }
-                    None => self.write(*output, sum, launches),
-                }
+                mixture.launches(&kernels, spec, memory, &io, launches);
             }
-            Op::AllReduce { .. } if index > 0 && self.summed(index - 1).is_some() => {}
             Op::AllReduce { input, planes, epilogue, output } if planes.len() == 1 && epilogue.bias.is_none() => {
                 // Of one device: the residual is all that is added.
                 let residual = epilogue.residual.map_or(0, |residual| self.at(residual).f32());
                 let norm = Norm { input: self.at(*input).f32(), residual, ..self.norm(*output) };
-                self.finish(index, *output, norm, launches);
+                self.write(*output, norm, launches);
             }
             Op::AllReduce { .. } | Op::AllGather { .. } => {
                 let reason = "splits over devices are not made on a GPU yet";
@@ -164,51 +155,6 @@ impl Lowering<'_> {
             }
         }
         Ok(())
-    }
-
-    /// A norm of what operation `index` leaves in rows of f32, if it comes right behind: one launch does both.
-    fn follows(&self, index: usize) -> Option<(WeightId, f32, BufferId)> {
-        let left = match &self.program.ops[index] {
-            Op::RmsNorm { residual: Some(_), output, .. } | Op::GatherRows { output, .. } => output,
-            Op::AllReduce { planes, epilogue, output, .. } if planes.len() == 1 && epilogue.bias.is_none() => output,
-            _ => return None,
-        };
-        let Op::RmsNorm { input, weight, eps, residual: None, output } = self.program.ops.get(index + 1)? else {
-            return None;
-        };
-        // What is there once is not computed again for another form.
-        let (rows, normed) = (self.at(*left).forms, self.at(*output).forms);
-        let joined = input == left && rows.only_f32() && (normed.f32 || normed.list().count() == 1);
-        joined.then_some((*weight, *eps, *output))
-    }
-
-    /// Residual and output of the exchange behind the experts of operation `index`, where nobody else reads their sum: on one
-    /// device the sum goes there at once.
-    fn summed(&self, index: usize) -> Option<(Option<BufferId>, BufferId)> {
-        let ops = &self.program.ops;
-        let of = |index: usize| match (&ops[index], ops.get(index + 1)) {
-            (Op::Experts { output, .. }, Some(Op::AllReduce { input, planes, epilogue, output: to }))
-                if input == output && planes.len() == 1 && epilogue.bias.is_none() =>
-            {
-                Some((*output, epilogue.residual, *to))
-            }
-            _ => None,
-        };
-        let (sum, residual, to) = of(index)?;
-        let mut readers = ops.iter().enumerate().filter(|(_, op)| op.reads(sum));
-        let alone = readers.all(|(at, _)| at > 0 && of(at - 1).is_some_and(|(other, ..)| other == sum));
-        alone.then_some((residual, to))
-    }
-
-    /// Launches a norm for what operation `index` leaves in `output`, and with it the norm that [`Self::follows`].
-    fn finish(&self, index: usize, output: BufferId, norm: Norm, launches: &mut Vec<Launch>) {
-        match self.follows(index) {
-            Some((weight, eps, next)) => {
-                let stream = self.at(output).f32();
-                self.write(next, Norm { stream, second: Some((self.vector(weight), eps)), ..norm }, launches);
-            }
-            None => self.write(output, norm, launches),
-        }
     }
 
     fn at(&self, buffer: BufferId) -> &Activation {

@@ -149,6 +149,8 @@ pub(super) struct MixtureIo {
     pub input: DevicePtr,
     /// `[rows][experts]` f32.
     pub router: DevicePtr,
+    /// `[rows][hidden]` f32: the sums.
+    pub output: DevicePtr,
     /// Rows in use.
     pub count: DevicePtr,
     /// Rows of the bucket.
@@ -169,7 +171,7 @@ impl Mixture {
         [gate_up, down].map(Forms::of_matrix)
     }
 
-    /// The launches of one layer but the last: what is returned adds every row's products up, and has no output yet.
+    /// The launches of one layer.
     pub fn launches(
         &self,
         kernels: &MixtureKernels<'_>,
@@ -177,8 +179,8 @@ impl Mixture {
         memory: &MixtureMemory,
         io: &MixtureIo,
         launches: &mut Vec<Launch>,
-    ) -> Norm {
-        let MixtureIo { input, router, count, rows } = *io;
+    ) {
+        let MixtureIo { input, router, output, count, rows } = *io;
         let most = ExpertRows::new(rows, spec.top_k, self.held);
         let (hidden, mlp) = (self.hidden(), self.mlp());
         let [chosen, shares, places] = [&memory.chosen, &memory.shares, &memory.places].map(DeviceBuffer::ptr);
@@ -207,8 +209,17 @@ impl Mixture {
         }
         let product = &memory.product;
         self.product(kernels, &self.down, (gated, product), None, groups, most, launches);
-        let experts = Some((places, shares, spec.top_k));
-        Norm { input: product.f32(), experts, count, width: hidden, ..Norm::default() }
+        launches.push(kernels.rows.norm(
+            rows,
+            &Norm {
+                input: product.f32(),
+                experts: Some((places, shares, spec.top_k)),
+                stream: output,
+                count,
+                width: hidden,
+                ..Norm::default()
+            },
+        ));
     }
 
     /// All experts' products by one of their weights; `spec`: of gate and up.
