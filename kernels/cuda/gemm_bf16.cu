@@ -88,9 +88,7 @@ __device__ __forceinline__ void mma_block(const GemmParams& p) {
             }
         }
     }
-    Addends<NT> addends;
-    load_addends<NT>(p, addends, blockIdx.x * 64, 64, token0, tokens);
-    gemm_epilogue<NT>(p, d, addends, staging, 1, blockIdx.x * 64, 64, token0, tokens);
+    gemm_epilogue<NT>(p, d, staging, 1, blockIdx.x * 64, 64, token0, tokens);
 }
 
 }  // namespace polylink

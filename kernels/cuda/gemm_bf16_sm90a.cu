@@ -7,8 +7,8 @@
 //
 // A block is W consumer warpgroups (64 outputs each), one warp that copies weights and one that copies tokens, around a ring
 // of stages. All tiles lie in device memory as shared memory wants them, so copies are plain bulk copies. Weights do not
-// depend on earlier kernels, nor do a step's counts: the ring is filled with weights before it waits for those. Grouped
-// products know their weight only afterwards.
+// depend on earlier kernels: a step that streams them (`stream`) fills the ring before it waits for those.
+// Grouped products know their weight only afterwards, and wait first.
 // Blocks of a cluster have different outputs and the same tokens: each copies its part of these to all.
 #include "gemm_async.cuh"
 #include "gemm_epilogue.cuh"
@@ -116,16 +116,30 @@ __device__ __forceinline__ Lane tokens_lane(const GemmParams& p, const Ring& rin
     return mine;
 }
 
-// The warp that copies weights. It waits for no other kernel.
+// The warp that copies weights.
 template <int NT, int W>
-__device__ __forceinline__ void produce_weights(const GemmParams& p, Ring ring, const GemmRows& rows, const Items<NT, W>& items) {
+__device__ __forceinline__ void produce_weights(const GemmParams& p, Ring ring, uint32_t rank) {
     const uint32_t lane = threadIdx.x % 32;
     const uint64_t policy = p.stream ? policy_evict_first() : policy_evict_normal();
+    // A stream's items do not depend on the counts, except that there are none without tokens.
+    const bool early = p.stream && !p.grouped;
+    GemmRows rows = {p.weights, NT, 0};
+    if (!early) {
+        pdl_wait();
+        rows = gemm_rows(p);
+    }
+    Items<NT, W> items(p, rank, rows.tokens);
     uint32_t done = 0;
     for (uint32_t i = 0; i < items.count; ++i) {
         Lane mine = weights_lane(p, rows.weights, items.get(i), lane);
 #pragma unroll 1
         for (uint32_t s = 0; s < ring.steps; ++s, ++done) {
+            if (done == ring.stages && early) {
+                pdl_wait();
+                if (gemm_rows(p).tokens == 0) {
+                    return;
+                }
+            }
             if (done >= ring.stages) {
                 barrier_wait(ring.empty_at(ring.stage), ring.parity ^ 1);
             }
@@ -144,16 +158,25 @@ __device__ __forceinline__ void produce_weights(const GemmParams& p, Ring ring, 
 
 // The warp that copies tokens.
 template <int NT, int W>
-__device__ __forceinline__ void produce_tokens(const GemmParams& p, Ring ring, const GemmRows& rows, const Items<NT, W>& items) {
+__device__ __forceinline__ void produce_tokens(const GemmParams& p, Ring ring, uint32_t rank) {
     const uint32_t lane = threadIdx.x % 32;
     const uint16_t everyone = (uint16_t)((1u << p.cluster) - 1);
+    pdl_wait();
+    fence_async_global();
+    const GemmRows rows = gemm_rows(p);
+    if (p.stream && !p.grouped && rows.tokens == 0) {
+        // Weights are on their way into the ring: let the consumers wait for them.
+        for (uint32_t s = 0; s < min(ring.stages, ring.steps * p.passes); ++s) {
+            if (lane == 0) {
+                barrier_arrive(ring.full_at(s));
+            }
+        }
+        return;
+    }
+    Items<NT, W> items(p, rank, rows.tokens);
     uint32_t done = 0;
     for (uint32_t i = 0; i < items.count; ++i) {
-        Lane mine = tokens_lane<NT>(p, ring, rows, items.get(i), items.rank, lane);
-        if (i == 0) {
-            pdl_wait();
-            fence_async_global();
-        }
+        Lane mine = tokens_lane<NT>(p, ring, rows, items.get(i), rank, lane);
 #pragma unroll 1
         for (uint32_t s = 0; s < ring.steps; ++s, ++done) {
             if (done >= ring.stages) {
@@ -187,11 +210,10 @@ __device__ __forceinline__ void release_stage(const GemmParams& p, uint32_t barr
     }
 }
 
-// All steps of an item, K_TILES each: d = weights × tokens of this warpgroup's 64 outputs. `refills`: stages are wanted again.
+// All steps of an item, K_TILES each: d = weights × tokens of this warpgroup's 64 outputs.
 template <int NT, int K_TILES>
-__device__ __forceinline__ void multiply_item(const GemmParams& p, Ring& ring, float (&d)[NT / 2], uint32_t group, uint32_t lane,
-                                              bool refills) {
-    [[maybe_unused]] uint32_t read = 0;
+__device__ __forceinline__ void multiply_item(const GemmParams& p, Ring& ring, float (&d)[NT / 2], uint32_t group, uint32_t lane) {
+    uint32_t read = 0;
 #pragma unroll 1
     for (uint32_t s = 0; s < ring.steps; ++s) {
         barrier_wait(ring.full_at(ring.stage), ring.parity);
@@ -207,36 +229,32 @@ __device__ __forceinline__ void multiply_item(const GemmParams& p, Ring& ring, f
             wgmma_bf16(d, a + k * a_step + 6, b + k * b_step + 6, 0);
         }
         wgmma_commit();
-        if constexpr (NT <= 32) {
-            // Memory is what limits: a stage that is wanted again is given back as soon as it is read.
-            if (refills) {
-                wgmma_wait<0>();
-                release_stage(p, ring.empty_at(ring.stage), lane);
-            }
-        } else {
-            // The step before is complete when at most this one is not.
-            wgmma_wait<1>();
-            if (s > 0) {
-                release_stage(p, ring.empty_at(read), lane);
-            }
-            read = ring.stage;
+        // The step before is complete when at most this one is not.
+        wgmma_wait<1>();
+        if (s > 0) {
+            release_stage(p, ring.empty_at(read), lane);
         }
+        read = ring.stage;
         ring.next();
     }
     wgmma_wait<0>();
-    if constexpr (NT > 32) {
-        release_stage(p, ring.empty_at(read), lane);
-    }
+    release_stage(p, ring.empty_at(read), lane);
 }
 
 // A warpgroup that multiplies.
 template <int NT, int W>
-__device__ __forceinline__ void consume(const GemmParams& p, Ring ring, const GemmRows& rows, const Items<NT, W>& items,
-                                        float* staging) {
+__device__ __forceinline__ void consume(const GemmParams& p, Ring ring, uint32_t rank, float* staging) {
     // By shuffle, so that the compiler knows it to be the same in a whole warp.
     const uint32_t lane = threadIdx.x % 32, group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
     pdl_wait();
-    const bool refills = items.count * ring.steps > ring.stages;
+    const GemmRows rows = gemm_rows(p);
+    if (p.stream && !p.grouped && rows.tokens == 0) {
+        for (uint32_t s = 0; s < min(ring.stages, ring.steps * p.passes); ++s) {
+            barrier_wait(ring.full_at(s), 0);
+        }
+        return;
+    }
+    Items<NT, W> items(p, rank, rows.tokens);
     float d[NT / 2];
     for (uint32_t i = 0; i < items.count; ++i) {
         const Item item = items.get(i);
@@ -250,21 +268,13 @@ __device__ __forceinline__ void consume(const GemmParams& p, Ring ring, const Ge
             }
             continue;
         }
-        const uint32_t row0 = item.row0 + 64 * group, own = min(64u, item.rows - 64 * group);
-        const uint32_t token0 = rows.first_row + item.token0, tokens = rows.first_row + rows.tokens;
-        Addends<NT> addends;
-        if constexpr (NT <= 32) {
-            load_addends<NT>(p, addends, row0, own, token0, tokens);
-        }
         switch (p.stage_k_tiles) {
-            case 1: multiply_item<NT, 1>(p, ring, d, group, lane, refills); break;
-            case 2: multiply_item<NT, 2>(p, ring, d, group, lane, refills); break;
-            default: multiply_item<NT, 4>(p, ring, d, group, lane, refills); break;
+            case 1: multiply_item<NT, 1>(p, ring, d, group, lane); break;
+            case 2: multiply_item<NT, 2>(p, ring, d, group, lane); break;
+            default: multiply_item<NT, 4>(p, ring, d, group, lane); break;
         }
-        if constexpr (NT > 32) {
-            load_addends<NT>(p, addends, row0, own, token0, tokens);
-        }
-        gemm_epilogue<NT>(p, d, addends, staging + group * (STAGING_BYTES<NT> / 4), 1 + group, row0, own, token0, tokens);
+        gemm_epilogue<NT>(p, d, staging + group * (STAGING_BYTES<NT> / 4), 1 + group, item.row0 + 64 * group,
+                          min(64u, item.rows - 64 * group), rows.first_row + item.token0, rows.first_row + rows.tokens);
     }
 }
 
@@ -297,26 +307,20 @@ __device__ __forceinline__ void gemm_block(const GemmParams& p) {
     } else {
         __syncthreads();
     }
-    // A step's counts are there before its kernels; those of groups come from one of them.
-    if (p.grouped) {
-        pdl_wait();
-    }
-    const GemmRows rows = gemm_rows(p);
-    const Items<NT, W> items(p, rank, rows.tokens);
     if (warp >= 4 * W) {
         if constexpr (NT == 256) {
             asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         }
         if (warp == 4 * W) {
-            produce_weights<NT, W>(p, ring, rows, items);
+            produce_weights<NT, W>(p, ring, rank);
         } else if (warp == 4 * W + 1) {
-            produce_tokens<NT, W>(p, ring, rows, items);
+            produce_tokens<NT, W>(p, ring, rank);
         }
     } else {
         if constexpr (NT == 256) {
             asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         }
-        consume<NT, W>(p, ring, rows, items, reinterpret_cast<float*>(dynamic_shared));
+        consume<NT, W>(p, ring, rank, reinterpret_cast<float*>(dynamic_shared));
     }
     // Others may still copy to this block, or arrive here.
     if (p.cluster > 1) {

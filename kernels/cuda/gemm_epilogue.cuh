@@ -68,51 +68,33 @@ __device__ __forceinline__ float gated(Gate gate, float x, float up) {
     return __fmul_rn(gate == Gate::Silu ? exact_silu(x) : exact_gelu_tanh(x), up);
 }
 
-// What is added to the sums of a thread: of each of its tokens among STAGING_TOKENS.
-template <int NT>
-struct Addends {
-    float4 bias;
-    float4 residual[STAGING_TOKENS<NT> / 8];  // 16 threads per token, 128 threads
-};
-
-__device__ __forceinline__ bool in_fours(const GemmParams& p) { return p.outputs % 4 == 0 && p.output_pitch % 4 == 0; }
-
-// Asks for them: early, where the sums take a while. Tokens begin … begin + STAGING_TOKENS.
-template <int NT>
-__device__ __forceinline__ void load_addends(const GemmParams& p, Addends<NT>& addends, uint32_t row0, uint32_t rows, uint32_t begin,
-                                             uint32_t tokens) {
-    const uint32_t column = 4 * (threadIdx.x % 16), first = threadIdx.x % 128 / 16;
-    const bool mine = p.gate == Gate::None && in_fours(p) && column < rows;
-    const float4 zero = make_float4(0, 0, 0, 0);
-    addends.bias = mine && p.bias != nullptr ? load_four(p.bias, row0 + column, p.outputs) : zero;
-#pragma unroll
-    for (uint32_t i = 0; i < STAGING_TOKENS<NT> / 8; ++i) {
-        uint32_t token = begin + first + 8 * i;
-        addends.residual[i] = mine && p.residual != nullptr && token < tokens
-                                  ? load_four(p.residual + (uint64_t)token * p.output_pitch, row0 + column, p.outputs)
-                                  : zero;
-    }
-}
-
 // Stores outputs row0 … row0 + rows (at most 64) of tokens token0 … (below `tokens`). `staging`: this warpgroup's; `barrier`:
-// a number of its own; `addends`: of the first tokens. Called by the warpgroup's 128 threads.
+// a number of its own. Called by the warpgroup's 128 threads.
 template <int NT>
-__device__ __forceinline__ void gemm_epilogue(const GemmParams& p, const float (&d)[NT / 2], Addends<NT>& addends, float* staging,
-                                              uint32_t barrier, uint32_t row0, uint32_t rows, uint32_t token0, uint32_t tokens) {
+__device__ __forceinline__ void gemm_epilogue(const GemmParams& p, const float (&d)[NT / 2], float* staging, uint32_t barrier,
+                                              uint32_t row0, uint32_t rows, uint32_t token0, uint32_t tokens) {
     constexpr uint32_t CHUNK = STAGING_TOKENS<NT>;
-    constexpr uint32_t STEPS = CHUNK / 8;
+    constexpr uint32_t STEPS = CHUNK / 8;  // with 16 threads per token and 128 threads
     const uint32_t thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
     float* const write = staging + 2 * (lane % 4) * STAGING_PITCH + 16 * warp + lane / 4;
     const uint32_t column = 4 * (thread % 16), first = thread / 16;
-    const bool fours = in_fours(p), biased = p.bias != nullptr, adds = p.residual != nullptr;
+    const bool fours = p.outputs % 4 == 0 && p.output_pitch % 4 == 0, biased = p.bias != nullptr;
+    const bool adds = p.residual != nullptr && fours;
 #pragma unroll 1
     for (uint32_t chunk = 0; chunk < NT / CHUNK; ++chunk) {
         const uint32_t begin = token0 + chunk * CHUNK;
         if (begin >= tokens) {
             break;
         }
-        if (chunk > 0) {
-            load_addends<NT>(p, addends, row0, rows, begin, tokens);
+        // Residuals are asked for before the barrier, all at once.
+        float4 residual[STEPS];
+#pragma unroll
+        for (uint32_t i = 0; i < STEPS; ++i) {
+            uint32_t token = begin + first + 8 * i;
+            residual[i] = make_float4(0, 0, 0, 0);
+            if (adds && token < tokens && column < rows) {
+                residual[i] = load_four(p.residual + (uint64_t)token * p.output_pitch, row0 + column, p.outputs);
+            }
         }
         // The accumulator's indices must be constants.
 #pragma unroll
@@ -133,13 +115,14 @@ __device__ __forceinline__ void gemm_epilogue(const GemmParams& p, const float (
         if (!fours) {
             store_slowly(p, staging, row0, rows, begin, min(CHUNK, tokens - begin));
         } else if (p.gate == Gate::None) {
+            const float4 bias = biased ? load_four(p.bias, row0 + column, p.outputs) : make_float4(0, 0, 0, 0);
 #pragma unroll
             for (uint32_t i = 0; i < STEPS; ++i) {
                 uint32_t token = begin + first + 8 * i;
                 if (token < tokens && column < rows) {
                     float4 v = *reinterpret_cast<const float4*>(staging + (first + 8 * i) * STAGING_PITCH + column);
-                    v = biased ? add(v, addends.bias) : v;
-                    store_outputs(p, token, row0 + column, p.outputs, adds ? add(addends.residual[i], v) : v);
+                    v = biased ? add(v, bias) : v;
+                    store_outputs(p, token, row0 + column, p.outputs, adds ? add(residual[i], v) : v);
                 }
             }
         } else {

@@ -48,7 +48,7 @@ struct GemmRows {
     uint32_t tokens, first_row;
 };
 
-// After pdl_wait, if grouped.
+// After pdl_wait.
 __device__ __forceinline__ GemmRows gemm_rows(const GemmParams& p) {
     const StepCounts& counts = p.counts[p.grouped ? blockIdx.z : 0];
     const uint64_t weight_bytes = (uint64_t)p.padded_outputs * p.k_tiles * 128;

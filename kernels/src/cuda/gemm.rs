@@ -18,8 +18,6 @@ mod geometry;
 #[cfg(test)]
 mod tests;
 
-#[cfg(test)]
-pub(crate) use self::geometry::Pairs;
 pub(crate) use self::geometry::{Geometry, Machine, Tuning};
 
 /// Outputs and inputs of a tile of weights.

@@ -45,8 +45,8 @@ pub(crate) struct Tuning {
     pub plain: bool,
     /// Most blocks of a cluster when weights are streamed.
     pub stream_cluster: u32,
-    /// Whether blocks with 256 tokens work in pairs that share them.
-    pub pairs: Pairs,
+    /// Most blocks of a cluster when tiles are taken.
+    pub tile_cluster: u32,
     /// Bytes of the ring of a stream of at most 16 tokens: small enough that the next kernel's ring has room beside it.
     pub ring_bytes: u32,
     /// Bytes of the ring of a stream of more.
@@ -57,23 +57,12 @@ pub(crate) struct Tuning {
     pub only: Option<(u32, u32, bool)>,
 }
 
-/// When two blocks share tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pairs {
-    /// Never.
-    Never,
-    /// Of many inputs, where it was seen to be faster (4096 × 14336, 2048 rows, H200: 311 µs for 375).
-    Deep,
-    /// Always.
-    Always,
-}
-
 impl Default for Tuning {
     fn default() -> Self {
         Self {
             plain: false,
             stream_cluster: 1,
-            pairs: Pairs::Deep,
+            tile_cluster: 1,
             ring_bytes: 104 * 1024,
             wide_ring_bytes: 192 * 1024,
             stage_bytes: 32 * 1024,
@@ -83,23 +72,13 @@ impl Default for Tuning {
 }
 
 impl Tuning {
-    fn pair(&self, shape: GemmShape) -> u32 {
-        match self.pairs {
-            Pairs::Never => 1,
-            Pairs::Deep => 1 + u32::from(shape.inputs >= 8192),
-            Pairs::Always => 2,
-        }
-    }
-
-    /// Defaults, changed by `POLYLINK_GEMM`: words `plain`, `no-cluster`, `pairs`, `large-rings`.
+    /// Defaults, changed by `POLYLINK_GEMM`: words `plain`, `no-cluster`.
     pub fn from_environment() -> Self {
         let mut tuning = Self::default();
         for word in std::env::var("POLYLINK_GEMM").unwrap_or_default().split(',') {
             match word {
                 "plain" => tuning.plain = true,
-                "no-cluster" => (tuning.stream_cluster, tuning.pairs) = (1, Pairs::Never),
-                "pairs" => tuning.pairs = Pairs::Always,
-                "large-rings" => tuning.ring_bytes = tuning.wide_ring_bytes,
+                "no-cluster" => (tuning.stream_cluster, tuning.tile_cluster) = (1, 1),
                 _ => {}
             }
         }
@@ -167,14 +146,10 @@ impl Geometry {
         if !machine.wgmma {
             return Self::plain(shape, rows_max);
         }
-        // A stream reads more tokens than there are for nothing; few rows are streamed always.
-        let least = WGMMA.into_iter().map(|(tokens, _)| tokens).find(|tokens| rows_max <= *tokens).unwrap_or(0);
         let mut best: Option<(f64, Self)> = None;
         for (tokens, groups) in WGMMA {
             for stream in [true, false] {
-                let fits = if stream { tokens == least } else { rows_max > 64 };
-                let meant = tuning.only.map_or(fits, |only| only == (tokens, groups, stream));
-                if !meant || (stream && rows_max > tokens) {
+                if tuning.only.is_some_and(|only| only != (tokens, groups, stream)) || (stream && rows_max > tokens) {
                     continue;
                 }
                 let candidate = if stream {
@@ -205,7 +180,7 @@ impl Geometry {
         let passes = (share * unit_rows).div_ceil(64 * groups);
         let pass_rows = share.div_ceil(passes) * unit_rows;
         let ring = if tokens <= 16 { tuning.ring_bytes } else { tuning.wide_ring_bytes };
-        let most = if tokens == 256 { tuning.pair(shape) } else { tuning.stream_cluster.min(tokens / 8) };
+        let most = if tokens >= 32 && pass_rows <= 64 { tuning.stream_cluster } else { 1 };
         let cluster = [8, 4, 2].into_iter().find(|&c| c <= most && blocks.is_multiple_of(c)).unwrap_or(1);
         let partial = Self {
             tokens,
@@ -226,7 +201,7 @@ impl Geometry {
     fn tiled(shape: GemmShape, rows: u32, tokens: u32, groups: u32, machine: Machine, tuning: &Tuning) -> Self {
         let row_blocks = (shape.padded_outputs() as u32).div_ceil(64 * groups);
         let pairs = tokens == 256 && row_blocks > 1 && machine.multiprocessors > 1;
-        let cluster = if pairs { tuning.pair(shape) } else { 1 };
+        let cluster = if pairs { tuning.tile_cluster.clamp(1, 2) } else { 1 };
         let tiles = row_blocks.div_ceil(cluster) * rows.div_ceil(tokens);
         let blocks = tiles.min(machine.multiprocessors / cluster) * cluster;
         let partial = Self {
@@ -251,7 +226,7 @@ impl Geometry {
         let fixed = self.groups * staging_bytes(self.tokens) + 1024 + beyond;
         let room = (machine.shared_bytes - BARRIER_BYTES - fixed).min(ring);
         let k_tiles = shape.k_tiles() as u32;
-        let most = (stage_bytes / k_tile_bytes).min(room / (4 * k_tile_bytes));
+        let most = (stage_bytes / k_tile_bytes).max(1);
         self.stage_k_tiles = [4, 2].into_iter().find(|&k| k <= most && k_tiles.is_multiple_of(k)).unwrap_or(1);
         self.stages = (room / (self.stage_k_tiles * k_tile_bytes)).clamp(1, STAGES_MAX);
         self.shared = fixed + self.stages * self.stage_k_tiles * k_tile_bytes;
@@ -260,7 +235,7 @@ impl Geometry {
     }
 
     /// Roughly, for the choice among variants: clocks of a multiprocessor for arithmetic, for shared memory, and for what
-    /// comes through the L2 cache, as fast as was seen on an H200.
+    /// comes through the L2 cache, of which a multiprocessor is taken to get 40 bytes.
     fn clocks(&self, shape: GemmShape, rows: u32, machine: Machine) -> f64 {
         let steps = 4.0 * shape.k_tiles() as f64;
         let (groups, tokens) = (f64::from(self.groups), f64::from(self.tokens));
@@ -274,12 +249,7 @@ impl Geometry {
             (f64::from(tiles.div_ceil(clusters)), 64.0 * groups, tokens)
         };
         let bytes = steps / 4.0 * 128.0 * (read_rows + read_tokens / f64::from(self.cluster));
-        let per_clock = match (self.tokens, self.cluster) {
-            (256, 1) => 33.0,
-            (256, _) => 27.0,
-            _ => 40.0,
-        };
         let fixed = 1000.0 + 12.0 * tokens;
-        turns * (fixed + (steps * instruction).max(bytes / per_clock))
+        turns * (fixed + (steps * instruction).max(bytes / 40.0))
     }
 }

@@ -212,16 +212,13 @@ fn rows_do_not_depend_on_the_batch() {
             for (tokens, groups) in geometry::WGMMA {
                 for stream in [true, false] {
                     for cluster in [1, 2, 4, 8] {
-                        if tokens / cluster < 8
-                            || (cluster > 1 && !stream && tokens < 256)
-                            || (cluster > 2 && tokens == 256)
-                        {
+                        if tokens / cluster < 8 || (!stream && (tokens < 256 && cluster > 1 || cluster > 2)) {
                             continue;
                         }
                         let tuning = Tuning {
                             only: Some((tokens, groups, stream)),
                             stream_cluster: cluster,
-                            pairs: if cluster == 1 { Pairs::Never } else { Pairs::Always },
+                            tile_cluster: cluster,
                             ..Tuning::default()
                         };
                         let kernels = GemmKernels::with_tuning(&device, tuning).unwrap();
