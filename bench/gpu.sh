@@ -56,14 +56,15 @@ root=$(sed -n 's/^root //p' "$bundle/about")
 
 part machine 60 python3 bench/gpu/machine.py "$bundle/about" "$OUT/machine.json"
 kernel_seconds=${KERNEL_SECONDS:-150}
+# Two at a time: the references that tests compute on the CPU take all cores, and more of them starved each other.
 wants kernels && part kernels "$kernel_seconds" python3 bench/gpu/tests.py "$bin/test-polylink_kernels" --out "$OUT" \
-    --filter cuda --seconds $((kernel_seconds - 8))
+    --filter cuda --seconds $((kernel_seconds - 8)) --jobs 2
 if wants e2e; then
     set --
     for program in "$bin"/test-*; do
         [ "$program" = "$bin/test-polylink_kernels" ] || set -- "$@" "$program"
     done
-    part e2e 120 python3 bench/gpu/tests.py "$@" --out "$OUT" --seconds 112 --test-seconds 90
+    part e2e 120 python3 bench/gpu/tests.py "$@" --out "$OUT" --seconds 112 --test-seconds 90 --jobs 2
 fi
 if wants sanitize; then
     if command -v compute-sanitizer >/dev/null; then

@@ -5,7 +5,8 @@
 //! [`Backend::build`], which allocates **one arena**. From then on the engine only submits [`Step`]s.
 //!
 //! What always holds:
-//! * After `build` nothing is allocated: `submit` and `wait` work inside the arena.
+//! * After `build` nothing is allocated: `submit` and `wait` work inside the arena. (A GPU's host makes and records the launches
+//!   of a new size of steps, and reads logits for a replay through memory of their size.)
 //! * A row's result does not depend on what else is in the step (batch invariance): every sum has an order fixed by the
 //!   tensor's unsharded shape alone. For the exact profiles (f32, int8) it does not depend on the device either
 //!   (`docs/numerics.md`).

@@ -1,6 +1,6 @@
 //! A [`Backend`] on one GPU.
 //!
-//! Everything is allocated by `build`. A step's inputs go to the device in one stretch (`inputs.rs`); its kernels were
+//! The device's memory is allocated by `build`. A step's inputs go to the device in a few copies (`inputs.rs`); its kernels were
 //! recorded for the sizes of its [`Bucket`] and are submitted as one graph. Draws are submitted behind it and read its logits
 //! where they are. The host waits once, for the tokens.
 
@@ -38,7 +38,7 @@ mod experts;
 const BLOCK_TOKENS: usize = 32;
 /// Bytes that a device keeps free, for the driver and for what others do with it.
 const RESERVE_BYTES: usize = 512 << 20;
-/// Recorded buckets; beyond, the oldest knowledge is dropped.
+/// Recorded buckets; one more, and all are forgotten and recorded anew as they come.
 const RECORDED_MAX: usize = 256;
 
 /// A program on a GPU.

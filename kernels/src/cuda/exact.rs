@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::driver::{CudaError, Device, DevicePtr, Function, Launch};
+pub(crate) use super::rows::q8_pitch;
 
 pub(crate) mod attention;
 pub(crate) mod packing;
@@ -41,11 +42,6 @@ impl<P: Copy> Call<P> {
     pub fn launch(&self, function: &Function) -> Launch {
         Launch::new(function, self.grid, self.block, self.shared, self.params)
     }
-}
-
-/// Values of a row of 8-bit activations, with those that pad it (`q8_pitch` in `quantise.cuh`).
-pub(crate) const fn q8_pitch(width: usize) -> usize {
-    width.next_multiple_of(256)
 }
 
 /// Parameters of `quantise_rows`.

@@ -76,11 +76,6 @@ pub(crate) const fn gated_source(row: usize, half: usize) -> Option<usize> {
     }
 }
 
-/// Byte of element `(row, column)` of activations in bf16 that have room for `capacity` rows.
-pub(crate) const fn tiled_offset(row: usize, column: usize, capacity: usize) -> usize {
-    (column / 64) * capacity * 128 + row * 128 + (((column / 8) % 8) ^ (row % 8)) * 16 + (column % 8) * 2
-}
-
 /// How many rows there are, at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RowsOf {

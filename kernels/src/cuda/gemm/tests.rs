@@ -8,6 +8,7 @@ use polylink_protocol::exact_math::{f32_to_bf16, gelu_tanh, silu};
 
 use super::*;
 use crate::cuda::driver::DeviceBuffer;
+use crate::cuda::rows::tiled_offset;
 
 mod grouped;
 mod layout;
