@@ -5,7 +5,7 @@
 mod comet;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use comet::Comet;
@@ -24,12 +24,17 @@ use tendermint_abci::Application;
 use tendermint_proto::v0_38::abci as pb;
 use tendermint_proto::v0_38::abci::response_apply_snapshot_chunk::Result as Applied;
 use tendermint_rpc::Client;
+use tokio::sync::Mutex as AsyncMutex;
 
-const BLOCK_TIME_MS: u64 = 100;
+/// So slow that a node without a vote keeps up, on a busy machine too.
+const BLOCK_TIME_MS: u64 = 500;
 /// Blocks that CometBFT keeps where nobody needs older ones.
 const RETAINED: u64 = 10;
 /// So small that the state of [`chain`] is cut into dozens.
 const CHUNK_BYTES: usize = 20 << 10;
+
+/// One network at a time.
+static NETWORK: AsyncMutex<()> = AsyncMutex::const_new(());
 
 /// The real application, with what it is asked for chunks.
 #[derive(Clone)]
@@ -37,6 +42,8 @@ struct Ledger {
     app: App,
     /// Whether it alters the chunks that it hands out.
     alters: bool,
+    /// The height of the only snapshot that it offers; 0 for all.
+    offers: Arc<AtomicU64>,
     /// How many chunks it has handed out.
     handed_out: Arc<AtomicUsize>,
     /// The chunks that it was given: by whom, and what it said of them.
@@ -69,7 +76,10 @@ impl Application for Ledger {
         self.app.query(request)
     }
     fn list_snapshots(&self) -> pb::ResponseListSnapshots {
-        self.app.list_snapshots()
+        let mut answer = self.app.list_snapshots();
+        let only = self.offers.load(Ordering::Relaxed);
+        answer.snapshots.retain(|snapshot| only == 0 || snapshot.height == only);
+        answer
     }
     fn offer_snapshot(&self, request: pb::RequestOfferSnapshot) -> pb::ResponseOfferSnapshot {
         self.app.offer_snapshot(request)
@@ -90,14 +100,14 @@ impl Application for Ledger {
     }
 }
 
-/// A ledger with a snapshot every so many blocks, many of them kept, since a joining node looks for five seconds before it
+/// A ledger with a snapshot every so many blocks, many of them kept, since a joining node looks for seven seconds before it
 /// begins.
 fn serve(home: &Path, log: &RequestLog, interval: u64, retained: u64, alters: bool) -> (Ledger, ServerHandle) {
     let store = Store::open(home.join("ledger"), SCHEMA_VERSION).unwrap();
     let (directory, chunk_bytes) = (home.join("snapshots"), CHUNK_BYTES);
     let snapshots = SnapshotConfig { directory, interval, keep: 50, chunk_bytes };
     let app = App::with_snapshots(store, retained, Some(snapshots));
-    let app = Ledger { app, alters, handed_out: Arc::default(), given: Arc::default() };
+    let app = Ledger { app, alters, offers: Arc::default(), handed_out: Arc::default(), given: Arc::default() };
     let options = Options { observer: Some(log.observer()), ..Options::default() };
     (app.clone(), server::serve(&Socket::unix(home.join("abci.sock")).unwrap(), app, options).unwrap())
 }
@@ -137,6 +147,7 @@ fn send(amount: u128) -> Vec<Any> {
 
 #[tokio::test]
 async fn a_node_joins_by_state_sync_and_follows() {
+    let _alone = NETWORK.lock().await;
     let dir = tempfile::tempdir().unwrap();
     let [first_home, second_home] = ["first", "second"].map(|name| dir.path().join(name));
     let mut first = chain(&first_home, BLOCK_TIME_MS);
@@ -201,6 +212,7 @@ async fn a_node_joins_by_state_sync_and_follows() {
     let client = second.start().await;
     second.wait_for_height(&client, before + 12).await;
     again.snapshots().unwrap().wait();
+    source.snapshots().unwrap().wait();
     let theirs = source.snapshots().unwrap().list();
     let ours = again.snapshots().unwrap().list();
     let newest = ours.last().unwrap();
@@ -215,8 +227,7 @@ async fn a_node_joins_by_state_sync_and_follows() {
 
 #[tokio::test]
 async fn a_peer_that_alters_chunks_is_shunned() {
-    // So slow that a node without a vote keeps up with the snapshots.
-    const BLOCK_TIME_MS: u64 = 500;
+    let _alone = NETWORK.lock().await;
     const INTERVAL: u64 = 10;
     let dir = tempfile::tempdir().unwrap();
     let [honest_home, altering_home, home] = ["honest", "altering", "joining"].map(|name| dir.path().join(name));
@@ -228,25 +239,25 @@ async fn a_peer_that_alters_chunks_is_shunned() {
     let mut altering = Comet::follow(&altering_home, &altering_home.join("abci.sock"), &honest, BLOCK_TIME_MS);
     let (liar, liar_server) = serve(&altering_home, &altering_log, INTERVAL, 0, true);
     altering.start().await;
-    // Both have the same snapshot, and are not about to take another.
-    let newest = |ledger: &Ledger| ledger.app.snapshots().unwrap().list().pop();
-    honest
+    let snapshots = |ledger: &Ledger| ledger.app.snapshots().unwrap().list();
+    let manifest = honest
         .wait_for("snapshot that both have", || async {
-            let [ours, theirs] = [&source, &liar].map(newest);
-            let height = source.app.store().height();
-            let both = ours.is_some() && ours == theirs && height % INTERVAL < 4;
-            let theirs = liar.app.store().height();
-            if both { Ok(()) } else { Err(format!("{height}, {theirs} there")) }
+            let [ours, theirs] = [&source, &liar].map(snapshots);
+            let both = ours.into_iter().rfind(|manifest| theirs.contains(manifest));
+            both.ok_or_else(|| format!("{} and {}", source.app.store().height(), liar.app.store().height()))
         })
         .await;
+    // From now on both offer that one alone: whoever joins may take it from either, whatever they cut meanwhile.
+    for ledger in [&source, &liar] {
+        ledger.offers.store(manifest.height, Ordering::Relaxed);
+    }
     let mut node = Comet::join(&home, &home.join("abci.sock"), &honest, BLOCK_TIME_MS, 3).await;
     node.connect(&altering);
     let (joined, server) = serve(&home, &joining_log, INTERVAL, 0, false);
     node.start().await;
     let height = joined.app.store().snapshot().oldest();
-    let manifest = newest(&source).filter(|manifest| manifest.height == height);
-    let manifest = manifest.or_else(|| source.app.snapshots().unwrap().list().into_iter().find(|m| m.height == height));
-    let chunks = manifest.unwrap().chunks.len();
+    assert_eq!(height, manifest.height);
+    let chunks = manifest.chunks.len();
 
     // Each chunk was taken once, in its order, from the honest one. What the other sent was refused: the first one, and at
     // most those under way (CometBFT fetches four at once); the rest of its were thrown away without a look.

@@ -67,14 +67,16 @@ impl Comet {
         String::from_utf8(id.stdout).unwrap().trim().to_owned()
     }
 
-    /// As [`follow`](Self::follow), by state sync, trusting the header of `height`.
+    /// As [`follow`](Self::follow), by state sync, trusting the header of `height`. It looks for snapshots for a time of
+    /// which ten seconds are no multiple: after so long a server of RPC closes an idle connection, and CometBFT gives up
+    /// state sync for good where it sends a request on one that is just being closed.
     pub async fn join(home: &Path, socket: &Path, peer: &Comet, block_time_ms: u64, height: u64) -> Comet {
         let node = Comet::follow(home, socket, peer, block_time_ms);
         let trusted = peer.client().commit(u32::try_from(height).unwrap()).await.unwrap().signed_header;
         let (url, hash) = (peer.url(), trusted.header.hash());
         let sync = format!(
             "\n[statesync]\nenable = true\nrpc_servers = \"{url},{url}\"\ntrust_height = {height}\ntrust_hash = \"{hash}\"\n\
-             trust_period = \"1h\"\ndiscovery_time = \"5s\"\n"
+             trust_period = \"1h\"\ndiscovery_time = \"7s\"\n"
         );
         node.edit_config(|text| text + &sync);
         node
