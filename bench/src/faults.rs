@@ -207,7 +207,7 @@ impl Run {
                 self.members[node].wipe()?;
                 self.members[node].configure(&format!(
                     "[statesync]\nenable = true\nrpc_servers = \"{url},{url}\"\ntrust_height = 1\ntrust_hash = \"{hash}\"\n\
-                     trust_period = \"24h\"\ndiscovery_time = \"5s\"\n"
+                     trust_period = \"24h\"\ndiscovery_time = \"7s\"\n"
                 ))?;
             }
             Fault::Cut => {
