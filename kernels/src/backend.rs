@@ -303,8 +303,15 @@ pub trait Backend: Send {
     /// [`BackendError::Program`] if the program is inconsistent, [`BackendError::Memory`] if the arena is too large.
     fn build(&mut self, program: Program, limits: Limits, collective: Box<dyn Collective>) -> Result<(), BackendError>;
 
-    /// Starts a step. On the CPU it is synchronous: the result is there when the call returns. A forward step needs that
-    /// all before it were waited for; a sample step may follow a forward step that was not.
+    /// Forward steps that may be under way at once, each with the draws behind it. Beyond one, the host can plan a step while
+    /// the one before is computed, feeding it with [`crate::TokenInput::LastSample`].
+    fn depth(&self) -> usize {
+        1
+    }
+
+    /// Starts a step. On the CPU it is synchronous: the result is there when the call returns. A sample step belongs to the
+    /// forward step before it, whether that was waited for or not; a forward step needs that of those before it fewer than
+    /// [`Backend::depth`] are under way, draws included.
     ///
     /// # Errors
     /// [`BackendError::Step`] if the step is inconsistent or beyond the limits: nothing was computed. After

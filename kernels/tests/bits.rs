@@ -6,6 +6,7 @@ mod common;
 #[path = "common/fence.rs"]
 mod fence;
 
+use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 
 use common::*;
@@ -131,7 +132,8 @@ fn rows_do_not_depend_on_batch_chunks_or_cache() {
     }
 }
 
-/// Draws `count` tokens for slot 0 after a prompt, each step fed by the last sample, beside `others` more sequences.
+/// Draws `count` tokens for slot 0 after a prompt, each step fed by the last sample, beside `others` more sequences; as many
+/// steps are under way as the backend takes.
 fn generate(backend: &mut dyn Backend, others: u32, count: usize) -> Vec<(u32, u32, [u16; SKETCH_VALUES])> {
     let slots: Vec<u32> = (0..=others).collect();
     let tables: Vec<Vec<u32>> = slots.iter().map(|&slot| blocks(backend, slot, &KV)).collect();
@@ -139,7 +141,7 @@ fn generate(backend: &mut dyn Backend, others: u32, count: usize) -> Vec<(u32, u
     let span = |slot: u32| Span { start: slot * tables[0].len() as u32, length: tables[0].len() as u32 };
     let prompts: Vec<Vec<u32>> = slots.iter().map(|&slot| tokens(40 + slot, 20 + 9 * slot as usize, 199)).collect();
     let mut output = StepOutput::with_limits(&limits(), TINY.vocabulary, false);
-    let mut drawn = Vec::new();
+    let (mut drawn, mut under_way) = (Vec::new(), VecDeque::new());
     for step in 0..count {
         let mut inputs = Vec::new();
         let sequence = |slot: u32, inputs: &mut Vec<TokenInput>| {
@@ -155,8 +157,7 @@ fn generate(backend: &mut dyn Backend, others: u32, count: usize) -> Vec<(u32, u
         // Slot 0 comes last in its step: its rows lie elsewhere in the batch than when it is alone.
         let sequences: Vec<SequenceRows> = slots.iter().rev().map(|&slot| sequence(slot, &mut inputs)).collect();
         let forward = ForwardStep { sequences: &sequences, tokens: &inputs, block_tables: &flat, logits_out: false };
-        let ticket = backend.submit(&Step::Forward(forward)).unwrap();
-        backend.wait(ticket, &mut output).unwrap();
+        under_way.push_back(backend.submit(&Step::Forward(forward)).unwrap());
         let params = SampleParams { temperature: 9.0, top_p: 0.95, noise_key: key(), ..SampleParams::greedy() };
         let none = Span::default();
         let rows: Vec<SampleRow> = (0..=others)
@@ -173,10 +174,15 @@ fn generate(backend: &mut dyn Backend, others: u32, count: usize) -> Vec<(u32, u
             .collect();
         let sample =
             SampleStep { starts: &[], histories: &[], rows: &rows, logit_bias: &[], suppressed: &[], masks: &[] };
-        let ticket = backend.submit(&Step::Sample(sample)).unwrap();
-        backend.wait(ticket, &mut output).unwrap();
-        let last = output.samples[others as usize].token;
-        drawn.push((last.token, last.logprob.to_bits(), output.sketches[others as usize]));
+        under_way.push_back(backend.submit(&Step::Sample(sample)).unwrap());
+        let keeps = if step + 1 == count { 0 } else { 2 * (backend.depth() - 1) };
+        while under_way.len() > keeps {
+            for ticket in under_way.drain(..2) {
+                backend.wait(ticket, &mut output).unwrap();
+            }
+            let last = output.samples[others as usize].token;
+            drawn.push((last.token, last.logprob.to_bits(), output.sketches[others as usize]));
+        }
     }
     drawn
 }

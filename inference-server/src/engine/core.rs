@@ -4,22 +4,21 @@
 //! for what a grammar's library does for the rows that have one;
 //! a token is given out exactly once, in order, and only after the step that drew it had succeeded as a whole.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use polylink_kernels::{
-    Backend, BackendError, ForwardStep, Limits, SampleRow, SampleStep, SequenceRows, SlotStart, Span, Step, StepOutput,
-    Ticket, TokenInput,
-};
+use polylink_kernels::{Limits, StepOutput, Ticket};
 
 mod buffers;
 mod guess;
+mod steps;
 
-use self::buffers::{Buffers, Reserved, append, given};
+use self::buffers::{Buffers, Reserved};
+use self::steps::{Clock, Flight, UNDER_WAY_MAX};
 
 use super::api::{CHOICES_MAX, FailureCode, FinishReason, Usage};
 use super::config::EngineConfig;
-use super::guard::{submit, wait};
 use super::handle::{Job, Shared};
 use super::kv_pool::{BlockTable, ChainHash, KvPool};
 use super::logits_tap::{LogitsRow, LogitsTap};
@@ -60,7 +59,14 @@ struct Choice {
 pub(crate) struct Core {
     shared: Arc<Shared>,
     scheduler: Scheduler,
+    /// The step that is under way, or was given out last.
     plan: StepPlan,
+    /// The step after it.
+    ahead: StepPlan,
+    flight: Option<Flight>,
+    /// What was submitted and not waited for, oldest first.
+    under_way: VecDeque<Ticket>,
+    clock: Clock,
     requests: Vec<Option<Request>>,
     unused_requests: Vec<u32>,
     /// By sequence.
@@ -112,6 +118,10 @@ impl Core {
         let choice = Choice { request: 0, choice: 0, history_sent: false, last_token: None, reach: Reach::START };
         Self {
             plan: StepPlan::with_capacity(running),
+            ahead: StepPlan::with_capacity(running),
+            flight: None,
+            under_way: VecDeque::with_capacity(UNDER_WAY_MAX),
+            clock: Clock::default(),
             requests: (0..live_max).map(|_| None).collect(),
             unused_requests: (0..live_max as u32).rev().collect(),
             choices: vec![choice; live_max],
@@ -132,9 +142,9 @@ impl Core {
         }
     }
 
-    /// Nothing is live.
+    /// Nothing is live, nothing is under way.
     pub(crate) fn is_idle(&self) -> bool {
-        self.scheduler.live() == 0
+        self.scheduler.live() == 0 && self.flight.is_none()
     }
 
     /// Takes a job; its choices wait.
@@ -184,39 +194,6 @@ impl Core {
         add_since(&self.shared.metrics.step_ns, begun);
     }
 
-    /// Computes one step, if there is anything to compute.
-    ///
-    /// # Errors
-    /// What the backend said; the step gave nothing, and [`Core::fail_all`] must follow.
-    pub(crate) fn step(&mut self, backend: &mut dyn Backend) -> Result<(), BackendError> {
-        let begun = Instant::now();
-        self.hear();
-        self.guess();
-        self.scheduler.plan(&mut self.plan);
-        add(&self.shared.metrics.preemptions, self.plan.preempted.len());
-        self.forget_slots();
-        if !self.plan.rows.is_empty() {
-            let computing = Instant::now();
-            let forward = self.forward(backend)?;
-            // Masks are computed, and the draws put behind the forward pass, while a device computes it.
-            let sample = self.sample(backend);
-            let computed = self.wait(backend, forward);
-            let sample = sample?;
-            computed?;
-            self.scheduler.computed(&self.plan);
-            if let Some(sample) = sample {
-                self.wait(backend, sample)?;
-            }
-            self.weigh(computing.elapsed());
-            self.give_out();
-            add(&self.shared.metrics.steps, 1);
-            add(&self.shared.metrics.rows, self.plan.total_rows());
-        }
-        self.tell_gauges();
-        add_since(&self.shared.metrics.step_ns, begun);
-        Ok(())
-    }
-
     /// Ends what its reader no longer wants; only looks where a reader has said so.
     fn hear(&mut self) {
         let mut signalled = std::mem::take(&mut self.signalled);
@@ -239,91 +216,6 @@ impl Core {
         self.signalled = signalled;
     }
 
-    fn forward(&mut self, backend: &mut dyn Backend) -> Result<Ticket, BackendError> {
-        let Buffers { sequences, tokens, block_tables, .. } = &mut self.buffers;
-        sequences.clear();
-        tokens.clear();
-        block_tables.clear();
-        for planned in &self.plan.rows {
-            let sequence = self.scheduler.sequence(planned.sequence);
-            let Choice { request, choice, .. } = self.choices[planned.sequence.index()];
-            let job = &self.requests[request as usize].as_ref().expect("a live sequence has its request").job;
-            let end = planned.first_position + planned.rows;
-            let blocks = &sequence.table().blocks()[..end.div_ceil(self.shared.info.block_tokens)];
-            sequences.push(SequenceRows {
-                slot: planned.slot,
-                first_position: planned.first_position as u32,
-                rows: planned.rows as u32,
-                wanted: planned.wanted() as u32,
-                blocks: Span { start: block_tables.len() as u32, length: blocks.len() as u32 },
-                noise_key: job.params[choice as usize].noise_key,
-                long: planned.long,
-            });
-            block_tables.extend_from_slice(blocks);
-            let known = &sequence.tokens[planned.first_position..end - planned.guesses];
-            tokens.extend(known.iter().chain(sequence.guesses()).map(|&token| TokenInput::Id(token)));
-        }
-        let step = ForwardStep { sequences, tokens, block_tables, logits_out: self.logits_tap.is_some() };
-        timed(&self.shared, || submit(backend, &Step::Forward(step)))
-    }
-
-    /// `None`: nothing is drawn in this step.
-    fn sample(&mut self, backend: &mut dyn Backend) -> Result<Option<Ticket>, BackendError> {
-        self.buffers.clear_sample();
-        let Buffers { starts, histories, rows, logit_bias, suppressed, masks, .. } = &mut self.buffers;
-        for planned in self.plan.rows.iter().filter(|planned| planned.wanted() > 0) {
-            let id = planned.sequence;
-            let sequence = self.scheduler.sequence(id);
-            let known = &mut self.choices[id.index()];
-            let request = self.requests[known.request as usize].as_mut().expect("a live sequence has its request");
-            let job = &mut request.job;
-            for position in planned.scored() {
-                rows.push(given(rows.len(), planned.slot, sequence.tokens[position + 1], job.prompt_logprobs));
-            }
-            if !planned.samples {
-                continue;
-            }
-            let params = job.params[known.choice as usize];
-            let completion = sequence.tokens.len() - sequence.prompt_tokens;
-            if params.has_penalties() && !known.history_sent {
-                known.history_sent = true;
-                let start = histories.len() as u32;
-                let prompt = Span { start, length: sequence.prompt_tokens as u32 };
-                let completion = Span { start: start + prompt.length, length: completion as u32 };
-                histories.extend_from_slice(&sequence.tokens);
-                starts.push(SlotStart { slot: planned.slot, prompt, completion });
-            }
-            let logit_bias = append(logit_bias, &job.logit_bias);
-            let held_back = if completion < job.min_tokens { &job.end_tokens[..] } else { &[] };
-            let (end_tokens, mask) = match job.grammars.get_mut(known.choice as usize) {
-                // A grammar knows whether it can go on without the end tokens; nothing of it is guessed.
-                Some(grammar) => (Span::default(), append(masks, grammar.mask(held_back))),
-                None => (append(suppressed, held_back), Span::default()),
-            };
-            for ahead in 0..=planned.guesses {
-                rows.push(SampleRow {
-                    row: rows.len() as u32,
-                    slot: planned.slot,
-                    params,
-                    logit_bias,
-                    suppressed: if completion + ahead < job.min_tokens { end_tokens } else { Span::default() },
-                    mask,
-                    logprobs: job.logprobs,
-                    given: None,
-                });
-            }
-        }
-        if rows.is_empty() {
-            return Ok(None);
-        }
-        let step = SampleStep { starts, histories, rows, logit_bias, suppressed, masks };
-        timed(&self.shared, || submit(backend, &Step::Sample(step))).map(Some)
-    }
-
-    fn wait(&mut self, backend: &mut dyn Backend, ticket: Ticket) -> Result<(), BackendError> {
-        timed(&self.shared, || wait(backend, ticket, &mut self.output))
-    }
-
     /// Gives prompt tokens' logprobs and drawn tokens out, these as far as guesses before them were right, and ends what is
     /// complete.
     fn give_out(&mut self) {
@@ -331,6 +223,11 @@ impl Core {
         let mut first = 0;
         for index in 0..self.plan.rows.len() {
             let planned = self.plan.rows[index];
+            if !self.scheduler.is_live(&planned) {
+                // It has ended since this was planned.
+                first += planned.wanted();
+                continue;
+            }
             if planned.scores > 0 {
                 let request = self.choices[planned.sequence.index()].request as usize;
                 let request = self.requests[request].as_ref().expect("a live sequence has its request");
@@ -485,14 +382,6 @@ impl Core {
         set(&metrics.kv_blocks_used, counts.in_use);
         set(&metrics.kv_blocks_cached, counts.cached);
     }
-}
-
-/// Counts the time of what the backend does.
-fn timed<T>(shared: &Shared, call: impl FnOnce() -> T) -> T {
-    let begun = Instant::now();
-    let result = call();
-    add_since(&shared.metrics.backend_ns, begun);
-    result
 }
 
 #[cfg(test)]

@@ -85,7 +85,9 @@ pub struct EngineMetrics {
     pub steps: AtomicU64,
     /// Nanoseconds that the engine's thread spent on steps and admissions.
     pub step_ns: AtomicU64,
-    /// Nanoseconds of these that the backend had.
+    /// Steps that were planned and submitted while the one before was computed.
+    pub steps_ahead: AtomicU64,
+    /// Nanoseconds of these that the backend had, be it that it computed while the host did something else.
     pub backend_ns: AtomicU64,
     /// Rows (tokens) computed in all steps.
     pub rows: AtomicU64,

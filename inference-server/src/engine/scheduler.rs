@@ -28,6 +28,8 @@
 //! always moves on. Of one priority, nobody waits for ever: a tenant's turn comes when those that run are ahead of it by
 //! the lag. A lower priority has what higher ones leave.
 
+mod ahead;
+mod check;
 mod forest;
 mod queue;
 mod sequence;
@@ -36,6 +38,7 @@ use self::queue::Queue;
 use self::sequence::{Guesses, State};
 use super::kv_pool::KvPool;
 
+pub use self::ahead::After;
 pub use self::queue::PRIORITY_MAX;
 pub use self::sequence::{DRAFT_TOKENS_MAX, NewSequence, PlannedRows, Sequence, SequenceId, StepPlan};
 
@@ -57,6 +60,8 @@ pub struct Scheduler {
     queue: Queue,
     /// Whose turn it was and did not fit, in the last plan.
     blocked: Option<SequenceId>,
+    /// Something was given back since the last plan but for those made ahead.
+    freed: bool,
     /// Running sequences with more than one row to compute, by turn; only used within a plan.
     chasing: Vec<SequenceId>,
     slots: Vec<u32>,
@@ -88,6 +93,7 @@ impl Scheduler {
             running: Vec::with_capacity(running_max),
             queue: Queue::new(sequences_max),
             blocked: None,
+            freed: false,
             chasing: Vec::with_capacity(running_max),
             slots: (0..running_max as u32).rev().collect(),
             arrivals: 0,
@@ -166,9 +172,8 @@ impl Scheduler {
 
     /// Plans the next step; empty when nothing is there to compute.
     pub fn plan(&mut self, plan: &mut StepPlan) {
-        plan.rows.clear();
-        plan.preempted.clear();
-        plan.started.clear();
+        plan.clear();
+        self.freed = false;
         for index in 0..self.running.len() {
             self.outgrow(self.running[index]);
         }
@@ -212,19 +217,28 @@ impl Scheduler {
 
     /// Preempts one that is ahead of the next to start, if that finds no place.
     fn make_way(&mut self, plan: &mut StepPlan) {
-        let Some(next) = self.queue.first() else { return };
-        if self.running.len() < self.running_max && self.blocked != Some(next) {
-            return;
+        if let Some(index) = self.queue.first().and_then(|next| self.gives_way(next)) {
+            self.preempt(index, plan);
+        }
+    }
+
+    /// Whether the next to start found a place in a plan made now, as far as is known without making one.
+    fn has_place(&self, next: SequenceId) -> bool {
+        self.running.len() < self.running_max && self.blocked != Some(next)
+    }
+
+    /// Which running one gives way to the next to start.
+    fn gives_way(&self, next: SequenceId) -> Option<usize> {
+        if self.has_place(next) {
+            return None;
         }
         let may = |id: &SequenceId| {
             let sequence = self.sequence(*id);
             let settled = sequence.remaining() <= 1 && sequence.tokens.len() >= 2 * sequence.resumed_at;
             settled && self.is_ahead(*id, next)
         };
-        let last = (0..self.running.len()).filter(|&index| may(&self.running[index]));
-        if let Some(index) = last.max_by_key(|&index| self.turn(self.running[index])) {
-            self.preempt(index, plan);
-        }
+        let may = (0..self.running.len()).filter(|&index| may(&self.running[index]));
+        may.max_by_key(|&index| self.turn(self.running[index]))
     }
 
     /// Whether blocks were there for all of them.
@@ -377,7 +391,10 @@ impl Scheduler {
             sequence.charged = sequence.charged.max(end);
             let samples = planned == sequence.remaining();
             let (first_position, long, scores) = (sequence.computed, sequence.long, sequence.scores(planned));
-            plan.rows.push(PlannedRows { sequence: id, slot, first_position, rows, scores, samples, guesses, long });
+            let (sequence, arrival, ahead) = (id, sequence.arrival, false);
+            let planned =
+                PlannedRows { sequence, arrival, slot, first_position, rows, scores, samples, guesses, long, ahead };
+            plan.rows.push(planned);
         }
         for planned in &plan.rows {
             self.queue.settle(self.sequence(planned.sequence).flow);
@@ -409,10 +426,12 @@ impl Scheduler {
         sequence.guesses = Guesses::of(guesses);
     }
 
-    /// The step was computed: counts its rows but for guesses, and names the blocks that became full.
+    /// The step was computed: counts its rows but for guesses, and names the blocks that became full. Of sequences that ended
+    /// meanwhile nothing is left to count.
     pub fn computed(&mut self, plan: &StepPlan) {
         for planned in &plan.rows {
-            let sequence = self.sequences[planned.sequence.index()].as_mut().expect("planned sequences are live");
+            let sequence = self.sequences[planned.sequence.index()].as_mut();
+            let Some(sequence) = sequence.filter(|sequence| sequence.arrival == planned.arrival) else { continue };
             sequence.computed += planned.rows - planned.guesses;
             sequence.scored += planned.scores;
             self.pool.name_full_blocks(&mut sequence.table, &sequence.tokens, sequence.computed);
@@ -450,45 +469,8 @@ impl Scheduler {
         if self.blocked == Some(id) {
             self.blocked = None;
         }
+        self.freed = true;
         self.unused.push(id);
-    }
-
-    /// What an idle scheduler can say of itself at no cost; [`Scheduler::check`] counts everything.
-    ///
-    /// # Panics
-    /// When something is held by nobody.
-    pub fn check_idle(&self) {
-        let held = (self.running.len(), self.queue.len(), self.pool.counts().in_use);
-        assert_eq!((self.live(), held), (0, (0, 0, 0)), "an idle engine holds no block and no place");
-        assert_eq!(self.slots.len(), self.running_max, "an idle engine holds no slot");
-    }
-
-    /// Counts all blocks, slots and sequences again.
-    ///
-    /// # Panics
-    /// When anything was lost or is held twice.
-    pub fn check(&self) {
-        let live = || self.sequences.iter().flatten();
-        self.pool.check(live().map(|sequence| &sequence.table));
-        let running = live().filter(|sequence| matches!(sequence.state, State::Running { .. })).count();
-        assert_eq!(running, self.running.len(), "running sequences");
-        assert_eq!(self.slots.len() + running, self.running_max, "slots");
-        let waiting = live().filter(|sequence| sequence.state == State::Waiting).count();
-        assert_eq!(waiting, self.queue.len(), "waiting sequences");
-        assert_eq!(live().count(), self.live(), "live sequences");
-        self.queue.check(self.live());
-        assert!(self.running.is_sorted_by_key(|&id| self.sequence(id).rank()), "running ones are in order");
-        for sequence in live() {
-            let covered = self.pool.covered(&sequence.table);
-            assert!(
-                sequence.computed <= sequence.tokens.len() && sequence.computed <= covered,
-                "computed ≤ tokens, covered"
-            );
-            assert!(sequence.computed <= sequence.first_wanted() + 1, "no row whose logits are wanted is left out");
-        }
-        if self.live() == 0 {
-            self.check_idle();
-        }
     }
 }
 

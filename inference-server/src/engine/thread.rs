@@ -81,6 +81,7 @@ impl EngineThread {
                 self.recover(&error);
             }
         }
+        self.core.land(&mut *self.backend);
     }
 
     /// Waits for a command; `None`: the last handle is gone.

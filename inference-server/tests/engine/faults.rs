@@ -13,6 +13,7 @@ use polylink_kernels::{
 };
 use polylink_protocol::market_v1::Sampling;
 
+use crate::ahead::Queued;
 use crate::support::*;
 
 /// What goes wrong in the forward steps to come.
@@ -66,26 +67,29 @@ impl Backend for Faulty {
     }
 }
 
-/// The engine, its fault, and how often its backend was built.
-fn faulty(config: EngineConfig) -> (EngineHandle, Arc<Mutex<Fault>>, Arc<AtomicU32>) {
+/// The engine, its fault, and how often its backend was built. `ahead`: it takes a step while it computes one.
+fn faulty(config: EngineConfig, ahead: bool) -> (EngineHandle, Arc<Mutex<Fault>>, Arc<AtomicU32>) {
     let (fault, built) = (Arc::new(Mutex::new(Fault::None)), Arc::new(AtomicU32::new(0)));
     let (on_order, count) = (Arc::clone(&fault), Arc::clone(&built));
     let engine = Engine::start_over(model("pico"), config, move |inner| {
         count.fetch_add(1, Ordering::Relaxed);
-        Box::new(Faulty { inner, fault: Arc::clone(&on_order) })
+        let faulty = Box::new(Faulty { inner, fault: Arc::clone(&on_order) });
+        if ahead { Box::new(Queued::over(faulty)) } else { faulty }
     });
     (engine.unwrap(), fault, built)
 }
 
 #[test]
 fn faults_of_a_step_fail_its_requests_and_the_engine_goes_on() {
-    for (fault, says, builds) in [
-        (Fault::BlockTable, "a block beyond", 1),
-        (Fault::ShortTable, "block table", 1),
-        (Fault::Panic, "panicked", 2),
-        (Fault::Poisoned, "panicked", 2),
+    for (fault, says, builds, ahead) in [
+        (Fault::BlockTable, "a block beyond", 1, false),
+        (Fault::ShortTable, "block table", 1, false),
+        (Fault::Panic, "panicked", 2, false),
+        (Fault::Poisoned, "panicked", 2, false),
+        (Fault::BlockTable, "a block beyond", 1, true),
+        (Fault::Panic, "panicked", 2, true),
     ] {
-        let (engine, order, built) = faulty(EngineConfig { max_running: 2, ..small() });
+        let (engine, order, built) = faulty(EngineConfig { max_running: 2, ..small() }, ahead);
         let ask = |salt| request(prompt(salt, 40), Sampling { max_tokens: 900, ..sampling() }, 0);
         let expected = run(&engine, request(prompt(9, 40), sampling(), 0));
         let mut streams: Vec<_> = (0..3).map(|salt| engine.submit(ask(salt)).unwrap()).collect();

@@ -7,6 +7,7 @@ use polylink_inference_server::engine::{BackendKind, Engine, EngineConfig, Repla
 use polylink_inference_server::model::{Computation, KvDtype, LoadedModel, Precision};
 use polylink_protocol::market_v1::Sampling;
 
+use crate::ahead::{mixed, steps};
 use crate::architectures::{assert_as_good_as_transformers, bits_of, logits};
 use crate::determinism::{bits, under_load};
 use crate::support::*;
@@ -90,6 +91,27 @@ fn an_engine_on_a_gpu_gives_a_cpus_bits_whatever_runs_beside() {
         assert_eq!(bits(&under_load(&engine, probe())), bits(&cpu), "{computation:?}: under load, after a prefix hit");
         let again = start(BackendKind::Cuda);
         assert_eq!(bits(&under_load(&again, probe())), bits(&cpu), "{computation:?}: under load");
+    }
+}
+
+#[test]
+fn an_engine_on_a_gpu_plans_ahead_and_answers_as_a_cpu() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    for precision in [Precision::F32, Precision::Q8_0] {
+        let start = |config| Engine::start(quantized("pico", precision), config).unwrap();
+        let cpu = start(small());
+        let expected: Vec<_> = mixed().into_iter().map(|request| bits(&run(&cpu, request))).collect();
+        let engine = start(EngineConfig { backend: BackendKind::Cuda, max_running: 32, ..small() });
+        let streams: Vec<_> = mixed().into_iter().map(|request| engine.submit(request).unwrap()).collect();
+        for ((stream, expected), request) in streams.into_iter().zip(&expected).zip(mixed()) {
+            assert_eq!(&bits(&collect(stream)), expected, "{precision:?}: {request:?}");
+        }
+        let (all, ahead) = steps(&engine);
+        println!("{precision:?}: {ahead} of {all} steps were planned ahead");
+        run(&engine, mixed().swap_remove(0));
+        assert!(steps(&engine).1 >= ahead + 30, "an answer of forty tokens, alone");
     }
 }
 

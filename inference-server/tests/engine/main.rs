@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // every function here is part of a test
 
 mod admission;
+mod ahead;
 mod architectures;
 mod determinism;
 mod faults;

@@ -67,8 +67,9 @@ fn answers_have_the_same_bits_alone_loaded_and_after_prefix_hits() {
         let ((guessed, right), loaded) = (counts(&alone), counts(&loaded));
         println!("{name}: {right} of {guessed} guesses were right; under load {loaded:?}");
         assert!(right > 0 && loaded.1 > 0, "{name}: nothing was guessed right, so nothing was tested");
-        assert!(right < guessed, "{name}: nothing was guessed wrong, so nothing was tested");
-        // It knows of no bias and of no tokens that are held back.
+        // The model itself is wrong only where it was asked to guess beside a bias or tokens that are held back, of which it
+        // knows nothing; how often that is depends on what steps cost.
+        assert!(name == "the model itself" || right < guessed, "{name}: nothing was guessed wrong");
         assert!(name != "the model itself" || 10 * right > 9 * guessed, "what it draws is what it guesses");
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! The device's memory is allocated by `build`. A step's inputs go to the device in a few copies (`inputs.rs`); its kernels were
 //! recorded for the sizes of its [`Bucket`] and are submitted as one graph. Draws are submitted behind it and read its logits
-//! where they are. The host waits once, for the tokens.
+//! where they are. A second step may be submitted meanwhile: it is fed with what the first one draws, on the device. The host
+//! waits once a step, for the tokens.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use super::CudaUnavailable;
 use super::activations::{self, Activation, Forms};
 use super::attend::Attend;
-use super::driver::{CudaError, Device, DeviceBuffer, Event, Graph, Launch, Pinned};
+use super::driver::{CudaError, Device, DeviceBuffer, Graph, Launch};
 use super::exact::products::ExactProducts;
 use super::gemm::GemmKernels;
 use super::inputs::{Bucket, Counts};
@@ -19,13 +20,13 @@ use super::lower::{self, Lowering};
 use super::mixture::{Mixture, MixtureMemory};
 use super::ropes::DeviceRope;
 use super::rows::RowKernels;
-use super::sampling::{Sampler, SamplerShape};
+use super::sampling::{DEPTH, Sampler, SamplerShape};
 use super::weights::{self, Packed, Weight};
 use crate::backend::{
     Backend, BackendError, KRanges, KvDtype, KvLayout, KvSpec, Limits, Part, Ticket, WeightForm, WeightId,
 };
 use crate::collective::Collective;
-use crate::executor::{RowState, SlotState};
+use crate::executor::SlotState;
 use crate::plan;
 use crate::program::{Op, Program, RowKind};
 use crate::sampler::SlotHistory;
@@ -33,6 +34,9 @@ use crate::step::{ForwardStep, SKETCH_VALUES, SampleStep, Sampled, Step, StepOut
 use crate::step_check;
 
 mod experts;
+mod passage;
+
+use self::passage::Passage;
 
 /// Positions per block of the cache.
 const BLOCK_TOKENS: usize = 32;
@@ -68,26 +72,16 @@ struct Built {
     sampler: Sampler,
     cache: DeviceBuffer,
     inputs: DeviceBuffer,
-    staging: Pinned<u32>,
     used: Vec<Range<usize>>,
     recorded: HashMap<Bucket, Recorded>,
     sketches: DeviceBuffer,
-    sketches_host: Pinned<[u16; SKETCH_VALUES]>,
-    rows: RowState,
     slots: SlotState,
     samples: Vec<Sampled>,
     next_ticket: u64,
-    forward: Option<Pending>,
-    sample: Option<Pending>,
-    /// Before a forward step's inputs go up; after its last kernel; after the draws behind it.
-    begun: Event,
-    forward_done: Event,
-    sample_done: Event,
-    logits_out: bool,
+    passages: [Passage; DEPTH],
+    /// The passage of the last forward step: what is sampled from.
+    newest: usize,
 }
-
-#[derive(Clone, Copy)]
-struct Pending(Ticket);
 
 /// A bucket's launches, and, from the second time on, their graph.
 struct Recorded {
@@ -127,7 +121,9 @@ impl CudaBackend {
     /// rest of a step is the host's.
     #[doc(hidden)]
     pub fn device_seconds(&self) -> Option<f64> {
-        self.built.as_ref().and_then(|built| built.begun.seconds_until(&built.sample_done).ok())
+        let built = self.built.as_ref()?;
+        let passage = &built.passages[built.newest];
+        passage.begun.seconds_until(&passage.sample_done).ok()
     }
 
     /// The device's marketing name.
@@ -159,10 +155,10 @@ impl CudaBackend {
         })
     }
 
-    fn bucket(&self, built: &Built, step: &ForwardStep<'_>) -> Bucket {
+    fn bucket(&self, built: &Built, step: &ForwardStep<'_>, wanted: usize) -> Bucket {
         let up = |count: usize, most: usize| count.next_power_of_two().min(most);
         let rows = up(step.tokens.len(), built.limits.rows);
-        let wanted = match built.rows.wanted.len() {
+        let wanted = match wanted {
             0 => 0,
             count => up(count, built.limits.wanted_rows),
         };
@@ -179,35 +175,39 @@ impl CudaBackend {
 
     fn forward_with(&mut self, built: &mut Built, step: &ForwardStep<'_>) -> Result<(), BackendError> {
         let (limits, vocabulary) = (built.limits, built.program.vocabulary);
-        let Built { slots, rows, .. } = &mut *built;
+        built.newest = (built.newest + 1) % DEPTH;
+        let Built { slots, passages, newest, .. } = &mut *built;
+        let passage = &mut passages[*newest];
+        passage.logits_out = step.logits_out;
+        let rows = &mut passage.rows;
         if let Err(refused) = step_check::forward(step, &limits, BLOCK_TOKENS, vocabulary, &slots.last_sample, rows) {
-            built.rows.clear();
+            rows.clear();
             return Err(refused);
         }
-        built.samples.clear();
-        built.logits_out = step.logits_out;
         if step.tokens.is_empty() {
-            built.forward_done.record()?;
+            passage.forward_done.record()?;
             return Ok(());
         }
-        let bucket = self.bucket(built, step);
-        let Built { attend, rows, staging, used, .. } = &mut *built;
-        let words = staging.as_mut_slice();
-        bucket.fill(step, rows, words, used, |words, counts: &mut Counts, used| {
+        let wanted = passage.rows.wanted.len();
+        let bucket = self.bucket(built, step, wanted);
+        let Built { attend, passages, newest, used, inputs, .. } = &mut *built;
+        let passage = &mut passages[*newest];
+        let words = passage.staging.as_mut_slice();
+        bucket.fill(step, &passage.rows, words, used, |words, counts: &mut Counts, used| {
             attend.plan(step, &bucket, words, counts, used);
         });
         self.device.bind()?;
-        built.begun.record()?;
-        let Built { staging, used, inputs, .. } = &*built;
+        passage.begun.record()?;
         for range in used.iter().filter(|range| !range.is_empty()) {
-            self.device.upload_from(staging, range.clone(), inputs.ptr() + 4 * range.start as u64)?;
+            self.device.upload_from(&passage.staging, range.clone(), inputs.ptr() + 4 * range.start as u64)?;
         }
         self.run(built, bucket)?;
-        let wanted = built.rows.wanted.len();
+        let Built { passages, newest, sketches, .. } = &mut *built;
+        let passage = &mut passages[*newest];
         if wanted > 0 {
-            self.device.download(built.sketches.ptr(), &mut built.sketches_host, wanted)?;
+            self.device.download(sketches.ptr(), &mut passage.sketches, wanted)?;
         }
-        built.forward_done.record()?;
+        passage.forward_done.record()?;
         Ok(())
     }
 
@@ -246,6 +246,8 @@ impl CudaBackend {
         let launches = lowering.launches()?;
         launches.iter().try_for_each(|launch| launch.run(&self.device))?;
         if built.recorded.len() >= RECORDED_MAX {
+            // A step before may run one of these graphs.
+            self.device.synchronize()?;
             built.recorded.clear();
         }
         built.recorded.insert(bucket, Recorded { launches, graph: None });
@@ -254,11 +256,12 @@ impl CudaBackend {
 
     fn sample(&mut self, step: &SampleStep<'_>) -> Result<(), BackendError> {
         let Some(built) = &mut self.built else { return Err(not_built()) };
-        let Built { rows, slots, program, limits, sampler, sample_done, .. } = built;
-        step_check::sample(step, limits, program.vocabulary, rows, slots)?;
+        let Built { passages, newest, slots, program, limits, sampler, .. } = built;
+        let passage = &passages[*newest];
+        step_check::sample(step, limits, program.vocabulary, &passage.rows, slots)?;
         sampler.prepare(step, slots)?;
         sampler.submit(step, slots)?;
-        sample_done.record()?;
+        passage.sample_done.record()?;
         // What is drawn is known to the device before it is known here.
         for job in slots.jobs.iter().filter(|job| job.row.given.is_none()) {
             slots.last_sample[job.row.slot as usize].get_or_insert(0);
@@ -346,13 +349,6 @@ impl Backend for CudaBackend {
         let plan_words = (0..usize::BITS).map(|bit| 1usize << bit).take_while(|rows| *rows < limits.rows);
         let plan_words = plan_words.map(|rows| attend.plan_words(rows, rows.min(limits.slots))).max().unwrap_or(0);
         let words = Bucket { plan_words: plan_words.max(largest.plan_words), ..largest }.words(entries);
-        let rows = RowState {
-            tokens: Vec::with_capacity(limits.rows),
-            sequence_of: Vec::with_capacity(limits.rows),
-            positions: Vec::with_capacity(limits.rows),
-            wanted: Vec::with_capacity(limits.wanted_rows),
-            sketch_rows: Vec::with_capacity(limits.wanted_rows),
-        };
         let history = || SlotHistory { tokens: Vec::with_capacity(limits.positions), ..SlotHistory::default() };
         let slots = SlotState {
             last_sample: vec![None; limits.slots],
@@ -365,21 +361,14 @@ impl Backend for CudaBackend {
             sampler,
             cache,
             inputs: device.alloc(4 * words)?,
-            staging: device.pinned(words)?,
             used: Vec::with_capacity(16),
             recorded: HashMap::with_capacity(RECORDED_MAX),
             sketches: device.alloc(limits.wanted_rows * size_of::<[u16; SKETCH_VALUES]>())?,
-            sketches_host: device.pinned(limits.wanted_rows)?,
-            rows,
             slots,
             samples: Vec::with_capacity(limits.wanted_rows),
             next_ticket: 0,
-            forward: None,
-            sample: None,
-            begun: device.event(true)?,
-            forward_done: device.event(true)?,
-            sample_done: device.event(true)?,
-            logits_out: false,
+            passages: [Passage::new(&device, words, &limits)?, Passage::new(&device, words, &limits)?],
+            newest: 0,
             activations,
             gated,
             ropes,
@@ -398,7 +387,11 @@ impl Backend for CudaBackend {
             return Err(BackendError::Device("CUDA: the device has failed in an earlier step".into()));
         }
         let Some(built) = &self.built else { return Err(not_built()) };
-        if built.sample.is_some() || built.forward.is_some() && matches!(step, Step::Forward(_)) {
+        let refused = match step {
+            Step::Forward(_) => built.passages[(built.newest + 1) % DEPTH].is_under_way(),
+            Step::Sample(_) => built.passages[built.newest].sample.is_some(),
+        };
+        if refused {
             return Err(BackendError::Step("the step before was not waited for".into()));
         }
         self.device.bind()?;
@@ -411,26 +404,33 @@ impl Backend for CudaBackend {
         let Some(built) = &mut self.built else { return Err(not_built()) };
         built.next_ticket += 1;
         let ticket = Ticket(built.next_ticket);
+        let passage = &mut built.passages[built.newest];
         match step {
-            Step::Forward(_) => built.forward = Some(Pending(ticket)),
-            Step::Sample(_) => built.sample = Some(Pending(ticket)),
+            Step::Forward(_) => passage.forward = Some(ticket),
+            Step::Sample(_) => passage.sample = Some(ticket),
         }
         Ok(ticket)
     }
 
+    fn depth(&self) -> usize {
+        DEPTH
+    }
+
     fn wait(&mut self, ticket: Ticket, output: &mut StepOutput) -> Result<(), BackendError> {
         let Some(built) = &mut self.built else { return Err(not_built()) };
-        let result = match (built.forward, built.sample) {
-            (Some(Pending(oldest)), _) if oldest == ticket => {
-                built.forward = None;
-                built.take_forward(output)
+        let order = [(built.newest + 1) % DEPTH, built.newest];
+        let Some(index) = order.into_iter().find(|index| built.passages[*index].is_under_way()) else {
+            return Err(BackendError::Step("this step was waited for already".into()));
+        };
+        if built.passages[index].oldest() != Some(ticket) {
+            return Err(BackendError::Step(format!("ticket {} is not the oldest one under way", ticket.0)));
+        }
+        let result = match built.passages[index].forward.take() {
+            Some(_) => built.take_forward(index, output),
+            None => {
+                built.passages[index].sample = None;
+                built.take_samples(index, output)
             }
-            (None, Some(Pending(oldest))) if oldest == ticket => {
-                built.sample = None;
-                built.take_samples(output)
-            }
-            (None, None) => return Err(BackendError::Step("this step was waited for already".into())),
-            _ => return Err(BackendError::Step(format!("ticket {} is not the oldest one under way", ticket.0))),
         };
         self.broken |= matches!(result, Err(BackendError::Device(_)));
         result
@@ -438,15 +438,16 @@ impl Backend for CudaBackend {
 }
 
 impl Built {
-    fn take_forward(&mut self, output: &mut StepOutput) -> Result<(), BackendError> {
-        self.forward_done.wait()?;
-        let wanted = self.rows.wanted.len();
+    fn take_forward(&mut self, index: usize, output: &mut StepOutput) -> Result<(), BackendError> {
+        let passage = &self.passages[index];
+        passage.forward_done.wait()?;
+        let wanted = passage.rows.wanted.len();
         output.sketches.clear();
         if self.program.ops.iter().any(|op| matches!(op, Op::Sketch { .. })) {
-            output.sketches.extend_from_slice(&self.sketches_host.as_slice()[..wanted]);
+            output.sketches.extend_from_slice(&passage.sketches.as_slice()[..wanted]);
         }
         output.logits.clear();
-        if self.logits_out {
+        if passage.logits_out {
             let logits = &self.activations[self.program.logits.0 as usize];
             if let Some(buffer) = logits.f32_buffer() {
                 output.logits.extend_from_slice(&buffer.read::<f32>(0, wanted * logits.width)?);
@@ -455,8 +456,8 @@ impl Built {
         Ok(())
     }
 
-    fn take_samples(&mut self, output: &mut StepOutput) -> Result<(), BackendError> {
-        self.sample_done.wait()?;
+    fn take_samples(&mut self, index: usize, output: &mut StepOutput) -> Result<(), BackendError> {
+        self.passages[index].sample_done.wait()?;
         self.sampler.take(&mut self.slots, &mut self.samples)?;
         output.samples.clear();
         output.samples.extend_from_slice(&self.samples);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::driver::{CudaError, Device, DeviceBuffer, DevicePtr, Function, Launch, Pinned};
 use crate::backend::{BackendError, Limits};
 use crate::executor::SlotState;
-use crate::sampler::{NO_TOKEN, NOT_FINITE, SlotHistory};
+use crate::sampler::{NO_TOKEN, NOT_FINITE, SampleJob, SlotHistory};
 use crate::step::{SampleStep, Sampled};
 
 mod layout;
@@ -21,20 +21,30 @@ pub(crate) use self::layout::SamplerShape;
 use self::layout::{Kernel, Layout, Planned, SampleResult};
 use self::plan::Plan;
 
-/// The sampler's memory on the device, and the step that is under way there.
+/// Steps that may be under way at once.
+pub(crate) const DEPTH: usize = 2;
+
+/// The host's side of a step under way: what the device copies from and to it.
+struct Passage {
+    upload: Pinned<u64>,
+    results: Pinned<SampleResult>,
+    jobs: Vec<SampleJob>,
+}
+
+/// The sampler's memory on the device, and the steps that are under way there.
 pub(crate) struct Sampler {
     device: Arc<Device>,
     layout: Layout,
     arena: DeviceBuffer,
     functions: [Function; 7],
-    upload: Pinned<u64>,
-    results: Pinned<SampleResult>,
+    passages: [Passage; DEPTH],
+    /// The passage of the step to come; those before it, as many as are under way, are taken.
+    next: usize,
+    under_way: usize,
     plan: Plan,
     /// The plan's launches, and what they were made of: mostly that of the step before.
     launches: Vec<Launch>,
     recorded: Vec<Planned>,
-    /// Rows of the step under way.
-    rows: usize,
 }
 
 impl Sampler {
@@ -51,17 +61,24 @@ impl Sampler {
         let [adjust, scan, weigh, cut, draw, logprobs, finish] = Kernel::ALL.map(function);
         let arena = device.alloc(layout.bytes)?;
         arena.fill(0)?;
+        let passage = || -> Result<Passage, CudaError> {
+            Ok(Passage {
+                upload: device.pinned(layout.upload_words)?,
+                results: device.pinned(limits.wanted_rows)?,
+                jobs: Vec::with_capacity(limits.wanted_rows),
+            })
+        };
         Ok(Self {
             device: Arc::clone(device),
             functions: [adjust?, scan?, weigh?, cut?, draw?, logprobs?, finish?],
-            upload: device.pinned(layout.upload_words)?,
-            results: device.pinned(limits.wanted_rows)?,
+            passages: [passage()?, passage()?],
+            next: 0,
+            under_way: 0,
             plan: Plan::new(limits),
             launches: Vec::new(),
             recorded: Vec::new(),
             arena,
             layout,
-            rows: 0,
         })
     }
 
@@ -80,15 +97,16 @@ impl Sampler {
         self.layout.bytes
     }
 
-    /// Prepares a step that `step_check::sample` has accepted: `slots` has its jobs and its starts. No step may be under way.
+    /// Prepares a step that `step_check::sample` has accepted: `slots` has its jobs and its starts. Fewer than [`DEPTH`] may be
+    /// under way; the tokens that these draw are not in `slots` yet, so that of their slots none may have penalties.
     ///
     /// # Errors
     /// [`BackendError::Step`] if its biases, suppressed tokens and masks are more than there is room for.
     pub fn prepare(&mut self, step: &SampleStep<'_>, slots: &SlotState) -> Result<(), BackendError> {
-        self.rows = 0;
         let SlotState { jobs, histories, .. } = slots;
-        self.plan.make(&self.layout, step, jobs, histories, self.arena.ptr(), self.upload.as_mut_slice())?;
-        self.rows = jobs.len();
+        let passage = &mut self.passages[self.next];
+        self.plan.make(&self.layout, step, jobs, histories, self.arena.ptr(), passage.upload.as_mut_slice())?;
+        passage.jobs.clone_from(jobs);
         if self.recorded != self.plan.launches {
             self.recorded.clone_from(&self.plan.launches);
             self.launches.clear();
@@ -108,16 +126,19 @@ impl Sampler {
             let at = self.layout.histories + 4 * start.slot as usize * self.layout.positions();
             self.arena.write(at, tokens)?;
         }
-        if self.rows == 0 {
-            return Ok(());
+        let passage = &mut self.passages[self.next];
+        if !passage.jobs.is_empty() {
+            self.device.bind()?;
+            self.device.upload(&passage.upload, self.plan.words, self.arena.ptr())?;
+            for launch in &self.launches {
+                launch.run(&self.device)?;
+            }
+            let results = self.arena.ptr() + self.layout.results as u64;
+            self.device.download(results, &mut passage.results, passage.jobs.len())?;
         }
-        self.device.bind()?;
-        self.device.upload(&self.upload, self.plan.words, self.arena.ptr())?;
-        for launch in &self.launches {
-            launch.run(&self.device)?;
-        }
-        let results = self.arena.ptr() + self.layout.results as u64;
-        self.device.download(results, &mut self.results, self.rows)
+        self.next = (self.next + 1) % DEPTH;
+        self.under_way += 1;
+        Ok(())
     }
 
     /// The prepared step's launches, in order: geometry and arguments depend on the kinds of rows and on their number's
@@ -126,28 +147,34 @@ impl Sampler {
         &self.launches
     }
 
-    /// What the submitted step drew, once the device is done with it: fills `samples`, and the slots as the device has them.
+    /// What the oldest submitted step drew, once the device is done with it: fills `samples`, and the slots as the device has them.
     ///
     /// # Errors
     /// As the CPU's sampler: logits that are not finite, a row of which no token may be drawn. No slot has changed then.
     pub fn take(&mut self, slots: &mut SlotState, samples: &mut Vec<Sampled>) -> Result<(), BackendError> {
-        let rows = std::mem::take(&mut self.rows);
+        let passage = &self.passages[(self.next + DEPTH - self.under_way) % DEPTH];
+        self.under_way -= 1;
         samples.clear();
-        samples.extend(self.results.as_slice()[..rows].iter().map(SampleResult::sampled));
-        settle(slots, samples, self.layout.positions())
+        samples.extend(passage.results.as_slice()[..passage.jobs.len()].iter().map(SampleResult::sampled));
+        settle(slots, &passage.jobs, samples, self.layout.positions())
     }
 }
 
 /// Refuses a step with a failed row; else brings the host's slots to where the device's are.
-fn settle(slots: &mut SlotState, samples: &[Sampled], positions: usize) -> Result<(), BackendError> {
+fn settle(
+    slots: &mut SlotState,
+    jobs: &[SampleJob],
+    samples: &[Sampled],
+    positions: usize,
+) -> Result<(), BackendError> {
     if let Some(index) = samples.iter().position(|sampled| sampled.token.token == NOT_FINITE) {
-        return Err(BackendError::NotFinite { row: slots.jobs[index].row.row as usize });
+        return Err(BackendError::NotFinite { row: jobs[index].row.row as usize });
     }
     if let Some(index) = samples.iter().position(|sampled| sampled.token.token == NO_TOKEN) {
         let reason = format!("every token of sample row {index} is masked: the grammar has no way on");
         return Err(BackendError::Step(reason));
     }
-    for (job, sampled) in slots.jobs.iter().zip(samples).filter(|(job, _)| job.row.given.is_none()) {
+    for (job, sampled) in jobs.iter().zip(samples).filter(|(job, _)| job.row.given.is_none()) {
         let slot = job.row.slot as usize;
         slots.last_sample[slot] = Some(sampled.token.token);
         let history = &mut slots.histories[slot];

@@ -8,7 +8,7 @@ use crate::engine::metrics::{add, add_since};
 use crate::engine::speculate::{Wanted, width};
 
 /// Whether draws of a request depend on nothing but the tokens before them.
-fn may_guess(job: &Job) -> bool {
+pub(super) fn depends_on_tokens_alone(job: &Job) -> bool {
     job.grammars.is_empty() && job.params.iter().all(|params| !params.has_penalties())
 }
 
@@ -24,7 +24,7 @@ impl Core {
         for (id, slot) in (0..self.scheduler.running()).filter_map(|index| self.scheduler.decoding(index)) {
             let known = &mut self.choices[id.index()];
             let request = self.requests[known.request as usize].as_ref().expect("a live sequence has its request");
-            if !may_guess(&request.job) {
+            if !depends_on_tokens_alone(&request.job) {
                 continue;
             }
             let left = request.job.tokens_max - self.scheduler.sequence(id).tokens.len();

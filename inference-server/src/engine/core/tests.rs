@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, sync_channel};
 
+use polylink_kernels::Backend;
 use polylink_protocol::market_v1::{LogitBias, Sampling};
 
 use super::*;

@@ -153,6 +153,8 @@ pub struct NewSequence {
 pub struct PlannedRows {
     /// Whose.
     pub sequence: SequenceId,
+    /// Its place in the order of arrivals: ids are given again, this is not.
+    pub arrival: u64,
     /// The backend's slot that it has while it runs.
     pub slot: u32,
     /// First position.
@@ -167,6 +169,8 @@ pub struct PlannedRows {
     pub guesses: usize,
     /// The sequence has more tokens than `long_beyond`.
     pub long: bool,
+    /// The token of its only row is not known yet: the one that the step before draws.
+    pub ahead: bool,
 }
 
 impl PlannedRows {
@@ -202,6 +206,13 @@ impl StepPlan {
             preempted: Vec::with_capacity(running_max),
             started: Vec::with_capacity(running_max),
         }
+    }
+
+    /// Makes it empty.
+    pub(super) fn clear(&mut self) {
+        self.rows.clear();
+        self.preempted.clear();
+        self.started.clear();
     }
 
     /// Rows in all.

@@ -1,6 +1,8 @@
 use super::*;
 use crate::engine::kv_pool::{BlockTable, ChainHash};
 
+#[path = "tests/ahead.rs"]
+mod ahead;
 #[path = "tests/fairness.rs"]
 mod fairness;
 #[path = "tests/simulation.rs"]

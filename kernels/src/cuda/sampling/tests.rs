@@ -250,7 +250,7 @@ fn expected(
     for (job, output) in slots.jobs.iter().zip(&mut samples) {
         sampler::run(job, logits, &context, scratch, &InstructionSet::detect(), output);
     }
-    (settle(slots, &samples, shape.limits.positions), samples)
+    (settle(slots, &slots.jobs.clone(), &samples, shape.limits.positions), samples)
 }
 
 fn same(a: &Sampled, b: &Sampled) -> bool {

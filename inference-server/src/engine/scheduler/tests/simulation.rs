@@ -1,6 +1,8 @@
 //! A million steps of whatever may happen, on pools that are too small, against a device that notices when a sequence
 //! reads anything else than its own past.
 
+use std::collections::VecDeque;
+
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -29,15 +31,25 @@ struct Known {
     scored: usize,
     /// Times that it was preempted while it was the first of those that ran.
     first_preempted: usize,
+    /// What the device has drawn for it, and nobody has seen yet.
+    drawn: VecDeque<u32>,
 }
 
 impl Device {
-    /// Computes planned rows as a model would; with `all`, looks at everything that they read.
-    fn run(&mut self, sequence: &Sequence, planned: &PlannedRows, digests: &mut Vec<u64>, all: bool) {
-        for &token in &sequence.tokens[digests.len()..] {
+    /// Computes planned rows as a model would; with `all`, looks at everything that they read. `drawn`: the token that is known
+    /// here alone.
+    fn run(
+        &mut self,
+        sequence: &Sequence,
+        planned: &PlannedRows,
+        digests: &mut Vec<u64>,
+        drawn: Option<u32>,
+        all: bool,
+    ) {
+        let known = sequence.tokens.len() + usize::from(planned.ahead);
+        for token in sequence.tokens.iter().copied().chain(drawn).take(known).skip(digests.len()) {
             digests.push(digest(digests.last().copied().unwrap_or(0), token));
         }
-        let known = sequence.tokens.len();
         let mut guessed = [0; DRAFT_TOKENS_MAX];
         let mut last = digests[known - 1];
         for (guessed, &token) in guessed.iter_mut().zip(sequence.guesses()) {
@@ -64,6 +76,9 @@ struct Seen {
     finished: usize,
     choices: usize,
     guessed: usize,
+    /// Steps that were planned before the one before was given out, and rows of them whose sequences had ended.
+    ahead: usize,
+    in_vain: usize,
     scored: usize,
     /// Of these, of sequences that had lost their blocks on the way.
     scored_later: usize,
@@ -77,7 +92,10 @@ struct Simulation {
     positions: usize,
     known: Vec<Option<Known>>,
     device: Device,
+    /// The step that is computed, if there is one, and the one after it.
     plan: StepPlan,
+    ahead: StepPlan,
+    under_way: bool,
     first: Option<SequenceId>,
     seen: Seen,
 }
@@ -97,6 +115,8 @@ impl Simulation {
             known: (0..LIVE_MAX).map(|_| None).collect(),
             device: Device(vec![0; blocks * BLOCK]),
             plan: StepPlan::with_capacity(running),
+            ahead: StepPlan::with_capacity(running),
+            under_way: false,
             first: None,
             seen: Seen::default(),
         }
@@ -122,7 +142,8 @@ impl Simulation {
             let parked = if choice == 0 { ids[1..].to_vec() } else { vec![] };
             let added = self.seen.steps;
             let scored = if scores && choice == 0 { 0 } else { prompt.len() - 1 };
-            let known = Known { tokens_max, digests: vec![], parked, added, scored, first_preempted: 0 };
+            let (digests, drawn) = (vec![], VecDeque::new());
+            let known = Known { tokens_max, digests, parked, added, scored, first_preempted: 0, drawn };
             assert!(self.known[id.index()].replace(known).is_none(), "a live sequence's number is its own");
         }
     }
@@ -169,14 +190,17 @@ impl Simulation {
         }
     }
 
-    /// Draws a token, and further ones for as long as it was guessed what was drawn.
+    /// Gives out what was drawn, and draws further tokens for as long as it was guessed what was drawn.
     fn draw(&mut self, id: SequenceId, guesses: usize) {
         for ahead in 0..=guesses {
-            let token = self.rng.random_range(0..3);
+            let drawn = self.known[id.index()].as_mut().expect("it is live").drawn.pop_front();
+            let token = drawn.filter(|_| ahead == 0).unwrap_or_else(|| self.rng.random_range(0..3));
             let guessed = self.scheduler.push_token(id, token);
             self.seen.guessed += usize::from(guessed);
             let tokens_max = self.known[id.index()].as_ref().expect("it is live").tokens_max;
-            if self.scheduler.sequence(id).tokens.len() >= tokens_max {
+            // Some end before their last token, as with an end token.
+            let ends = self.scheduler.sequence(id).tokens.len() >= tokens_max || self.rng.random_bool(0.02);
+            if ends {
                 self.remove(id);
                 self.seen.finished += 1;
                 return;
@@ -188,14 +212,8 @@ impl Simulation {
         }
     }
 
-    fn step(&mut self, arrivals: bool) {
-        self.seen.steps += 1;
-        while arrivals && self.rng.random_bool(0.3) && self.scheduler.live() < LIVE_MAX {
-            self.add();
-        }
-        if self.rng.random_bool(0.02) && self.scheduler.live() > 0 {
-            self.cancel_one();
-        }
+    /// Plans a step while nothing is computed.
+    fn plan(&mut self) {
         self.guess();
         let (scheduler, plan) = (&mut self.scheduler, &mut self.plan);
         let first = self.first.filter(|id| self.known[id.index()].is_some());
@@ -213,10 +231,7 @@ impl Simulation {
         self.seen.hits += plan.started.iter().filter(|&&id| scheduler.sequence(id).cached_tokens > 0).count();
         let wanted: usize = plan.rows.iter().map(PlannedRows::wanted).sum();
         assert!(wanted <= plan.rows.len() + EXTRA, "{wanted} rows of logits");
-        let mut slots = 0_u64;
         for planned in &plan.rows {
-            assert_eq!(slots & 1 << planned.slot, 0, "no slot twice");
-            slots |= 1 << planned.slot;
             let known = self.known[planned.sequence.index()].as_mut().expect("planned sequences are live");
             let (told, prompt) = (planned.scored(), scheduler.sequence(planned.sequence).prompt_tokens);
             assert!(told.is_empty() || told.start == known.scored, "each is told once, in order");
@@ -226,17 +241,73 @@ impl Simulation {
             self.seen.scored += told.len();
             let resumed = scheduler.sequence(planned.sequence).resumed_at > 0;
             self.seen.scored_later += if resumed { told.len() } else { 0 };
-            let all = self.rng.random_bool(0.1) || plan.started.contains(&planned.sequence);
-            self.device.run(scheduler.sequence(planned.sequence), planned, &mut known.digests, all);
         }
-        scheduler.computed(plan);
-        for index in 0..self.plan.rows.len() {
-            let PlannedRows { sequence: id, samples, guesses, .. } = self.plan.rows[index];
-            if samples {
-                self.unpark(id);
-                self.draw(id, guesses);
+        self.compute();
+        self.under_way = true;
+    }
+
+    /// Plans the step after the one that is computed, if that can be; whether it was.
+    fn plan_ahead(&mut self) -> bool {
+        let depends = self.rng.random_bool(0.05);
+        let after = |id: SequenceId, tokens: usize| match self.known[id.index()].as_ref() {
+            _ if depends => After::Depends,
+            Some(known) if tokens < known.tokens_max => After::GoesOn,
+            _ => After::Ends,
+        };
+        if !self.scheduler.plan_ahead(&self.plan, after, &mut self.ahead) {
+            return false;
+        }
+        assert!(self.ahead.rows.iter().all(|planned| planned.ahead && planned.rows == 1 && planned.samples));
+        self.seen.ahead += 1;
+        std::mem::swap(&mut self.plan, &mut self.ahead);
+        self.compute();
+        std::mem::swap(&mut self.plan, &mut self.ahead);
+        true
+    }
+
+    /// The device computes what is planned, after all that it was given before, and draws.
+    fn compute(&mut self) {
+        let mut slots = 0_u64;
+        for planned in &self.plan.rows {
+            assert_eq!(slots & 1 << planned.slot, 0, "no slot twice");
+            slots |= 1 << planned.slot;
+            let known = self.known[planned.sequence.index()].as_mut().expect("planned sequences are live");
+            let all = self.rng.random_bool(0.1) || self.plan.started.contains(&planned.sequence);
+            let drawn = known.drawn.back().copied().filter(|_| planned.ahead);
+            assert_eq!(drawn.is_some(), planned.ahead, "what is not known was drawn in the step before");
+            self.device.run(self.scheduler.sequence(planned.sequence), planned, &mut known.digests, drawn, all);
+            if planned.samples {
+                known.drawn.push_back(self.rng.random_range(0..3));
             }
         }
+    }
+
+    fn step(&mut self, arrivals: bool) {
+        self.seen.steps += 1;
+        while arrivals && self.rng.random_bool(0.3) && self.scheduler.live() < LIVE_MAX {
+            self.add();
+        }
+        if self.rng.random_bool(0.02) && self.scheduler.live() > 0 {
+            self.cancel_one();
+        }
+        if !self.under_way {
+            self.plan();
+        }
+        let goes_on = self.rng.random_bool(0.7) && self.plan_ahead();
+        self.scheduler.computed(&self.plan);
+        for index in 0..self.plan.rows.len() {
+            let planned = self.plan.rows[index];
+            if !self.scheduler.is_live(&planned) {
+                self.seen.in_vain += 1;
+            } else if planned.samples {
+                self.unpark(planned.sequence);
+                self.draw(planned.sequence, planned.guesses);
+            }
+        }
+        if goes_on {
+            std::mem::swap(&mut self.plan, &mut self.ahead);
+        }
+        self.under_way = goes_on;
         if self.rng.random_bool(0.1) {
             self.scheduler.check();
         } else if self.scheduler.live() == 0 {
@@ -263,6 +334,8 @@ fn a_million_random_steps_keep_every_invariant() {
         all.finished += seen.finished;
         all.choices += seen.choices;
         all.guessed += seen.guessed;
+        all.ahead += seen.ahead;
+        all.in_vain += seen.in_vain;
         all.scored += seen.scored;
         all.scored_later += seen.scored_later;
         all.longest = all.longest.max(seen.longest);
@@ -271,6 +344,7 @@ fn a_million_random_steps_keep_every_invariant() {
     assert_eq!(all.steps, 1_000_000);
     assert!(all.preempted > 1_000 && all.hits > 1_000 && all.finished > 10_000 && all.choices > 1_000, "{all:?}");
     assert!(all.guessed > 10_000 && all.scored > 100_000 && all.scored_later > 1_000, "{all:?}");
+    assert!(all.ahead > 100_000 && all.in_vain > 1_000, "{all:?}");
     // At most 32 of at most 49 tokens, one row per step at worst; what they lose by preemption is bounded too.
     assert!(all.longest < 2 * LIVE_MAX * 49, "of the highest priority nobody waits for ever: {all:?}");
 }

@@ -81,7 +81,7 @@ impl Target for OnCpu {
         };
         samples.clear();
         samples.extend(results.iter().map(SampleResult::sampled));
-        settle(slots, samples, self.layout.positions())
+        settle(slots, &slots.jobs.clone(), samples, self.layout.positions())
     }
 
     fn slots(&self) -> (Vec<u32>, Vec<u32>) {
