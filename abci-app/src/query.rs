@@ -1,7 +1,7 @@
 //! Queries: by gRPC method name, answered from a committed state, or by key with a proof.
 //!
 //! A query never waits for execution: it reads a snapshot. Its answer names the height it read, which is never 0 (clients
-//! take 0 for "no answer"). `/store/key` answers the value of any key of `docs/state-keys.md`; with `prove`, an ICS23
+//! take 0 for "no answer"), and may be any that is kept. `/store/key` answers the value of any key of `docs/state-keys.md`; with `prove`, an ICS23
 //! proof against the application hash in the header of the height after the answer's.
 
 use polylink_protocol::Message;
@@ -48,30 +48,44 @@ pub fn run(snapshot: &Snapshot, path: &str, data: &[u8], height: u64, prove: boo
     if is_store(path) {
         return by_key(snapshot, data, height, prove);
     }
-    if height != 0 && height != newest {
-        return Err(QueryError::Height(format!(
-            "{path} is answered at the newest height ({newest}) only; older heights can be read by key ({STORE_PATH})"
-        )));
+    if height == 0 || height == newest {
+        let value = match path {
+            SIMULATE_PATH => simulate(snapshot, data)?,
+            path => method(snapshot, path, data, newest)?,
+        };
+        return Ok(Answered { value, height: newest, proof: None });
     }
-    let value = match path {
-        SIMULATE_PATH => simulate(snapshot, data)?,
-        GAS_PRICES_PATH => GasPricesResponse { prices: vec![gas_price(snapshot)] }.encode_to_vec(),
-        GAS_PRICE_PATH => gas_price_of(snapshot, data)?,
+    if path == SIMULATE_PATH {
+        return Err(QueryError::Height(format!("{path} is answered at the newest height ({newest}) only")));
+    }
+    let past = snapshot.past(height).map_err(|error| QueryError::Height(error.to_string()))?;
+    let value = method(&past, path, data, height)?;
+    if past.is_cut() {
+        let reason = format!("{path} cannot be answered as of height {height}: too many keys are younger");
+        return Err(QueryError::Height(reason));
+    }
+    Ok(Answered { value, height, proof: None })
+}
+
+/// A method of the modules, on the state after the block of `height`.
+fn method(state: &dyn StateRead, path: &str, data: &[u8], height: u64) -> Result<Vec<u8>, QueryError> {
+    Ok(match path {
+        GAS_PRICES_PATH => GasPricesResponse { prices: vec![gas_price(state)] }.encode_to_vec(),
+        GAS_PRICE_PATH => gas_price_of(state, data)?,
         path => {
             let route = router::query(path).ok_or_else(|| {
                 QueryError::UnknownPath(path.chars().take(128).flat_map(char::escape_debug).collect())
             })?;
-            let constants = constants(snapshot).ok_or_else(|| QueryError::Height("the chain has not begun".into()))?;
+            let constants = constants(state).ok_or_else(|| QueryError::Height("the chain has not begun".into()))?;
             let ctx = QueryContext {
-                epoch: newest / constants.epoch_blocks.max(1),
+                epoch: height / constants.epoch_blocks.max(1),
                 chain_id: constants.chain_id,
-                height: newest,
+                height,
                 epoch_blocks: constants.epoch_blocks,
             };
-            (route.answer)(data, &ctx, snapshot)?
+            (route.answer)(data, &ctx, state)?
         }
-    };
-    Ok(Answered { value, height: newest, proof: None })
+    })
 }
 
 /// `/store/key`; clients of the Cosmos SDK name a module in between, which says nothing here: a key names its own.

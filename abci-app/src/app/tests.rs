@@ -6,7 +6,7 @@ mod requirements;
 mod snapshots;
 
 use polylink_protocol::cosmos::cosmos::auth::v1beta1::{
-    BaseAccount, ModuleAccount, QueryAccountRequest, QueryAccountResponse,
+    BaseAccount, ModuleAccount, QueryAccountRequest, QueryAccountResponse, QueryAccountsRequest, QueryAccountsResponse,
 };
 use polylink_protocol::cosmos::cosmos::bank::v1beta1::{
     MsgSend, QueryAllBalancesRequest, QueryAllBalancesResponse, QueryBalanceRequest, QueryBalanceResponse,
@@ -88,6 +88,34 @@ fn balances_are_set_even_when_zero_and_heights_are_never_zero() {
 }
 
 #[test]
+fn methods_are_answered_as_of_any_height_that_is_kept() {
+    let mut chain = TestChain::start(&genesis(1));
+    chain.advance(2);
+    for amount in [5, 7] {
+        chain.send(1, vec![send(42, amount)]);
+    }
+    let newest = i64::try_from(chain.app().store().height()).unwrap();
+    let ask = |path: &str, data: Vec<u8>, height: i64| {
+        let request = pb::RequestQuery { path: path.into(), data: data.into(), height, ..Default::default() };
+        let answer = chain.app().query(request);
+        assert_eq!((answer.code, answer.height), (0, height), "{}", answer.log);
+        answer.value
+    };
+    let request = QueryBalanceRequest { address: key(42).address().account(), denom: DENOM.into() }.encode_to_vec();
+    let balance = |height| {
+        let answer = ask("/cosmos.bank.v1beta1.Query/Balance", request.clone(), height);
+        QueryBalanceResponse::decode(answer).unwrap().balance.unwrap().amount
+    };
+    assert_eq!([newest - 2, newest - 1, newest].map(balance), ["0", "5", "12"]);
+    let accounts = |height| {
+        let request = QueryAccountsRequest::default().encode_to_vec();
+        let answer = ask("/cosmos.auth.v1beta1.Query/Accounts", request, height);
+        QueryAccountsResponse::decode(answer).unwrap().accounts.len()
+    };
+    assert_eq!([newest - 2, newest - 1, newest].map(|height| accounts(height) - accounts(1)), [0, 1, 1]);
+}
+
+#[test]
 fn bad_queries_are_answered_with_their_fault() {
     let mut chain = TestChain::start(&genesis(1));
     chain.advance(2);
@@ -103,7 +131,8 @@ fn bad_queries_are_answered_with_their_fault() {
         ("", &[], 0, 6, "unknown query path"),
         (balance, b"\xff\xff", 0, 18, "QueryBalanceRequest"),
         (balance, &bad_address, 0, 18, "cosmos1x"),
-        (balance, &[], 1, 26, "newest height (2) only"),
+        (balance, &[], 3, 26, "height 3 cannot be read"),
+        (SIMULATE_PATH, &[], 1, 26, "newest height (2) only"),
         (balance, &[], -1, 26, "negative"),
         (STORE_PATH, &[1], 99, 26, "99"),
         (SIMULATE_PATH, &[], 0, 18, "tx_bytes is empty"),

@@ -1,31 +1,24 @@
 //! The store: opening, staging and committing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use fjall::{Database, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable};
+use fjall::{Database, KeyspaceCreateOptions, PersistMode, Readable, Slice};
 use jmt::KeyHash;
-use jmt::storage::{NodeKey, StaleNodeIndex, TreeUpdateBatch};
+use rayon::prelude::*;
 
 use super::snapshot::{Head, Snapshot};
 use super::times::Moment;
 use super::tree::{
-    EMPTY_ROOT, NODE, Tables, TreeView, Upper, VALUE, encode_node, encode_value, key_hash, node_row, preimage_row,
-    root_of, value_row,
+    EMPTY_ROOT, NODE, Tables, Upper, VALUE, deleted_row, encode_value, key_hash, preimage_row, root_of, value_row,
 };
-use super::{
-    AppHash, Changes, MAX_KEY_BYTES, Memo, Order, StateRead, StoreError, fault, prune, restore, times, update,
-};
+use super::update::{Before, Change, Update, update};
+use super::{AppHash, Changes, MAX_KEY_BYTES, Memo, Order, StateRead, StoreError, fault, prune, restore, times};
 
 const SCHEMA: &[u8] = b"mschema";
 pub(super) const HEAD: &[u8] = b"mhead";
-
-/// Nibble paths of the root's rows, which `jmt` lets one make only through a key.
-pub(super) fn root_key(version: u64) -> NodeKey {
-    NodeKey::new(version, std::iter::empty().collect())
-}
 
 /// How a store is opened.
 #[derive(Clone, Copy, Debug)]
@@ -78,9 +71,21 @@ pub struct Staged {
     app_hash: AppHash,
     /// What differs from the committed state, by key.
     changes: Changes,
-    /// In the order of the changes: the key's name in the tree, and whether the committed state has it.
-    keys: Vec<(KeyHash, bool)>,
-    tree: TreeUpdateBatch,
+    pub(super) tree: Update,
+    /// What the commit writes and removes besides the tree's nodes.
+    rows: Rows,
+}
+
+/// Rows of a block, made before it is committed.
+struct Rows {
+    /// New values and deleted keys, in their order.
+    state: Vec<(Slice, Option<Slice>)>,
+    /// New rows of the table of the rest.
+    tree: Vec<(Slice, Slice)>,
+    /// What no readable height needs any more.
+    due: BTreeSet<Vec<u8>>,
+    /// Marks of staleness below this height are then done with.
+    pruned: u64,
 }
 
 impl Staged {
@@ -230,34 +235,64 @@ impl Store {
             return Err(StoreError::Height { height, committed: base });
         }
         let mut kept = BTreeMap::new();
-        let mut keys = Vec::new();
+        let mut known = Vec::new();
         for (key, value) in changes {
             if key.is_empty() || key.len() > MAX_KEY_BYTES {
                 return Err(StoreError::Key { bytes: key.len() });
             }
             let current = before.get(&key);
             if current != value {
-                keys.push((key_hash(&key), current.is_some()));
+                known.push(current.is_some());
                 kept.insert(key, value);
             }
         }
-        let leaves = keys.iter().zip(kept.values()).map(|((key, _), value)| (*key, value.clone()));
+        let pairs: Vec<_> = kept.iter().zip(known).collect();
+        let mut leaves: Vec<_> = pairs
+            .par_iter()
+            .map(|((key, value), known)| Change {
+                key: key_hash(key),
+                value: value.as_ref().map(|value| key_hash(value).0),
+                known: *known,
+            })
+            .collect();
+        let hashed = leaves.clone();
+        leaves.par_sort_unstable_by_key(|change| change.key);
         let upper = self.0.upper.read().unwrap_or_else(PoisonError::into_inner);
-        let view = TreeView {
-            tables: &self.0.tables,
-            snapshot: newest.database(),
-            upper: Some(&upper),
-            empty_at: (base == 0).then_some(height - 1),
-        };
-        let (root, mut tree) = update::update(&view, leaves, height)
-            .map_err(|reason| StoreError::Tree { height, reason: format!("{reason:#}") })?;
-        // `jmt` forgets to call the last root stale where a block changes nothing (it copies it) or
-        // where it was empty.
-        if base != 0 {
-            let node_key = root_key(base);
-            tree.stale_node_index_batch.insert(StaleNodeIndex { stale_since_version: height, node_key });
+        let tables = &self.0.tables;
+        let version = (base != 0).then_some(base);
+        let tree = Before { tables, snapshot: newest.database(), upper: &upper, version };
+        let (updated, rows) = rayon::join(
+            || update(&tree, &leaves, height),
+            || {
+                pairs
+                    .par_iter()
+                    .zip(&hashed)
+                    .map(|((pair, _), change)| rows_of(pair, change, height))
+                    .collect::<Vec<_>>()
+            },
+        );
+        let (app_hash, tree) = updated.map_err(|reason| StoreError::Tree { height, reason: format!("{reason:#}") })?;
+
+        let mut marks = prune::Marks::default();
+        tree.stale.iter().for_each(|row| marks.node(row));
+        leaves.iter().filter(|change| change.known).for_each(|change| marks.values(&change.key));
+        let changed = |key: &KeyHash| leaves.binary_search_by(|change| change.key.cmp(key)).is_ok();
+        let range = (self.0.pruned.load(Ordering::Relaxed), self.oldest_after(&newest, height));
+        let (due, pruned) = prune::due(&newest, tables, range, 2 * marks.count() + prune::SLACK, changed)?;
+        let (mut state, mut others) = (Vec::with_capacity(rows.len()), Vec::with_capacity(2 * rows.len()));
+        for (pair, [value, of_key]) in rows {
+            state.push(pair);
+            others.extend(value.into_iter().chain(of_key));
         }
-        Ok(Staged { height, base, app_hash: root.0, changes: kept, keys, tree })
+        others.extend(marks.rows(height).map(|(row, marks)| (row.into(), marks.into())));
+        others.par_sort_unstable();
+        Ok(Staged { height, base, app_hash, changes: kept, tree, rows: Rows { state, tree: others, due, pruned } })
+    }
+
+    /// The oldest readable height once a block of `height` is committed.
+    fn oldest_after(&self, newest: &Snapshot, height: u64) -> u64 {
+        let window_start = height.saturating_sub(self.0.options.keep_heights.max(1));
+        if newest.height() == 0 { height } else { window_start.max(newest.oldest()) }
     }
 
     /// Makes a staged block durable, in one atomic batch, and prunes what has left the window.
@@ -271,38 +306,27 @@ impl Store {
     pub fn commit_at(&self, staged: Staged, moment: Option<Moment>) -> Result<(u64, Changes), StoreError> {
         let _writing = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = self.snapshot();
-        let Staged { height, base, app_hash, changes, keys, tree } = staged;
+        let Staged { height, base, app_hash, changes, tree, rows } = staged;
         if base != newest.height() {
             return Err(StoreError::Height { height, committed: newest.height() });
         }
         let tables = &self.0.tables;
-        let window_start = height.saturating_sub(self.0.options.keep_heights.max(1));
-        let oldest = if base == 0 { height } else { window_start.max(newest.oldest()) };
-        let head = Head { height, oldest, app_hash };
+        let head = Head { height, oldest: self.oldest_after(&newest, height), app_hash };
 
         let mut batch = self.0.database.batch().durability(Some(PersistMode::SyncAll));
-        let mut marks = prune::Marks::default();
-        tree.stale_node_index_batch.iter().for_each(|stale| marks.node(stale));
-        keys.iter().filter(|(_, was)| *was).for_each(|(key, _)| marks.values(key));
-        let changed = |key: &KeyHash| tree.node_batch.values().contains_key(&(height, *key));
-        let from = self.0.pruned.load(Ordering::Relaxed);
-        let (due, pruned) = prune::due(&newest, tables, (from, oldest), 2 * marks.count() + prune::SLACK, changed)?;
-        for row in due {
+        for row in rows.due {
             batch.remove(tables.of(&row), row);
         }
-        put_tree(&mut batch, tables, &tree);
-        for (row, marks) in marks.rows(height) {
-            batch.insert(&tables.tree, row, marks);
+        for (row, node) in &tree.nodes {
+            batch.insert(&tables.nodes, row.clone(), node.clone());
         }
-        for ((key, value), (hash, was)) in changes.iter().zip(&keys) {
+        for (row, value) in rows.tree {
+            batch.insert(&tables.tree, row, value);
+        }
+        for (key, value) in rows.state {
             match value {
-                Some(value) => {
-                    if !was {
-                        batch.insert(&tables.tree, preimage_row(hash), key.as_slice());
-                    }
-                    batch.insert(&tables.state, key.as_slice(), value.as_slice());
-                }
-                None => batch.remove(&tables.state, key.as_slice()),
+                Some(value) => batch.insert(&tables.state, key, value),
+                None => batch.remove(&tables.state, key),
             }
         }
         let settled = moment.map(|moment| times::put(&mut batch, &newest, tables, height, moment)).transpose()?;
@@ -313,7 +337,7 @@ impl Store {
         fault::reach("commit: before the batch");
         batch.commit()?;
         fault::reach("commit: durable");
-        self.0.pruned.store(pruned, Ordering::Relaxed);
+        self.0.pruned.store(rows.pruned, Ordering::Relaxed);
         self.0.upper.write().unwrap_or_else(PoisonError::into_inner).advance(&tree);
         self.set_restored(None);
         self.publish(head);
@@ -344,13 +368,23 @@ impl Store {
     }
 }
 
-fn put_tree(batch: &mut OwnedWriteBatch, tables: &Tables, tree: &TreeUpdateBatch) {
-    for (key, node) in tree.node_batch.nodes() {
-        batch.insert(&tables.nodes, node_row(key), encode_node(node));
-    }
-    for ((version, key), value) in tree.node_batch.values() {
-        batch.insert(&tables.tree, value_row(key, *version), encode_value(value.as_deref()));
-    }
+/// A row of the table of the rest, which there may be.
+type Row = Option<(Slice, Slice)>;
+
+/// The rows of a changed key: its value in the flat table; its value of this height, and where it is new its preimage, where it goes its deletion.
+fn rows_of(
+    (key, value): &(&Vec<u8>, &Option<Vec<u8>>),
+    change: &Change,
+    height: u64,
+) -> ((Slice, Option<Slice>), [Row; 2]) {
+    let of_height = (value_row(&change.key, height).into(), encode_value(value.as_deref()).into());
+    let of_key = match (value, change.known) {
+        (Some(_), false) => Some(preimage_row(&change.key)),
+        (None, true) => Some(deleted_row(&change.key, height)),
+        _ => None,
+    };
+    let of_key = of_key.map(|row| (row.into(), key.as_slice().into()));
+    ((key.as_slice().into(), value.as_deref().map(Slice::from)), [Some(of_height), of_key])
 }
 
 pub(super) fn encode_head(head: &Head) -> Vec<u8> {

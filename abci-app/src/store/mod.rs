@@ -9,12 +9,13 @@
 //! | table | row | content |
 //! | --- | --- | --- |
 //! | `state` | key | value |
-//! | `nodes` | `n` ‖ version (8) ‖ nibble path (borsh) | tree node (borsh) |
+//! | `nodes` | `n` ‖ version (8) ‖ nibbles (1) ‖ path | tree node, both as in `store/node.rs` |
 //! | `tree` | `mschema` | version of this layout and of the state's keys (8) |
 //! | | `mhead` | height (8) ‖ oldest readable height (8) ‖ root (32) |
 //! | | `mrestore` | 0: parts of a state that is being restored; 1: a restored state, no block since |
 //! | | `v` ‖ SHA-256 of the key ‖ version (8) | 1 ‖ value, or 0 where deleted |
 //! | | `p` ‖ SHA-256 of the key | key |
+//! | | `d` ‖ version that deletes it (8) ‖ SHA-256 of the key | key |
 //! | | `t` ‖ seconds (8) | height (8) of a block of that time |
 //! | | `s` ‖ version since which they are stale (8) ‖ index (4) | for each: length (1) ‖ a row `n`…, or `v` ‖ SHA-256 of the key |
 //!
@@ -27,7 +28,9 @@ mod database;
 pub(crate) mod fault;
 pub mod key;
 pub mod memo;
+mod node;
 pub mod overlay;
+mod past;
 mod proof;
 mod prune;
 mod restore;
@@ -47,6 +50,7 @@ pub use database::{JOURNAL_BYTES_MIN, Staged, Store, StoreOptions};
 pub use key::KeyBuilder;
 pub use memo::Memo;
 pub use overlay::{Layer, Overlay};
+pub use past::Past;
 pub use proof::{PROOF_OP_TYPE, Proof, verify_proof};
 pub use restore::Restore;
 pub(crate) use restore::probe_chunk;

@@ -14,11 +14,10 @@ use std::collections::BTreeSet;
 
 use fjall::Readable;
 use jmt::KeyHash;
-use jmt::storage::StaleNodeIndex;
 
 use super::StoreError;
 use super::snapshot::Snapshot;
-use super::tree::{NODE, STALE, Tables, VALUE, node_row, preimage_row, value_row};
+use super::tree::{NODE, STALE, Tables, VALUE, deleted_row, preimage_row, value_row};
 
 /// Rows of backlog that any commit removes, whatever its own size.
 pub(super) const SLACK: usize = 1024;
@@ -36,8 +35,8 @@ pub(super) struct Marks {
 
 impl Marks {
     /// Marks a node as stale.
-    pub(super) fn node(&mut self, stale: &StaleNodeIndex) {
-        self.mark(&[&node_row(&stale.node_key)]);
+    pub(super) fn node(&mut self, row: &[u8]) {
+        self.mark(&[row]);
     }
 
     /// Marks the older values of a key as stale.
@@ -141,6 +140,7 @@ fn due_values(
         let later = value_row(key, since + 1)..=value_row(key, u64::MAX);
         let came_back = database.range(&tables.tree, later).next().is_some();
         rows.insert(marker);
+        rows.insert(deleted_row(key, since));
         if !came_back && !changed(key) {
             rows.insert(preimage_row(key));
         }

@@ -20,8 +20,8 @@ use sha2::Sha256;
 
 use super::database::{HEAD, encode_head};
 use super::snapshot::{Head, Snapshot};
-use super::tree::{EMPTY_ROOT, encode_node, encode_value, key_hash, node_row, preimage_row, value_row};
-use super::{AppHash, Store, StoreError, chunk, fault};
+use super::tree::{EMPTY_ROOT, encode_value, key_hash, preimage_row, value_row};
+use super::{AppHash, Store, StoreError, chunk, fault, node};
 
 /// The row that says what became of a restore: one byte of [`UNDER_WAY`] or [`RESTORED`].
 pub(super) const RESTORE: &[u8] = b"mrestore";
@@ -166,7 +166,7 @@ fn add(
     }
     let written = sink.take();
     for (key, node) in written.nodes() {
-        batch.insert(&tables.nodes, node_row(key), encode_node(node));
+        batch.insert(&tables.nodes, node::row_of(key), node::encode(key, node));
     }
     for ((_, key), value) in written.values() {
         batch.insert(&tables.tree, value_row(key, height), encode_value(value.as_deref()));
@@ -188,7 +188,7 @@ fn finish(
     let tables = &store.0.tables;
     let mut batch = store.0.database.batch();
     for (key, node) in sink.take().nodes() {
-        batch.insert(&tables.nodes, node_row(key), encode_node(node));
+        batch.insert(&tables.nodes, node::row_of(key), node::encode(key, node));
     }
     batch.commit()?;
     let head = Head { height, oldest: height, app_hash };

@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 use super::database::{HEAD, encode_head, fixed};
 use super::snapshot::Head;
 use super::times::TIME;
-use super::tree::{NODE, PREIMAGE, STALE, VALUE};
+use super::tree::{DELETED, NODE, PREIMAGE, STALE, VALUE};
 use super::{Store, StoreError};
 
 impl Store {
@@ -21,7 +21,7 @@ impl Store {
         let app_hash = newest.app_hash_at(height)?;
         let (tables, all) = (&self.0.tables, newest.database());
         let mut batch = self.0.database.batch().durability(Some(PersistMode::SyncAll));
-        for kind in [NODE, STALE] {
+        for kind in [NODE, STALE, DELETED] {
             let (after, end) = ([&[kind], &(height + 1).to_be_bytes()[..]].concat(), vec![kind + 1]);
             let table = tables.of(&after);
             for row in all.range(table, after..end) {

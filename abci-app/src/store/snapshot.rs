@@ -102,10 +102,10 @@ impl Snapshot {
     }
 
     pub(super) fn view(&self) -> TreeView<'_> {
-        TreeView { tables: &self.0.tables, snapshot: &self.0.database, upper: None, empty_at: None }
+        TreeView { tables: &self.0.tables, snapshot: &self.0.database }
     }
 
-    fn readable(&self, height: u64) -> Result<(), StoreError> {
+    pub(super) fn readable(&self, height: u64) -> Result<(), StoreError> {
         let Head { height: newest, oldest, .. } = self.0.head;
         if (oldest..=newest).contains(&height) {
             return Ok(());
@@ -119,7 +119,7 @@ fn tree_error(height: u64) -> impl Fn(anyhow::Error) -> StoreError {
 }
 
 /// Stops the caller; see the invariant in [`super::state`].
-fn failed(error: impl std::fmt::Display) -> ! {
+pub(super) fn failed(error: impl std::fmt::Display) -> ! {
     panic!("the state cannot be read: {error}")
 }
 

@@ -4,6 +4,7 @@ mod crash;
 mod overlay;
 mod restore;
 mod rollback;
+mod tree;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -106,6 +107,22 @@ fn a_store_of_another_schema_or_in_use_is_refused() {
     let file = dir.path().join("file");
     std::fs::write(&file, "no directory").unwrap();
     assert!(matches!(Store::open(&file, 1).err().unwrap(), StoreError::Open { .. }));
+}
+
+/// What lists keys of an older height ends where it would look at any number of younger ones.
+#[test]
+fn the_past_is_listed_within_bounds() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir, 10);
+    commit(&store, put(&[("a", "1"), ("z", "2")]), 1);
+    commit(&store, (0..1_u32 << 17).map(|key| ([b"k", &key.to_be_bytes()[..]].concat(), Some(vec![1]))).collect(), 2);
+    let past = store.snapshot().past(1).unwrap();
+    assert_eq!((past.get(b"z"), past.is_cut()), (Some(b"2".to_vec()), false));
+    assert_eq!(past.iter_range(b"l", None, Order::Ascending).count(), 1);
+    assert!(!past.is_cut());
+    assert_eq!(pairs(&past), [(b"a".to_vec(), b"1".to_vec())]);
+    assert!(past.is_cut(), "what was found is not all");
+    assert!(store.snapshot().past(3).is_err());
 }
 
 /// The root of a small fixed state. It is what every node of a chain must agree on: if this test
@@ -329,6 +346,13 @@ proptest! {
             }
             if height > 1 {
                 prop_assert_eq!(now.get_at(&key, height - 1).unwrap(), last.get(&key));
+                let past = now.past(height - 1).unwrap();
+                for order in [Order::Ascending, Order::Descending] {
+                    for end in [None, Some(&[20, 0xaa][..])] {
+                        let there: Vec<_> = past.iter_range(&key, end, order).collect();
+                        prop_assert_eq!(there, last.iter_range(&key, end, order).collect::<Vec<_>>());
+                    }
+                }
             }
         }
     }

@@ -1,14 +1,16 @@
 //! The Merkle tree over the database's tables, and the encoding of its rows.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
-use fjall::{Keyspace, Readable};
-use jmt::storage::{HasPreimage, LeafNode, Node, NodeKey, TreeReader, TreeUpdateBatch};
+use fjall::{Keyspace, Readable, Slice};
+use jmt::storage::{HasPreimage, LeafNode, Node, NodeKey, TreeReader};
 use jmt::{KeyHash, OwnedValue, RootHash, Sha256Jmt, Version};
 use sha2::{Digest, Sha256};
 
 use super::AppHash;
+use super::node;
+use super::update::Update;
 
 /// The tables of the store.
 #[derive(Clone)]
@@ -35,6 +37,8 @@ pub(super) const NODE: u8 = b'n';
 pub(super) const VALUE: u8 = b'v';
 /// First byte of a preimage's row.
 pub(super) const PREIMAGE: u8 = b'p';
+/// First byte of the row of a deletion.
+pub(super) const DELETED: u8 = b'd';
 /// First byte of a mark of staleness.
 pub(super) const STALE: u8 = b's';
 
@@ -44,19 +48,6 @@ pub const EMPTY_ROOT: AppHash = *b"SPARSE_MERKLE_PLACEHOLDER_HASH__";
 /// The tree's name for a key.
 pub(super) fn key_hash(key: &[u8]) -> KeyHash {
     KeyHash(Sha256::digest(key).into())
-}
-
-/// The row of a node: version first, big-endian, so that a block's nodes lie together.
-pub(super) fn node_row(key: &NodeKey) -> Vec<u8> {
-    let mut row = vec![NODE];
-    row.extend(key.version().to_be_bytes());
-    borsh::to_writer(&mut row, key.nibble_path()).expect("a Vec grows as it is written to");
-    row
-}
-
-/// The encoding of a node.
-pub(super) fn encode_node(node: &Node) -> Vec<u8> {
-    borsh::to_vec(node).expect("a Vec grows as it is written to")
 }
 
 /// The row of a key's value at a version.
@@ -69,6 +60,11 @@ pub(super) fn preimage_row(key: &KeyHash) -> Vec<u8> {
     [&[PREIMAGE], &key.0[..]].concat()
 }
 
+/// The row of a key's deletion, which holds the key.
+pub(super) fn deleted_row(key: &KeyHash, version: Version) -> Vec<u8> {
+    [&[DELETED], &version.to_be_bytes()[..], &key.0].concat()
+}
+
 /// The encoding of a value or of its absence.
 pub(super) fn encode_value(value: Option<&[u8]>) -> Vec<u8> {
     match value {
@@ -78,22 +74,41 @@ pub(super) fn encode_value(value: Option<&[u8]>) -> Vec<u8> {
 }
 
 /// The nodes next to the root, of the committed tree: every block walks through them. They are at most
-/// 16^0 + … + 16^4, some 80 MB, and known once a block has written them.
+/// 16^0 + … + 16^4 of some 600 bytes, and known once a block has written them.
 #[derive(Default)]
-pub(super) struct Upper(HashMap<NodeKey, Node>);
+pub(super) struct Upper(Vec<Option<(u64, Slice)>>);
 
 /// Nibbles of the path of a node that is kept.
 const UPPER_NIBBLES: usize = 4;
 
+/// How many nodes have a path of so many nibbles at most.
+const UPPER_NODES: usize = ((1 << (4 * (UPPER_NIBBLES + 1))) - 1) / 15;
+
 impl Upper {
+    /// Where a node of so many nibbles lies; shallower ones come first.
+    fn index(path: &[u8], nibbles: usize) -> Option<usize> {
+        let within = (0..nibbles).try_fold(0, |index, at| Some(index << 4 | node::nibble(path, at)?));
+        within.filter(|_| nibbles <= UPPER_NIBBLES).map(|within| ((1 << (4 * nibbles)) - 1) / 15 + within)
+    }
+
+    /// What the row of a node holds.
+    pub(super) fn get(&self, path: &[u8; 32], nibbles: usize, version: u64) -> Option<Slice> {
+        let (of, node) = self.0.get(Self::index(path, nibbles)?)?.as_ref()?;
+        (*of == version).then(|| node.clone())
+    }
+
     /// Follows a commit.
-    pub(super) fn advance(&mut self, tree: &TreeUpdateBatch) {
-        for stale in &tree.stale_node_index_batch {
-            self.0.remove(&stale.node_key);
+    pub(super) fn advance(&mut self, update: &Update) {
+        self.0.resize(UPPER_NODES, None);
+        let index = |row: &Slice| node::parse_row(row).and_then(|(_, nibbles, path)| Self::index(path, nibbles));
+        for at in update.stale.iter().filter_map(index) {
+            self.0[at] = None;
         }
-        let upper = |key: &NodeKey| key.nibble_path().num_nibbles() <= UPPER_NIBBLES;
-        let made = tree.node_batch.nodes().iter().filter(|(key, _)| upper(key));
-        self.0.extend(made.map(|(key, node)| (key.clone(), node.clone())));
+        for (row, node) in &update.nodes {
+            if let (Some(at), Some((version, ..))) = (index(row), node::parse_row(row)) {
+                self.0[at] = Some((version, node.clone()));
+            }
+        }
     }
 
     /// Forgets all: the tree is another one.
@@ -106,22 +121,13 @@ impl Upper {
 pub(super) struct TreeView<'a> {
     pub tables: &'a Tables,
     pub snapshot: &'a fjall::Snapshot,
-    /// What is known of its nodes.
-    pub upper: Option<&'a Upper>,
-    /// The version whose root is taken to be empty: the one before the first block.
-    pub empty_at: Option<Version>,
 }
 
 impl TreeReader for TreeView<'_> {
     fn get_node_option(&self, node_key: &NodeKey) -> Result<Option<Node>> {
-        if let Some(node) = self.upper.and_then(|upper| upper.0.get(node_key)) {
-            return Ok(Some(node.clone()));
-        }
-        if let Some(row) = self.snapshot.get(&self.tables.nodes, node_row(node_key))? {
-            return Ok(Some(borsh::from_slice(&row).context("a tree node does not decode")?));
-        }
-        let is_root = node_key.nibble_path().is_empty();
-        Ok((is_root && Some(node_key.version()) == self.empty_at).then_some(Node::Null))
+        let Some(row) = self.snapshot.get(&self.tables.nodes, node::row_of(node_key))? else { return Ok(None) };
+        let node = node::decode(&row, node_key.version()).context("a tree node does not decode")?;
+        node.into_jmt().map(Some)
     }
 
     fn get_value_option(&self, max_version: Version, key_hash: KeyHash) -> Result<Option<OwnedValue>> {
