@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod comet;
-mod lives;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -66,7 +65,10 @@ impl Drop for Ledger {
 
 fn run_ledger(home: &Path) -> ! {
     let app = App::new(Store::open(home.join("ledger"), SCHEMA_VERSION).unwrap(), 0);
-    let options = Options { observer: Some(lives::begin(home, app.store().height())), ..Options::default() };
+    let options = Options {
+        observer: Some(server::record(&home.join("lives"), app.store().height()).unwrap()),
+        ..Options::default()
+    };
     let _handle = server::serve(&Socket::unix(home.join("abci.sock")).unwrap(), app, options).unwrap();
     loop {
         std::thread::park();
@@ -146,7 +148,7 @@ async fn kill_9_of_any_process_loses_nothing() {
     bank::scan(&store.snapshot()).unwrap();
     let balance = bank::balance(&store.snapshot(), key(2).address());
     assert!([BEFORE + paid, BEFORE + paid + 1].contains(&balance.0));
-    let (lives, requests) = lives::check(&home);
+    let (lives, requests) = server::check_records(&home.join("lives")).unwrap();
     assert_eq!(lives, 7);
     println!(
         "{} blocks through 6 rounds of kills; {requests} requests in {lives} lives keep to the grammar",

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod comet;
-mod lives;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -58,7 +57,10 @@ impl Application for Mistaken {
 fn run_ledger(home: &Path) -> ! {
     let height = |name| std::env::var(name).ok().map(|height| height.parse().unwrap());
     let app = App::new(Store::open(home.join("ledger"), SCHEMA_VERSION).unwrap(), 0);
-    let options = Options { observer: Some(lives::begin(home, app.store().height())), ..Options::default() };
+    let options = Options {
+        observer: Some(server::record(&home.join("lives"), app.store().height()).unwrap()),
+        ..Options::default()
+    };
     let app = Mistaken { app, breaks_at: height(BREAKS_AT), wrong_at: height(WRONG_AT) };
     let _server = server::serve(&Socket::unix(home.join("abci.sock")).unwrap(), app, options).unwrap();
     loop {
@@ -181,7 +183,7 @@ async fn a_halted_chain_goes_on() {
     other.wait_for_height(&client, now).await;
     assert!(other.stop(), "the node must stop on SIGTERM");
     assert!(mended.stop() >= now);
-    let lives = lives::check(&follower).0;
+    let lives = server::check_records(&follower.join("lives")).unwrap().0;
     assert_eq!(lives, 2, "one with the mistake, one without");
     let follower = store(&follower);
     follower.check().unwrap();
@@ -189,7 +191,7 @@ async fn a_halted_chain_goes_on() {
     assert!(comet.stop(), "the node must stop on SIGTERM");
     ledger.stop();
     store(&home).check().unwrap();
-    let (lives, requests) = lives::check(&home);
+    let (lives, requests) = server::check_records(&home.join("lives")).unwrap();
     assert_eq!(lives, 4, "two that halted, one that went on, one over an empty directory");
     println!("{requests} requests in {lives} lives keep to the grammar");
 }

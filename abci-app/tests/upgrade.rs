@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod comet;
-mod lives;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -47,7 +46,8 @@ fn run_ledger(home: &Path) -> ! {
         Err(_) => Upgrades::default(),
     };
     let store = Store::open(home.join("ledger"), SCHEMA_VERSION).unwrap();
-    let options = Options { observer: Some(lives::begin(home, store.height())), ..Options::default() };
+    let options =
+        Options { observer: Some(server::record(&home.join("lives"), store.height()).unwrap()), ..Options::default() };
     let app = App::with_upgrades(store, 0, None, upgrades);
     let _server = server::serve(&Socket::unix(home.join("abci.sock")).unwrap(), app, options).unwrap();
     loop {
@@ -190,7 +190,7 @@ async fn a_network_is_upgraded() {
         assert_eq!(state.app_hash_at(height).unwrap().to_vec(), migrated);
         assert_eq!(min_gas_price_milli(&state), 2 * start.min_gas_price_milli);
         assert_eq!((upgrade::plan(&state), upgrade::done(&state, "next")), (None, Some(height)));
-        assert_eq!(lives::check(&homes[n]).0, 3 - n);
+        assert_eq!(server::check_records(&homes[n].join("lives")).unwrap().0, 3 - n);
     }
 
     // Today's program takes up nothing of what the next one has begun.

@@ -33,6 +33,9 @@ impl Drop for Chain {
         let pid = rustix::process::Pid::from_child(&self._node.0);
         let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _stopped = self._node.0.wait();
+        if !std::thread::panicking() {
+            common::requests_keep_to_the_grammar(&self.folder.path().join("node-1"));
+        }
     }
 }
 
@@ -191,10 +194,27 @@ async fn wallets_and_explorers_find_what_they_ask() {
     let none = chain.ok("/cosmos/tx/v1beta1/txs?query=tx.height=1&page=9").await;
     assert_eq!((&none["total"], &none["txs"]), (&json!("0"), &json!([])));
 
+    let paid: u64 = page["tx_response"]["height"].as_str().unwrap().parse().unwrap();
+    older_heights_are_answered(&chain, &address, paid).await;
     grpc_is_beside_it(&chain).await;
     wrong_input_is_answered_as_by_the_sdk(&chain).await;
     every_query_of_the_ledger_is_there(&chain).await;
     a_wallet_is_told_of_the_chain(&chain, &chain_id);
+}
+
+/// Before and after the block of the account's first payment.
+async fn older_heights_are_answered(chain: &Chain, address: &str, paid: u64) {
+    let path = format!("{}/cosmos/bank/v1beta1/balances/{address}", chain.rest);
+    let mut amounts = Vec::new();
+    for height in [paid - 1, paid] {
+        let answer = chain.http.get(&path).header("x-cosmos-block-height", height).send().await.unwrap();
+        assert_eq!(answer.headers()["x-cosmos-block-height"].to_str().unwrap(), height.to_string());
+        let answer: Value = answer.json().await.unwrap();
+        amounts.push(answer["balances"][0]["amount"].as_str().unwrap().parse::<u64>().unwrap());
+    }
+    assert!(amounts[0] == 1_000_000_000_000 && amounts[1] < amounts[0], "{amounts:?}");
+    let future = chain.http.get(&path).header("x-cosmos-block-height", paid + 1_000_000).send().await.unwrap();
+    assert_eq!(future.status(), 400);
 }
 
 /// That a server of HTTP/2 is there; `tests/grpc_client.py` is a client of what it serves.

@@ -76,6 +76,8 @@ async fn four_validators_commit_the_same_state() {
         assert!(begun.elapsed() < PATIENCE, "three of four stand still");
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     }
+    drop(nodes);
+    (1..=4).for_each(|number| common::requests_keep_to_the_grammar(&folder.path().join(format!("node-{number}"))));
 }
 
 #[test]

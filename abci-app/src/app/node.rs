@@ -25,6 +25,8 @@ pub struct NodeConfig {
     pub snapshots_kept: usize,
     /// Heights whose planned upgrade is passed over.
     pub skip_upgrades: Vec<u64>,
+    /// Where the node's requests are written down, a file for each life of the ledger.
+    pub record: Option<PathBuf>,
 }
 
 /// Blocks between two snapshots, where nobody says otherwise.
@@ -41,6 +43,7 @@ impl NodeConfig {
             snapshot_interval: SNAPSHOT_INTERVAL,
             snapshots_kept: 2,
             skip_upgrades: Vec::new(),
+            record: None,
         }
     }
 
@@ -66,6 +69,9 @@ pub enum ServeError {
     /// Its socket.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// The record of requests.
+    #[error("the record of requests cannot be begun: {0}")]
+    Record(std::io::Error),
 }
 
 /// A served ledger. Dropping it shuts it down; stop CometBFT first.
@@ -109,6 +115,8 @@ pub fn serve(config: &NodeConfig) -> Result<NodeHandle, ServeError> {
     let upgrades = Upgrades { skipped: config.skip_upgrades.clone(), ..Upgrades::default() };
     let snapshots = Some(config.snapshot_config());
     let app = App::with_upgrades(open(config)?, config.retain_blocks, snapshots, upgrades);
-    let server = server::serve(&config.address, app.clone(), Options::default())?;
+    let observer = config.record.as_deref().map(|folder| server::record(folder, app.store().height())).transpose();
+    let options = Options { observer: observer.map_err(ServeError::Record)?, ..Options::default() };
+    let server = server::serve(&config.address, app.clone(), options)?;
     Ok(NodeHandle { server, app })
 }

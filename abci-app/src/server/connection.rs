@@ -151,6 +151,26 @@ fn dispatch<A: Application>(app: &A, value: request::Value) -> response::Value {
     }
 }
 
+/// The ABCI names of all requests.
+pub(super) const REQUEST_NAMES: [&str; 16] = [
+    "Echo",
+    "Flush",
+    "Info",
+    "InitChain",
+    "Query",
+    "CheckTx",
+    "Commit",
+    "ListSnapshots",
+    "OfferSnapshot",
+    "LoadSnapshotChunk",
+    "ApplySnapshotChunk",
+    "PrepareProposal",
+    "ProcessProposal",
+    "ExtendVote",
+    "VerifyVoteExtension",
+    "FinalizeBlock",
+];
+
 /// The ABCI name of a request.
 pub fn request_name(value: &request::Value) -> &'static str {
     use request::Value as Req;

@@ -21,6 +21,7 @@ mod grammar;
 mod intake;
 mod listener;
 mod log;
+mod record;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +39,7 @@ pub use codec::{FrameError, FrameReader, put_frame};
 pub use connection::{ConnectionError, request_name};
 pub use grammar::{GrammarError, check_grammar};
 pub use log::{LogEntry, RequestLog};
+pub use record::{RecordError, check_records, record};
 
 pub(crate) use connection::serve as serve_connection;
 

@@ -31,6 +31,9 @@ pub struct LedgerArgs {
     /// Heights whose planned upgrade is passed over, as all operators have agreed
     #[arg(long = "skip-upgrade", value_name = "HEIGHT", env = "POLYLINK_SKIP_UPGRADES", value_delimiter = ',')]
     skip_upgrades: Vec<u64>,
+    /// Write down what the node asks, in HOME/requests, a file for each start
+    #[arg(long, env = "POLYLINK_RECORD_REQUESTS")]
+    record_requests: bool,
 }
 
 /// Runs `polylink ledger`.
@@ -45,6 +48,7 @@ pub async fn ledger(args: &LedgerArgs, home: &Path) -> Result<(), CliError> {
     config.retain_blocks = args.retain_blocks;
     config.skip_upgrades.clone_from(&args.skip_upgrades);
     config.snapshot_interval = args.snapshot_interval;
+    config.record = args.record_requests.then(|| home.path().join("requests"));
     if let Some(height) = args.rollback {
         rollback(&config, height).map_err(|e| wrong(&e))?;
         println!("the ledger is at height {height}");

@@ -30,8 +30,15 @@ pub fn command(args: &[&str]) -> Command {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("POLYLINK_") && name != "POLYLINK_CACHE") {
         command.env_remove(name);
     }
-    command.env("POLYLINK_MODELS", models()).args(args).stdin(Stdio::null());
+    command.env("POLYLINK_MODELS", models()).env("POLYLINK_RECORD_REQUESTS", "true").args(args).stdin(Stdio::null());
     command
+}
+
+/// Checks what nodes have asked the ledger of a home, in all its lives, against CometBFT's grammar.
+pub fn requests_keep_to_the_grammar(home: &Path) {
+    let (lives, requests) = polylink_abci_app::server::check_records(&home.join("requests")).unwrap();
+    assert!(lives > 0 && requests > 0, "nothing was written down in {}", home.display());
+    println!("{requests} requests in {lives} lives of {} keep to the grammar", home.display());
 }
 
 pub fn text(bytes: &[u8]) -> String {
@@ -266,6 +273,8 @@ impl Drop for Net {
         let down = self.run(&["down"]);
         if !down.status.success() {
             eprintln!("down: {}", text(&down.stderr));
+        } else if !std::thread::panicking() && self.home.path().join("logs/ledger.log").exists() {
+            requests_keep_to_the_grammar(self.home.path());
         }
     }
 }
