@@ -337,9 +337,12 @@ fn subtract(
 }
 
 fn add(state: &mut dyn StateWrite, to: &Address, denom: &str, amount: Amount) -> Result<(), TxError> {
-    let sum = balance_of(state, to, denom).checked_add(amount).ok_or_else(|| too_much(denom))?;
-    set_balance(state, to, denom, sum);
-    auth::ensure_account(state, to);
+    let held = balance_of(state, to, denom);
+    set_balance(state, to, denom, held.checked_add(amount).ok_or_else(|| too_much(denom))?);
+    // Who holds a coin has an account.
+    if held.is_zero() {
+        auth::ensure_account(state, to);
+    }
     Ok(())
 }
 

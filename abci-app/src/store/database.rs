@@ -317,8 +317,8 @@ impl Store {
         for row in rows.due {
             batch.remove(tables.of(&row), row);
         }
-        for (row, node) in &tree.nodes {
-            batch.insert(&tables.nodes, row.clone(), node.clone());
+        for made in &tree.nodes {
+            batch.insert(&tables.nodes, made.row.clone(), made.node.clone());
         }
         for (row, value) in rows.tree {
             batch.insert(&tables.tree, row, value);
@@ -356,7 +356,7 @@ impl Store {
         Err(StoreError::Damaged(format!("the flat table at height {} does not hash to the root", newest.height())))
     }
 
-    /// How many tree nodes and versions of values are kept: what pruning bounds. A full scan, for
+    /// How many rows of tree nodes and versions of values are kept: what pruning bounds. A full scan, for
     /// tests and reports.
     pub fn tree_rows(&self) -> Result<(usize, usize), StoreError> {
         let newest = self.snapshot();

@@ -8,20 +8,22 @@
 //! The tree is built by `jmt`, whose builder may not change threads: it has one of its own, which ends with the
 //! [`Restore`].
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fjall::{Guard, PersistMode, Readable};
+use fjall::{Guard, OwnedWriteBatch, PersistMode, Readable, Slice};
 use jmt::RootHash;
 use jmt::restore::{JellyfishMerkleRestore, StateSnapshotReceiver};
-use jmt::storage::{NodeBatch, TreeWriter};
+use jmt::storage::{Node, NodeBatch, TreeWriter};
 use sha2::Sha256;
 
 use super::database::{HEAD, encode_head};
+use super::node::{self, Leaf};
 use super::snapshot::{Head, Snapshot};
-use super::tree::{EMPTY_ROOT, encode_value, key_hash, preimage_row, value_row};
-use super::{AppHash, Store, StoreError, chunk, fault, node};
+use super::tree::{EMPTY_ROOT, Tables, encode_value, key_hash, preimage_row, value_row};
+use super::{AppHash, Store, StoreError, chunk, fault};
 
 /// The row that says what became of a restore: one byte of [`UNDER_WAY`] or [`RESTORED`].
 pub(super) const RESTORE: &[u8] = b"mrestore";
@@ -133,11 +135,11 @@ fn run(
             return;
         }
     };
-    let mut begun = false;
+    let (mut begun, mut leaves) = (false, HashMap::new());
     while let Ok(job) = jobs.recv() {
         let answer = match (job, tree.as_mut()) {
-            (Job::Add(bytes), Some(builder)) => add(store, height, builder, &sink, &bytes),
-            (Job::Finish, _) if begun => finish(store, height, app_hash, tree.take(), &sink),
+            (Job::Add(bytes), Some(builder)) => add(store, height, builder, &sink, &mut leaves, &bytes),
+            (Job::Finish, _) if begun => finish(store, height, app_hash, tree.take(), &sink, &mut leaves),
             _ => Err(StoreError::Chunk("there is none".into())),
         };
         begun = true;
@@ -153,11 +155,12 @@ fn add(
     height: u64,
     tree: &mut JellyfishMerkleRestore<Sha256>,
     sink: &Sink,
+    leaves: &mut HashMap<Slice, Leaf>,
     bytes: &[u8],
 ) -> Result<(), StoreError> {
     let (pairs, proof) = chunk::decode(bytes).map_err(StoreError::Chunk)?;
-    let leaves: Vec<_> = pairs.iter().map(|(key, value)| (key_hash(key), value.clone())).collect();
-    tree.add_chunk(leaves, proof).map_err(|reason| StoreError::Chunk(format!("{reason:#}")))?;
+    let hashed: Vec<_> = pairs.iter().map(|(key, value)| (key_hash(key), value.clone())).collect();
+    tree.add_chunk(hashed, proof).map_err(|reason| StoreError::Chunk(format!("{reason:#}")))?;
     let tables = &store.0.tables;
     let mut batch = store.0.database.batch();
     for (key, value) in pairs {
@@ -165,14 +168,35 @@ fn add(
         batch.insert(&tables.state, key, value);
     }
     let written = sink.take();
-    for (key, node) in written.nodes() {
-        batch.insert(&tables.nodes, node::row_of(key), node::encode(key, node));
-    }
+    put_nodes(&mut batch, tables, leaves, &written)?;
     for ((_, key), value) in written.values() {
         batch.insert(&tables.tree, value_row(key, height), encode_value(value.as_deref()));
     }
     batch.commit()?;
     fault::reach("restore: chunk written");
+    Ok(())
+}
+
+/// Writes the builder's nodes. Leaves lie in their parents, which may come with a later chunk: `leaves` are those without
+/// one yet, at most fifteen for each nibble of the last key.
+fn put_nodes(
+    batch: &mut OwnedWriteBatch,
+    tables: &Tables,
+    leaves: &mut HashMap<Slice, Leaf>,
+    written: &NodeBatch,
+) -> Result<(), StoreError> {
+    for (key, node) in written.nodes() {
+        if let Node::Leaf(leaf) = node {
+            leaves.insert(node::row_of(key), Leaf::of_jmt(leaf));
+        }
+    }
+    for (key, node) in written.nodes() {
+        match node::encode(key, node, |row| leaves.remove(row)) {
+            Some(bytes) => batch.insert(&tables.nodes, node::row_of(key), bytes),
+            None if matches!(node, Node::Leaf(_)) => {}
+            None => return Err(StoreError::Damaged("a branch is built before its leaves".into())),
+        }
+    }
     Ok(())
 }
 
@@ -182,14 +206,13 @@ fn finish(
     app_hash: AppHash,
     tree: Option<JellyfishMerkleRestore<Sha256>>,
     sink: &Sink,
+    leaves: &mut HashMap<Slice, Leaf>,
 ) -> Result<(), StoreError> {
     let tree = tree.ok_or_else(|| StoreError::Chunk("there is none".into()))?;
     tree.finish().map_err(|reason| StoreError::Chunk(format!("{reason:#}")))?;
     let tables = &store.0.tables;
     let mut batch = store.0.database.batch();
-    for (key, node) in sink.take().nodes() {
-        batch.insert(&tables.nodes, node::row_of(key), node::encode(key, node));
-    }
+    put_nodes(&mut batch, tables, leaves, &sink.take())?;
     batch.commit()?;
     let head = Head { height, oldest: height, app_hash };
     let whole = Snapshot::new(store.0.database.snapshot(), tables.clone(), head);

@@ -102,7 +102,7 @@ impl Snapshot {
     }
 
     pub(super) fn view(&self) -> TreeView<'_> {
-        TreeView { tables: &self.0.tables, snapshot: &self.0.database }
+        TreeView::new(&self.0.tables, &self.0.database)
     }
 
     pub(super) fn readable(&self, height: u64) -> Result<(), StoreError> {

@@ -1,6 +1,7 @@
 //! The Merkle tree over the database's tables, and the encoding of its rows.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context, Result, bail};
 use fjall::{Keyspace, Readable, Slice};
@@ -9,7 +10,7 @@ use jmt::{KeyHash, OwnedValue, RootHash, Sha256Jmt, Version};
 use sha2::{Digest, Sha256};
 
 use super::AppHash;
-use super::node;
+use super::node::{self, Leaf, Stored};
 use super::update::Update;
 
 /// The tables of the store.
@@ -74,12 +75,12 @@ pub(super) fn encode_value(value: Option<&[u8]>) -> Vec<u8> {
 }
 
 /// The nodes next to the root, of the committed tree: every block walks through them. They are at most
-/// 16^0 + … + 16^4 of some 600 bytes, and known once a block has written them.
+/// 16^0 + … + 16^4 of some 700 bytes, and known once a block has written them.
 #[derive(Default)]
-pub(super) struct Upper(Vec<Option<(u64, Slice)>>);
+pub(super) struct Upper(Vec<[Option<(u64, Slice)>; 2]>);
 
 /// Nibbles of the path of a node that is kept.
-const UPPER_NIBBLES: usize = 4;
+pub(super) const UPPER_NIBBLES: usize = 4;
 
 /// How many nodes have a path of so many nibbles at most.
 const UPPER_NODES: usize = ((1 << (4 * (UPPER_NIBBLES + 1))) - 1) / 15;
@@ -91,22 +92,27 @@ impl Upper {
         within.filter(|_| nibbles <= UPPER_NIBBLES).map(|within| ((1 << (4 * nibbles)) - 1) / 15 + within)
     }
 
-    /// What the row of a node holds.
+    /// What the row of a node holds, or that of its base.
     pub(super) fn get(&self, path: &[u8; 32], nibbles: usize, version: u64) -> Option<Slice> {
-        let (of, node) = self.0.get(Self::index(path, nibbles)?)?.as_ref()?;
-        (*of == version).then(|| node.clone())
+        let rows = self.0.get(Self::index(path, nibbles)?)?;
+        rows.iter().flatten().find(|(of, _)| *of == version).map(|(_, row)| row.clone())
     }
 
     /// Follows a commit.
     pub(super) fn advance(&mut self, update: &Update) {
-        self.0.resize(UPPER_NODES, None);
-        let index = |row: &Slice| node::parse_row(row).and_then(|(_, nibbles, path)| Self::index(path, nibbles));
-        for at in update.stale.iter().filter_map(index) {
-            self.0[at] = None;
+        self.0.resize(UPPER_NODES, [None, None]);
+        for row in &update.stale {
+            if let Some((version, nibbles, path)) = node::parse_row(row)
+                && let Some(at) = Self::index(path, nibbles)
+            {
+                self.0[at].iter_mut().for_each(|row| drop(row.take_if(|(of, _)| *of == version)));
+            }
         }
-        for (row, node) in &update.nodes {
-            if let (Some(at), Some((version, ..))) = (index(row), node::parse_row(row)) {
-                self.0[at] = Some((version, node.clone()));
+        for made in &update.nodes {
+            if let Some((version, nibbles, path)) = node::parse_row(&made.row)
+                && let Some(at) = Self::index(path, nibbles)
+            {
+                self.0[at] = [Some((version, made.node.clone())), made.base.clone()];
             }
         }
     }
@@ -117,16 +123,43 @@ impl Upper {
     }
 }
 
-/// The tree as one database snapshot sees it.
+/// The node of a version, whose rows of any version `row` gives.
+pub(super) fn read_node<E>(mut row: impl FnMut(u64) -> Result<Option<Slice>, E>, version: u64) -> Result<Option<Stored>>
+where
+    anyhow::Error: From<E>,
+{
+    let Some(bytes) = row(version)? else { return Ok(None) };
+    let base =
+        node::base(&bytes, version).map(|base| row(base)?.context("the base of a patch is missing")).transpose()?;
+    node::decode(&bytes, version, base.as_ref()).context("a tree node does not decode").map(Some)
+}
+
+/// The tree as one database snapshot sees it. Whoever asks for a leaf has asked for its parent before.
 pub(super) struct TreeView<'a> {
-    pub tables: &'a Tables,
-    pub snapshot: &'a fjall::Snapshot,
+    tables: &'a Tables,
+    snapshot: &'a fjall::Snapshot,
+    /// Leaves of the branches read so far, by what their rows would be called.
+    leaves: RefCell<HashMap<Slice, Leaf>>,
+}
+
+impl<'a> TreeView<'a> {
+    pub(super) fn new(tables: &'a Tables, snapshot: &'a fjall::Snapshot) -> Self {
+        TreeView { tables, snapshot, leaves: RefCell::default() }
+    }
 }
 
 impl TreeReader for TreeView<'_> {
-    fn get_node_option(&self, node_key: &NodeKey) -> Result<Option<Node>> {
-        let Some(row) = self.snapshot.get(&self.tables.nodes, node::row_of(node_key))? else { return Ok(None) };
-        let node = node::decode(&row, node_key.version()).context("a tree node does not decode")?;
+    fn get_node_option(&self, key: &NodeKey) -> Result<Option<Node>> {
+        if let Some(leaf) = self.leaves.borrow().get(&node::row_of(key)) {
+            return Ok(Some(Node::Leaf(leaf.into_jmt())));
+        }
+        let of_version = |version| NodeKey::new(version, key.nibble_path().clone());
+        let row = |version| self.snapshot.get(&self.tables.nodes, node::row_of(&of_version(version)));
+        let Some(node) = read_node(row, key.version())? else { return Ok(None) };
+        if let Stored::Branch(branch) = &node {
+            let leaves = branch.leaves().map(|(at, leaf, version)| (node::child_row_of(key, at, version), leaf));
+            self.leaves.borrow_mut().extend(leaves);
+        }
         node.into_jmt().map(Some)
     }
 

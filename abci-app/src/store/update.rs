@@ -13,8 +13,8 @@ use jmt::KeyHash;
 use rayon::prelude::*;
 
 use super::AppHash;
-use super::node::{self, Branch, Child, Stored};
-use super::tree::{EMPTY_ROOT, Tables, Upper};
+use super::node::{self, Branch, Child, Leaf, Origin, Stored};
+use super::tree::{EMPTY_ROOT, Tables, UPPER_NIBBLES, Upper, read_node};
 
 /// Nodes of so many nibbles and fewer hand their children to all cores…
 const PARALLEL_NIBBLES: usize = 1;
@@ -28,17 +28,44 @@ pub(super) struct Change {
     pub key: KeyHash,
     /// The hash of its value; none where it is deleted.
     pub value: Option<[u8; 32]>,
-    /// Whether the tree has it.
+    /// Whether the tree has it: what else lies in the database of it is then stale.
     pub known: bool,
 }
 
 /// What a block does to the tree.
 #[derive(Default)]
 pub(super) struct Update {
-    /// Rows of new nodes, with what they hold.
-    pub nodes: Vec<(Slice, Slice)>,
+    /// New nodes.
+    pub nodes: Vec<Made>,
     /// Rows of nodes that later heights do not need.
     pub stale: Vec<Slice>,
+}
+
+/// A new node.
+#[derive(Clone)]
+pub(super) struct Made {
+    pub row: Slice,
+    /// What the row holds.
+    pub node: Slice,
+    /// The version of its base and what that holds, where it is a patch.
+    pub base: Option<(u64, Slice)>,
+}
+
+impl Update {
+    fn put(&mut self, row: Slice, node: Slice) {
+        self.nodes.push(Made { row, node, base: None });
+    }
+
+    /// The rows of a branch are not needed any more, but for the base where a patch stands on it.
+    fn retire(&mut self, origin: &Origin, path: &[u8; 32], depth: usize, keeps_base: bool) {
+        let Origin { version, base, .. } = *origin;
+        if version != base {
+            self.stale.push(node::row(path, depth, version));
+        }
+        if !keeps_base {
+            self.stale.push(node::row(path, depth, base));
+        }
+    }
 }
 
 /// The tree before a block.
@@ -50,11 +77,11 @@ pub(super) struct Before<'a> {
     pub version: Option<u64>,
 }
 
-/// What has become of a subtree. Its leaf is not written yet: it may move up.
+/// What has become of a subtree. Its leaf lies nowhere yet: it may move up.
 #[derive(Clone, Copy)]
 enum Subtree {
     Empty,
-    Leaf { key: [u8; 32], value: [u8; 32] },
+    Leaf(Leaf),
     Branch([u8; 32]),
 }
 
@@ -62,31 +89,32 @@ enum Subtree {
 pub(super) fn update(before: &Before<'_>, changes: &[Change], height: u64) -> Result<(AppHash, Update)> {
     let mut update = Update::default();
     let path = [0; 32];
-    let after = match (before.version, changes) {
-        (None, changes) => create(changes, 0, height, &mut update),
-        (Some(version), []) => {
-            update.stale.push(node::row(&path, 0, version));
-            match before.read(&path, 0, version)? {
-                Stored::Empty => Subtree::Empty,
-                Stored::Leaf { key, value } => Subtree::Leaf { key, value },
-                Stored::Branch(branch) => put(&branch, &path, 0, height, &mut update),
+    let after = match before.version {
+        None => create(changes, 0, height, &mut update),
+        Some(version) => match before.read(&path, 0, version)? {
+            Stored::Branch(branch) => before.change_branch(branch, changes, &path, 0, height, &mut update)?,
+            stored => {
+                update.stale.push(node::row(&path, 0, version));
+                match stored {
+                    Stored::Leaf(leaf) => beside(changes, leaf, 0, height, &mut update),
+                    _ => create(changes, 0, height, &mut update),
+                }
             }
-        }
-        (Some(version), changes) => before.change(changes, 0, Some(version), height, &mut update)?,
+        },
     };
     let row = node::row(&path, 0, height);
     let root = match after {
         Subtree::Branch(hash) => hash,
-        Subtree::Leaf { key, value } => {
-            update.nodes.push((row, node::encode_leaf(&key, &value)));
-            node::leaf_hash(&key, &value)
+        Subtree::Leaf(leaf) => {
+            update.put(row, node::encode_leaf(&leaf));
+            leaf.hash()
         }
         Subtree::Empty => {
-            update.nodes.push((row, node::encode_empty()));
+            update.put(row, node::encode_empty());
             EMPTY_ROOT
         }
     };
-    update.nodes.par_sort_unstable();
+    update.nodes.par_sort_unstable_by(|a, b| a.row.cmp(&b.row));
     Ok((root, update))
 }
 
@@ -96,69 +124,85 @@ fn groups(changes: &[Change], depth: usize) -> impl Iterator<Item = (usize, &[Ch
     changes.chunk_by(move |a, b| of(a) == of(b)).map(move |group| (of(&group[0]), group))
 }
 
-/// Writes a branch.
-fn put(branch: &Branch, path: &[u8; 32], depth: usize, height: u64, update: &mut Update) -> Subtree {
-    update.nodes.push((node::row(path, depth, height), branch.encode(height)));
-    Subtree::Branch(branch.hash())
+/// Writes a branch: as a patch, if it is one that is kept in memory and differs little from its base.
+fn put(mut branch: Branch, path: &[u8; 32], depth: usize, height: u64, update: &mut Update) -> Subtree {
+    let hash = branch.hash();
+    let near = depth <= UPPER_NIBBLES && branch.is_near_base();
+    let patch = if near { branch.encode_patch(height) } else { None };
+    let origin = branch.origin.take();
+    if let Some(origin) = &origin {
+        update.retire(origin, path, depth, patch.is_some());
+    }
+    let base = origin.filter(|_| patch.is_some()).map(|origin| (origin.base, origin.whole));
+    let node = patch.unwrap_or_else(|| branch.encode(height));
+    update.nodes.push(Made { row: node::row(path, depth, height), node, base });
+    Subtree::Branch(hash)
 }
 
-/// Sets what a branch's child has become, and writes it if it is a leaf: the branch stays one.
-fn place(branch: &mut Branch, group: &(usize, [u8; 32], Subtree), depth: usize, height: u64, update: &mut Update) {
-    let (at, path, after) = group;
-    let child = match after {
+/// What a branch's child has become.
+fn child_of(after: Subtree, height: u64) -> Option<Child> {
+    match after {
         Subtree::Empty => None,
-        Subtree::Branch(hash) => Some(Child { hash: *hash, version: height, leaf: false }),
-        Subtree::Leaf { key, value } => {
-            update.nodes.push((node::row(path, depth + 1, height), node::encode_leaf(key, value)));
-            Some(Child { hash: node::leaf_hash(key, value), version: height, leaf: true })
-        }
-    };
-    branch.set(*at, child);
+        Subtree::Branch(hash) => Some(Child::Branch { hash, version: height }),
+        Subtree::Leaf(leaf) => Some(Child::Leaf { leaf, version: height }),
+    }
 }
 
 /// A subtree where there was none.
 fn create(changes: &[Change], depth: usize, height: u64, update: &mut Update) -> Subtree {
-    let mut live = changes.iter().filter_map(|change| Some((change.key.0, change.value?)));
-    let Some((key, value)) = live.next() else { return Subtree::Empty };
+    let mut live = changes.iter().filter_map(|change| Some(Leaf { key: change.key.0, value: change.value? }));
+    let Some(leaf) = live.next() else { return Subtree::Empty };
     if live.next().is_none() {
-        return Subtree::Leaf { key, value };
+        return Subtree::Leaf(leaf);
     }
     let mut branch = Branch::new();
     for (at, group) in groups(changes, depth) {
-        let after = create(group, depth + 1, height, update);
-        place(&mut branch, &(at, group[0].key.0, after), depth, height, update);
+        branch.set(at, child_of(create(group, depth + 1, height, update), height));
     }
-    put(&branch, &key, depth, height, update)
+    put(branch, &leaf.key, depth, height, update)
+}
+
+/// A subtree where there was a leaf.
+fn beside(changes: &[Change], leaf: Leaf, depth: usize, height: u64, update: &mut Update) -> Subtree {
+    let there = Change { key: KeyHash(leaf.key), value: Some(leaf.value), known: true };
+    match changes.binary_search_by(|change| change.key.cmp(&there.key)) {
+        Ok(_) => create(changes, depth, height, update),
+        Err(at) => {
+            let with = [&changes[..at], &[there], &changes[at..]].concat();
+            create(&with, depth, height, update)
+        }
+    }
 }
 
 impl Before<'_> {
     fn read(&self, path: &[u8; 32], depth: usize, version: u64) -> Result<Stored> {
-        let known = self.upper.get(path, depth, version);
-        let found = match known {
-            Some(known) => Some(known),
-            None => self.snapshot.get(&self.tables.nodes, node::row(path, depth, version))?,
+        let row = |version| match self.upper.get(path, depth, version) {
+            Some(known) => Ok(Some(known)),
+            None => self.snapshot.get(&self.tables.nodes, node::row(path, depth, version)),
         };
-        let found = found.with_context(|| format!("the node of version {version} at depth {depth} is missing"))?;
-        node::decode(&found, version).context("a tree node does not decode")
+        let found = read_node(row, version)?;
+        found.with_context(|| format!("the node of version {version} at depth {depth} is missing"))
     }
 
-    /// The subtree at `depth`, whose node is of `version`, after changes below it.
+    /// The subtree at `depth` after changes below it, where there was `child`.
     fn change(
         &self,
         changes: &[Change],
         depth: usize,
-        version: Option<u64>,
+        child: Option<Child>,
         height: u64,
         update: &mut Update,
     ) -> Result<Subtree> {
-        let Some(version) = version else { return Ok(create(changes, depth, height, update)) };
-        let path = &changes[0].key.0;
-        update.stale.push(node::row(path, depth, version));
-        match self.read(path, depth, version)? {
-            Stored::Empty if depth == 0 => Ok(create(changes, depth, height, update)),
-            Stored::Empty => bail!("below the root a node is empty"),
-            Stored::Leaf { key, value } => Ok(beside(changes, key, value, depth, height, update)),
-            Stored::Branch(branch) => self.change_branch(branch, changes, depth, height, update),
+        match child {
+            None => Ok(create(changes, depth, height, update)),
+            Some(Child::Leaf { leaf, .. }) => Ok(beside(changes, leaf, depth, height, update)),
+            Some(Child::Branch { version, .. }) => {
+                let path = &changes[0].key.0;
+                match self.read(path, depth, version)? {
+                    Stored::Branch(branch) => self.change_branch(branch, changes, path, depth, height, update),
+                    _ => bail!("a branch's row is not of a branch"),
+                }
+            }
         }
     }
 
@@ -166,100 +210,39 @@ impl Before<'_> {
         &self,
         mut branch: Branch,
         changes: &[Change],
-        depth: usize,
-        height: u64,
-        update: &mut Update,
-    ) -> Result<Subtree> {
-        let child = |(at, group): (usize, &[Change]), update: &mut Update| {
-            let after = match branch.child(at) {
-                // A leaf below which a known key changes is that key's: it need not be read.
-                Some(Child { version, leaf: true, .. }) if group.iter().any(|change| change.known) => {
-                    update.stale.push(node::row(&group[0].key.0, depth + 1, version));
-                    create(group, depth + 1, height, update)
-                }
-                child => self.change(group, depth + 1, child.map(|child| child.version), height, update)?,
-            };
-            Ok::<_, anyhow::Error>((at, group[0].key.0, after))
-        };
-        if depth <= PARALLEL_NIBBLES && changes.len() >= PARALLEL_KEYS {
-            let groups: Vec<_> = groups(changes, depth).collect();
-            let done = groups.into_par_iter().map(|group| {
-                let mut update = Update::default();
-                child(group, &mut update).map(|after| (after, update))
-            });
-            let done = done.collect::<Result<Vec<_>>>()?;
-            let mut after = Vec::with_capacity(done.len());
-            for (group, part) in done {
-                update.nodes.extend(part.nodes);
-                update.stale.extend(part.stale);
-                after.push(group);
-            }
-            self.join(&mut branch, &after, &changes[0].key.0, depth, height, update)
-        } else {
-            let after = groups(changes, depth).map(|group| child(group, update)).collect::<Result<Vec<_>>>()?;
-            self.join(&mut branch, &after, &changes[0].key.0, depth, height, update)
-        }
-    }
-
-    /// A branch with what its children have become.
-    fn join(
-        &self,
-        branch: &mut Branch,
-        after: &[(usize, [u8; 32], Subtree)],
         path: &[u8; 32],
         depth: usize,
         height: u64,
         update: &mut Update,
     ) -> Result<Subtree> {
-        let (mut present, mut leaves) = branch.shape();
-        for (at, _, subtree) in after {
-            (present, leaves) = (present & !(1 << at), leaves & !(1 << at));
-            present |= u16::from(!matches!(subtree, Subtree::Empty)) << at;
-            leaves |= u16::from(matches!(subtree, Subtree::Leaf { .. })) << at;
-        }
-        if present == 0 {
-            return Ok(Subtree::Empty);
-        }
-        if present.is_power_of_two() && leaves == present {
-            let lone = present.trailing_zeros() as usize;
-            if let Some((_, _, leaf)) = after.iter().find(|(at, ..)| *at == lone) {
-                return Ok(*leaf);
+        if depth <= PARALLEL_NIBBLES && changes.len() >= PARALLEL_KEYS {
+            let groups: Vec<_> = groups(changes, depth).collect();
+            let done = groups.into_par_iter().map(|(at, group)| {
+                let mut update = Update::default();
+                let after = self.change(group, depth + 1, branch.child(at), height, &mut update)?;
+                Ok((at, after, update))
+            });
+            for (at, after, part) in done.collect::<Result<Vec<_>>>()? {
+                update.nodes.extend(part.nodes);
+                update.stale.extend(part.stale);
+                branch.set(at, child_of(after, height));
             }
-            // One that no change reached moves up.
-            let mut path = *path;
-            path[depth / 2] = match depth.is_multiple_of(2) {
-                true => (lone as u8) << 4,
-                false => path[depth / 2] & 0xf0 | lone as u8,
-            };
-            let version = branch.child(lone).map_or(0, |child| child.version);
-            update.stale.push(node::row(&path, depth + 1, version));
-            return match self.read(&path, depth + 1, version)? {
-                Stored::Leaf { key, value } => Ok(Subtree::Leaf { key, value }),
-                _ => bail!("a leaf's row is not of a leaf"),
-            };
+        } else {
+            for (at, group) in groups(changes, depth) {
+                let after = self.change(group, depth + 1, branch.child(at), height, update)?;
+                branch.set(at, child_of(after, height));
+            }
         }
-        for group in after {
-            place(branch, group, depth, height, update);
+        let (present, leaves) = branch.shape();
+        let after = match present.count_ones() {
+            0 => Subtree::Empty,
+            // A leaf that is alone moves up.
+            1 if leaves == present => branch.leaves().next().map_or(Subtree::Empty, |(_, leaf, _)| Subtree::Leaf(leaf)),
+            _ => return Ok(put(branch, path, depth, height, update)),
+        };
+        if let Some(origin) = &branch.origin {
+            update.retire(origin, path, depth, false);
         }
-        Ok(put(branch, path, depth, height, update))
-    }
-}
-
-/// A subtree where there was a leaf.
-fn beside(
-    changes: &[Change],
-    key: [u8; 32],
-    value: [u8; 32],
-    depth: usize,
-    height: u64,
-    update: &mut Update,
-) -> Subtree {
-    let leaf = Change { key: KeyHash(key), value: Some(value), known: true };
-    match changes.binary_search_by(|change| change.key.cmp(&leaf.key)) {
-        Ok(_) => create(changes, depth, height, update),
-        Err(at) => {
-            let with = [&changes[..at], &[leaf], &changes[at..]].concat();
-            create(&with, depth, height, update)
-        }
+        Ok(after)
     }
 }
