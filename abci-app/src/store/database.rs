@@ -38,9 +38,9 @@ pub struct StoreOptions {
 pub const JOURNAL_BYTES_MIN: u64 = 64 << 20;
 
 impl StoreOptions {
-    /// The defaults for a schema version: 100,000 heights kept, 128 MiB of cache, a journal of 128 MiB.
+    /// The defaults for a schema version: 100,000 heights kept, 256 MiB of cache, a journal of 128 MiB.
     pub fn new(schema_version: u64) -> Self {
-        StoreOptions { schema_version, keep_heights: 100_000, cache_bytes: 128 << 20, journal_bytes: 128 << 20 }
+        StoreOptions { schema_version, keep_heights: 100_000, cache_bytes: 256 << 20, journal_bytes: 128 << 20 }
     }
 }
 
