@@ -153,6 +153,12 @@ impl Run {
         join_all(self.rpcs.iter().map(Rpc::height)).await.into_iter().map(Result::ok).collect()
     }
 
+    /// How long a node may take that executes the whole chain anew.
+    async fn replay_max(&self) -> Duration {
+        let newest = self.heights().await.into_iter().flatten().max().unwrap_or(0);
+        BLOCK_MAX * u32::try_from(newest).unwrap_or(u32::MAX)
+    }
+
     /// Waits until the nodes of these numbers have committed further blocks; in seconds.
     async fn go_on(&self, nodes: &[usize], what: &str) -> Result<f64, BenchError> {
         self.go_on_within(nodes, what, RECOVERY_MAX).await
@@ -224,8 +230,7 @@ impl Run {
         let (mut seconds, mut longest) = (0.0, RECOVERY_MAX);
         if fault == Fault::Wipe {
             seconds += self.go_on(&others, "the others of a validator that was wiped").await?;
-            let newest = self.heights().await.into_iter().flatten().max().unwrap_or(0);
-            longest += BLOCK_MAX * u32::try_from(newest).unwrap_or(u32::MAX);
+            longest += self.replay_max().await;
         }
         seconds += self.go_on_within(&all, fault.name(), longest).await?;
         if fault == Fault::Sync {
@@ -270,7 +275,9 @@ pub async fn run(options: &Options, network: Network, mut progress: impl FnMut(&
     if options.faults.contains(&Fault::DoubleSign) {
         let mut second = Member::new("the double".into(), twin);
         second.start().await?;
-        check::until_tombstoned(&run.rpcs[1], RECOVERY_MAX).await?;
+        // It begins with an empty home: before it signs it executes the chain.
+        let longest = RECOVERY_MAX + run.replay_max().await;
+        check::until_tombstoned(&run.rpcs[1], longest).await?;
         second.kill_app().await;
         let others: Vec<usize> = (1..run.members.len()).collect();
         let seconds = run.go_on(&others, Fault::DoubleSign.name()).await?;
