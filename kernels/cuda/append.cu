@@ -11,7 +11,6 @@ namespace polylink {
 enum class KvForm { F32, Bf16, Int8 };
 
 constexpr uint32_t APPEND_WARPS = 4;
-constexpr uint32_t SEQUENCE_LONG = 1;  // in a sequence's flags
 
 struct AppendParams {
     float* qkv;                 // [rows][(query_heads + 2 × heads) × head_dim]
@@ -97,8 +96,8 @@ __device__ __forceinline__ void append_head(const AppendParams& p) {
             const uint32_t pair = item * 32 + lane;
             if (pair < p.pairs) {
                 const float low = own[pair], high = own[pair + p.pairs];
-                own[pair] = __fsub_rn(__fmul_rn(low, cosine[item]), __fmul_rn(high, sine[item]));
-                own[pair + p.pairs] = __fadd_rn(__fmul_rn(high, cosine[item]), __fmul_rn(low, sine[item]));
+                own[pair] = turned_low(low, high, cosine[item], sine[item]);
+                own[pair + p.pairs] = turned_high(low, high, cosine[item], sine[item]);
             }
         }
         __syncwarp();

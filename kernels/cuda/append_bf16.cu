@@ -1,8 +1,8 @@
 // Queries and keys are normed (where the model does so) and turned by their positions, keys and values appended to the cache of
 // bf16, queries left in bf16 for the attention. Rules 4 and 5 of docs/numerics.md operation by operation; each result is
 // rounded once, to the nearest bf16, ties to even.
-#include "common.cuh"
 #include "kv_layout.cuh"
+#include "row_store.cuh"
 
 using namespace polylink;
 
@@ -51,17 +51,17 @@ __device__ __forceinline__ uint16_t* place(const AppendParams& p, uint32_t row, 
 // Value e of a head after the turn.
 __device__ __forceinline__ float turned(const float* head, const float* sine, const float* cosine, uint32_t pairs, uint32_t e) {
     if (e < pairs) {
-        return __fsub_rn(__fmul_rn(head[e], cosine[e]), __fmul_rn(head[e + pairs], sine[e]));
+        return turned_low(head[e], head[e + pairs], cosine[e], sine[e]);
     }
     if (e < 2 * pairs) {
         const uint32_t i = e - pairs;
-        return __fadd_rn(__fmul_rn(head[e], cosine[i]), __fmul_rn(head[i], sine[i]));
+        return turned_high(head[i], head[e], cosine[i], sine[i]);
     }
     return head[e];
 }
 
 // 1 / sqrt(mean square + eps) of a head whose values i and i + 32 mod 64 are this lane's: 64 lanes, folded.
-__device__ __forceinline__ float norm_scale(const float* head, uint32_t dim, float eps, uint32_t lane) {
+__device__ __forceinline__ float head_scale(const float* head, uint32_t dim, float eps, uint32_t lane) {
     float low = 0.0f, high = 0.0f;
     for (uint32_t i = lane; i < dim; i += 64) {
         low = fmaf(head[i], head[i], low);
@@ -75,7 +75,7 @@ __device__ __forceinline__ float norm_scale(const float* head, uint32_t dim, flo
         sum = __fadd_rn(sum, __shfl_down_sync(0xffffffffu, sum, half));
     }
     sum = __shfl_sync(0xffffffffu, sum, 0);
-    return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)dim), eps)));
+    return norm_scale(sum, dim, eps);
 }
 
 // Heads of D = 64 or 128 values that are turned whole: four neighbouring values to a lane, D / 4 lanes to a head.
@@ -96,7 +96,7 @@ __device__ __forceinline__ void append_whole(const AppendParams& p) {
         position = p.positions[row];
         const uint32_t sequence = p.sequence_of[row];
         block = p.block_tables[p.table_start[sequence] + position / KV_BLOCK_TOKENS];
-        const bool is_long = p.flags[sequence] & 1;
+        const bool is_long = p.flags[sequence] & SEQUENCE_LONG;
         const uint64_t at = (uint64_t)position * (D / 2) + lane * 4 % (D / 2);
         *(float4*)sine = *(const float4*)((is_long ? p.long_sine : p.sine) + at);
         *(float4*)cosine = *(const float4*)((is_long ? p.long_cosine : p.cosine) + at);
@@ -130,7 +130,7 @@ __device__ __forceinline__ void append_whole(const AppendParams& p) {
             }
             float all = __fadd_rn(__fadd_rn(sum[0], sum[2]), __fadd_rn(sum[1], sum[3]));
             all = __shfl_sync(0xffffffffu, all, 0, LANES);
-            const float scale = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(all, (float)D), p.eps)));
+            const float scale = norm_scale(all, D, p.eps);
             if (own && !is_value) {
                 float weight[4];
                 *(float4*)weight = *(const float4*)(norm + lane * 4);
@@ -187,7 +187,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) append_bf16(const __gri
     const bool is_query = head < p.query_heads, is_value = head >= p.query_heads + p.kv_heads;
     const float* norm = is_query ? p.query_norm : p.key_norm;
     if (!is_value && norm != nullptr) {
-        const float scale = norm_scale(own, dim, p.eps, lane);
+        const float scale = head_scale(own, dim, p.eps, lane);
         __syncwarp();
         for (uint32_t i = lane; i < dim; i += 32) {
             own[i] = __fmul_rn(__fmul_rn(own[i], scale), norm[i]);
@@ -196,7 +196,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) append_bf16(const __gri
     }
     const uint32_t block = p.block_tables[p.table_start[sequence] + position / KV_BLOCK_TOKENS];
     uint16_t* to = place(p, row, head, block, position % KV_BLOCK_TOKENS);
-    const bool is_long = p.flags[sequence] & 1;
+    const bool is_long = p.flags[sequence] & SEQUENCE_LONG;
     const float* sine = (is_long ? p.long_sine : p.sine) + (uint64_t)position * p.pairs;
     const float* cosine = (is_long ? p.long_cosine : p.cosine) + (uint64_t)position * p.pairs;
     const uint32_t pairs = is_value ? 0 : p.pairs;

@@ -6,7 +6,7 @@
 // way, it makes the weights of the next.
 #include "attention_rows.cuh"
 #include "attention_roles.cuh"
-#include "attention_wgmma.cuh"
+#include "wgmma.cuh"
 
 using namespace polylink;
 
@@ -169,8 +169,8 @@ __device__ __forceinline__ void compute_pieces(const AttentionParams& p, uint32_
         auto scores = [&]() {
 #pragma unroll
             for (int depth = 0; depth < D / 16; ++depth) {
-                wgmma_scores(s, along_rows(query + depth / 4 * TILE * 128 + depth % 4 * 32),
-                             along_rows(keys() + depth / 4 * ATTENTION_STEP * 128 + depth % 4 * 32), depth);
+                wgmma_bf16(s, along_rows(query + depth / 4 * TILE * 128 + depth % 4 * 32),
+                           along_rows(keys() + depth / 4 * ATTENTION_STEP * 128 + depth % 4 * 32), depth == 0);
             }
             wgmma_commit();
         };

@@ -1,7 +1,7 @@
 // For a test: whether wgmma and mma.sync give the same bits, which the wide attention of sm_90a relies on, both for scores and
 // for values, and whether the descriptors say what they should.
 #include "attention_bf16.cuh"
-#include "attention_wgmma.cuh"
+#include "wgmma.cuh"
 
 using namespace polylink;
 
@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_orders(const __grid_
 #pragma unroll
     for (int depth = 0; depth < 8; ++depth) {
         const uint32_t at = depth / 4 * 64 * 128 + depth % 4 * 32;
-        wgmma_scores(scores[0], along_rows(a + at), along_rows(b + at), depth);
+        wgmma_bf16(scores[0], along_rows(a + at), along_rows(b + at), depth == 0);
     }
     wgmma_commit();
     wgmma_wait<0>();

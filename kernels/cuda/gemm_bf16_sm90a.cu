@@ -13,7 +13,7 @@
 #include "gemm_async.cuh"
 #include "gemm_epilogue.cuh"
 #include "gemm_params.cuh"
-#include "gemm_wgmma.cuh"
+#include "wgmma.cuh"
 
 namespace polylink {
 
@@ -218,7 +218,7 @@ __device__ __forceinline__ void multiply_item(const GemmParams& p, Ring& ring, f
     for (uint32_t s = 0; s < ring.steps; ++s) {
         barrier_wait(ring.full_at(ring.stage), ring.parity);
         const uint32_t slot = ring.slot(ring.stage);
-        const uint64_t a = wgmma_descriptor(slot + group * 64 * 128), b = wgmma_descriptor(slot + ring.tokens_offset);
+        const uint64_t a = along_rows(slot + group * 64 * 128), b = along_rows(slot + ring.tokens_offset);
         const uint64_t a_step = p.pass_rows * 128 / 16, b_step = NT * 128 / 16;
         wgmma_fence();
 #pragma unroll

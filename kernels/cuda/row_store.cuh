@@ -101,4 +101,16 @@ __device__ __forceinline__ float norm_scale(float sum, uint32_t n, float eps) {
     return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)n), eps)));
 }
 
+// In a sequence's flags: it is turned by the long tables.
+constexpr uint32_t SEQUENCE_LONG = 1;
+
+// A pair of a head after its turn (rule 5).
+__device__ __forceinline__ float turned_low(float low, float high, float cosine, float sine) {
+    return __fsub_rn(__fmul_rn(low, cosine), __fmul_rn(high, sine));
+}
+
+__device__ __forceinline__ float turned_high(float low, float high, float cosine, float sine) {
+    return __fadd_rn(__fmul_rn(high, cosine), __fmul_rn(low, sine));
+}
+
 }  // namespace polylink

@@ -8,27 +8,21 @@ use cudarc::driver::{result, sys};
 
 mod activations;
 mod attend;
-#[allow(dead_code)] // the plan of a window alone is used by tests
 pub(crate) mod attention;
 mod backend;
-#[allow(dead_code)] // parts are used by tests
 pub(crate) mod driver;
 #[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
 pub(crate) mod emulated;
-#[allow(dead_code)] // as above
 pub(crate) mod exact;
 #[cfg(test)]
 #[path = "cuda/exact_math/tests.rs"]
 mod exact_math;
-#[allow(dead_code)] // as above
 pub(crate) mod gemm;
 pub(crate) mod inputs;
 mod lower;
 mod mixture;
 mod ropes;
-#[allow(dead_code)] // as above
 pub(crate) mod rows;
-#[allow(dead_code)] // as above
 pub(crate) mod sampling;
 mod weights;
 

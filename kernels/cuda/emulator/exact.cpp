@@ -5,7 +5,6 @@
 #include "../attention_exact.cu"
 #include "../gemm_f32.cu"
 #include "../gemm_int8.cuh"
-#include "../quantise_rows.cu"
 
 namespace {
 
@@ -43,7 +42,6 @@ const Kernel KERNELS[] = {
     ATTENTION(attention_bf16_128) ATTENTION(attention_bf16_256) ATTENTION(attention_bf16_512)
     ATTENTION(attention_int8_128) ATTENTION(attention_int8_256) ATTENTION(attention_int8_512)
     ATTENTION(attention_fold)
-    {"quantise_rows", "quantise_rows", launch<const QuantiseParams, quantise_rows>},
 };
 
 }  // namespace

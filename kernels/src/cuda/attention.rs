@@ -12,14 +12,10 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-#[allow(unused_imports)] // the backend that plans steps comes with the other families
 pub(crate) use self::plan::{PlanScratch, PlanSequence, Planner};
 
 /// Positions of a split; every split is computed from nothing.
 pub(crate) const SPLIT: u32 = 256;
-
-/// Positions per block of the cache.
-pub(crate) const BLOCK_TOKENS: usize = 32;
 
 /// Steps of at most so many rows launch the kernel of narrow tiles alone.
 const NARROW_ROWS_MAX: usize = 64;
@@ -66,6 +62,10 @@ const SPLIT_HOPPER: [(u32, u32); 4] = [(64, 5), (80, 4), (96, 3), (128, 3)];
 const NARROW_TILE: u32 = 16;
 
 impl Tiles {
+    fn of(head_dim: u32) -> Result<&'static Self, Unsupported> {
+        TILES.iter().find(|tiles| tiles.head_dim == head_dim).ok_or(Unsupported::HeadDim(head_dim))
+    }
+
     /// Bytes of shared memory of a block: its rows of queries, and the ring of keys and values; rows padded by 16 bytes.
     fn shared_bytes(&self, wide: bool) -> u32 {
         let rows = if wide { 16 * self.wide_row_warps } else { NARROW_TILE };
@@ -288,7 +288,6 @@ pub(crate) struct AttentionScratch {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AttentionKernels {
     shape: AttentionShape,
-    tiles: Tiles,
     /// Narrow, wide.
     blocks: [Block; 2],
     plain: [Function; 2],
@@ -307,7 +306,7 @@ impl AttentionKernels {
     /// [`Unsupported`]: the caller takes the exact attention.
     pub fn new(device: &Device, shape: AttentionShape, partial_rows: u32) -> Result<Self, Unsupported> {
         let AttentionShape { query_heads, kv_heads, head_dim } = shape;
-        let tiles = TILES.iter().find(|tiles| tiles.head_dim == head_dim).ok_or(Unsupported::HeadDim(head_dim))?;
+        let tiles = Tiles::of(head_dim)?;
         if kv_heads == 0 || query_heads == 0 || query_heads % kv_heads != 0 {
             return Err(Unsupported::Heads(query_heads, kv_heads));
         }
@@ -315,13 +314,13 @@ impl AttentionKernels {
             let own = if device.hopper() { Block::hopper(tiles, wide) } else { None };
             own.unwrap_or_else(|| Block::portable(tiles, wide))
         };
-        Self::with_blocks(device, shape, *tiles, [of(false), of(true)], partial_rows)
+        Self::with_blocks(device, shape, tiles, [of(false), of(true)], partial_rows)
     }
 
     fn with_blocks(
         device: &Device,
         shape: AttentionShape,
-        tiles: Tiles,
+        tiles: &Tiles,
         blocks: [Block; 2],
         partial_rows: u32,
     ) -> Result<Self, Unsupported> {
@@ -337,7 +336,6 @@ impl AttentionKernels {
         let at_once = |block: &Block| ((there + 1024) / (block.shared_bytes + 1024)).clamp(1, block.at_once);
         Ok(Self {
             shape,
-            tiles,
             blocks,
             plain: kernels("")?,
             capped: kernels("_cap")?,
@@ -359,8 +357,9 @@ impl AttentionKernels {
     /// The same by the kernels of all devices.
     #[cfg(test)]
     fn portable(&self, device: &Device) -> Result<Self, Unsupported> {
-        let blocks = [false, true].map(|wide| Block::portable(&self.tiles, wide));
-        Self::with_blocks(device, self.shape, self.tiles, blocks, self.planner.partial_rows)
+        let tiles = Tiles::of(self.shape.head_dim)?;
+        let blocks = [false, true].map(|wide| Block::portable(tiles, wide));
+        Self::with_blocks(device, self.shape, tiles, blocks, self.planner.partial_rows)
     }
 
     /// Cuts a step's attention into pieces.

@@ -39,7 +39,7 @@ mod passage;
 use self::passage::Passage;
 
 /// Positions per block of the cache.
-const BLOCK_TOKENS: usize = 32;
+pub(super) const BLOCK_TOKENS: usize = 32;
 /// Bytes that a device keeps free, for the driver and for what others do with it.
 const RESERVE_BYTES: usize = 512 << 20;
 /// Recorded buckets; one more, and all are forgotten and recorded anew as they come.

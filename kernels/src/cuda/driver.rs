@@ -278,6 +278,7 @@ impl Device {
     }
 
     /// Median seconds of `runs` times of what `body` launches, by the device's clock.
+    #[cfg(test)]
     pub fn time(self: &Arc<Self>, runs: usize, mut body: impl FnMut() -> Result<()>) -> Result<f64> {
         let (begun, ended) = (self.event(true)?, self.event(true)?);
         let mut seconds = Vec::with_capacity(runs);

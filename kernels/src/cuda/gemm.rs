@@ -7,7 +7,8 @@
 //! * *tiles*: up to 256 tokens × 128 outputs per turn; a group of token tiles is walked before the next outputs.
 //!
 //! Layouts (`common.cuh`): the input in panels of 64 columns, the weight in tiles of 64 × 64, both swizzled and padded with
-//! zeros. Behind a gate the weight's rows are interleaved ([`gated_source`]), so that a thread meets a gate with its up.
+//! zeros. Behind a gate the weight's rows are interleaved: 8 gates, their 8 ups, and so on, so that a thread meets a gate with
+//! its up; their biases alike.
 
 use std::sync::Arc;
 
@@ -48,31 +49,6 @@ impl GemmShape {
     /// Bytes of the packed weight.
     pub const fn packed_bytes(&self) -> usize {
         self.padded_outputs() * self.k_tiles() * TILE * 2
-    }
-
-    /// Values of a row of the result.
-    pub const fn width(&self) -> usize {
-        if self.gated { self.outputs / 2 } else { self.outputs }
-    }
-
-    /// Byte of element `(n, k)` of the packed weight.
-    pub const fn packed_offset(&self, n: usize, k: usize) -> usize {
-        let tile = (n / TILE) * self.k_tiles() + k / TILE;
-        tile * TILE * TILE * 2 + (n % TILE) * 128 + (((k / 8) % 8) ^ (n % 8)) * 16 + (k % 8) * 2
-    }
-}
-
-/// Row of `gate over up` (`half` rows each, a multiple of 8) that packed row `row` of a gated weight holds: 8 gates, their
-/// 8 ups, and so on; `None`: padding. Its bias is packed alike.
-pub(crate) const fn gated_source(row: usize, half: usize) -> Option<usize> {
-    let (pair, within) = (row / 16, row % 16);
-    let column = 8 * pair + within % 8;
-    if column >= half {
-        None
-    } else if within < 8 {
-        Some(column)
-    } else {
-        Some(half + column)
     }
 }
 

@@ -16,14 +16,10 @@ mod norm;
 #[cfg(test)]
 mod tests;
 
-#[allow(unused_imports)] // the backend that uses all of it comes with its lowering
 pub(crate) use self::append::{Append, RopeAddresses};
-#[allow(unused_imports)] // as above
 pub(crate) use self::embed::{Embed, EmbedTable};
-#[allow(unused_imports)] // as above
 pub(crate) use self::experts::{ExpertRows, Gather, Place, Route};
-#[allow(unused_imports)] // as above
-pub(crate) use self::norm::{NORM_WIDTH_MAX, Norm};
+pub(crate) use self::norm::Norm;
 
 /// Values per scale of rows of 8-bit integers.
 const BLOCK: u32 = 32;
@@ -35,13 +31,14 @@ const THREADS: u32 = 256;
 pub(crate) enum RowForm {
     /// `[rows][width]` f32.
     F32,
-    /// bf16 in swizzled panels of 64 columns ([`tiled_offset`]), filled up with zeros.
+    /// bf16 in swizzled panels of 64 columns, filled up with zeros.
     Bf16Tiled,
     /// `[rows][pitch]` i8 and `[rows][pitch / 32]` f32 scales ([`q8_pitch`]).
     Q8,
 }
 
 /// Byte of element (row, col) of activations in bf16 (`tiled_offset` in `common.cuh`).
+#[cfg(test)]
 pub(crate) const fn tiled_offset(row: usize, col: usize, row_capacity: usize) -> usize {
     (col / 64) * row_capacity * 128 + row * 128 + (((col / 8) % 8) ^ (row % 8)) * 16 + (col % 8) * 2
 }
@@ -85,11 +82,6 @@ impl RowOutput {
         debug_assert!((width as u32).is_multiple_of(BLOCK), "a block has 32 values");
         let pitch = q8_pitch(width) as u32;
         Self { form: RowForm::Q8, target: RowTarget { data, scales, row_capacity: 0, pitch } }
-    }
-
-    /// Which form.
-    pub fn form(&self) -> RowForm {
-        self.form
     }
 
     /// Columns that are written of rows of `width`.

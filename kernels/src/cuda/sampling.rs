@@ -92,11 +92,6 @@ impl Sampler {
         Layout::new(shape).bytes
     }
 
-    /// Bytes on the device.
-    pub fn bytes(&self) -> usize {
-        self.layout.bytes
-    }
-
     /// Prepares a step that `step_check::sample` has accepted: `slots` has its jobs and its starts. Fewer than [`DEPTH`] may be
     /// under way; the tokens that these draw are not in `slots` yet, so that of their slots none may have penalties.
     ///
@@ -143,6 +138,7 @@ impl Sampler {
 
     /// The prepared step's launches, in order: geometry and arguments depend on the kinds of rows and on their number's
     /// power of two.
+    #[cfg(test)]
     pub fn launches(&self) -> &[Launch] {
         &self.launches
     }

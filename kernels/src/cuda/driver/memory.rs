@@ -28,6 +28,7 @@ impl DeviceBuffer {
     }
 
     /// As asked for.
+    #[cfg(test)]
     pub fn bytes(&self) -> usize {
         self.bytes
     }

@@ -232,11 +232,6 @@ impl ExactMatrix {
     pub fn takes_floats(&self) -> bool {
         self.sections.iter().any(|section| !section.form.takes_integers())
     }
-
-    /// Bytes on the device.
-    pub fn bytes(&self) -> usize {
-        self.buffers.iter().map(DeviceBuffer::bytes).sum()
-    }
 }
 
 /// A shape, and sections with their bytes.
@@ -371,7 +366,7 @@ fn module(form: Form) -> &'static str {
 /// The kernels.
 #[derive(Clone, Debug)]
 pub(crate) struct ExactProducts {
-    functions: HashMap<(Form, &'static str), Function>,
+    functions: HashMap<(&'static str, &'static str), Function>,
     multiprocessors: u32,
 }
 
@@ -382,7 +377,7 @@ impl ExactProducts {
         let mut look_up = |form, name, shared| {
             let function = device.function(module(form), name)?;
             function.allow_shared(shared)?;
-            functions.insert((form, name), function);
+            functions.insert((module(form), name), function);
             Ok::<(), CudaError>(())
         };
         for form in Form::INTEGERS {
@@ -404,11 +399,10 @@ impl ExactProducts {
         let shape = &matrix.shape;
         let section = |section: &Section| {
             if !section.form.takes_integers() {
-                let call = floats_call(shape, section, product);
-                return call.launch(&self.functions[&(section.form, call.name)]);
+                return self.launch(&floats_call(shape, section, product));
             }
             let tile = Tile::choose(shape, section.outputs, product.rows, self.multiprocessors);
-            let known = self.functions.contains_key(&(section.form, tile.name));
+            let known = self.functions.contains_key(&(module(section.form), tile.name));
             self.integers(shape, section, product, if known { tile } else { TILES[5] })
         };
         matrix.sections.iter().map(section).collect()
@@ -416,6 +410,10 @@ impl ExactProducts {
 
     /// The launch with a tile of one's choice.
     pub fn integers(&self, shape: &MatrixShape, section: &Section, product: &Product, tile: Tile) -> Launch {
-        integers_call(shape, section, product, tile).launch(&self.functions[&(section.form, tile.name)])
+        self.launch(&integers_call(shape, section, product, tile))
+    }
+
+    fn launch<P: Copy>(&self, call: &Call<P>) -> Launch {
+        call.launch(&self.functions[&(call.module, call.name)])
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! `POLYLINK_TEST_SEED` repeats a run. `POLYLINK_GPU_TIMES=1` adds times.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use self::machine::{Machine, Memory};
 use super::attention::{AttentionItem, AttentionMerge, AttentionPlan};
 use super::products::{ExactMatrix, ExactProducts, Product};
 use super::*;
-use crate::cuda::driver::DeviceBuffer;
+use crate::cuda::driver::{Device, DeviceBuffer, DevicePtr};
 
 mod attention;
 mod machine;

@@ -18,6 +18,32 @@ mod timing;
 /// Words of `StepCounts`.
 const COUNTS: usize = 8;
 
+impl GemmShape {
+    /// Values of a row of the result.
+    const fn width(&self) -> usize {
+        if self.gated { self.outputs / 2 } else { self.outputs }
+    }
+
+    /// Byte of element `(n, k)` of the packed weight.
+    const fn packed_offset(&self, n: usize, k: usize) -> usize {
+        let tile = (n / TILE) * self.k_tiles() + k / TILE;
+        tile * TILE * TILE * 2 + (n % TILE) * 128 + (((k / 8) % 8) ^ (n % 8)) * 16 + (k % 8) * 2
+    }
+}
+
+/// Row of `gate over up` (`half` rows each, a multiple of 8) that packed row `row` of a gated weight holds; `None`: padding.
+const fn gated_source(row: usize, half: usize) -> Option<usize> {
+    let (pair, within) = (row / 16, row % 16);
+    let column = 8 * pair + within % 8;
+    if column >= half {
+        None
+    } else if within < 8 {
+        Some(column)
+    } else {
+        Some(half + column)
+    }
+}
+
 /// SplitMix64.
 struct Random(u64);
 

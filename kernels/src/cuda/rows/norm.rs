@@ -4,7 +4,7 @@ use super::super::driver::{CudaError, DevicePtr, Launch};
 use super::{RowKernels, RowOutput, RowTarget};
 
 /// Widest row: 1024 threads with four pieces of four values each.
-pub(crate) const NORM_WIDTH_MAX: usize = 16_384;
+const NORM_WIDTH_MAX: usize = 16_384;
 
 /// What is done to a row, in this order; parts that are not there (addresses of 0, `None`) are left out.
 ///

@@ -54,8 +54,12 @@ impl Random {
         }
     }
 
+    /// Now and then a block of 32 is so small that its scale (rule 3) is 0.
     pub fn values(&mut self, count: usize) -> Vec<f32> {
-        (0..count).map(|_| self.value()).collect()
+        let mut values: Vec<f32> = (0..count).map(|_| self.value()).collect();
+        let small = values.chunks_mut(32).filter(|_| self.next() & 15 == 0).flatten();
+        small.for_each(|value| *value *= 1e-41);
+        values
     }
 
     /// Around 1, as the weights of norms are.

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use polylink_protocol::exact_math::{bf16_to_f32, f32_to_bf16};
 
 use super::super::*;
+use crate::cuda::backend::BLOCK_TOKENS;
 use crate::cuda::driver::{Device, DeviceBuffer};
 
 /// A NaN of bf16.

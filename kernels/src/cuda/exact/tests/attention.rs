@@ -5,15 +5,13 @@ use polylink_protocol::noise::NoiseKey;
 
 use super::*;
 use crate::backend::{KvDtype, KvSpec};
+use crate::cuda::backend::BLOCK_TOKENS;
 use crate::cuda::exact::attention::{AttentionIo, ExactAttention, PlannedSequence, calls, kernel, tiles_of};
 use crate::operations::{Batch, Operations, RopeTable};
 use crate::program::AttentionSpec;
 use crate::quantise;
 use crate::reference::ReferenceOperations;
 use crate::step::{SequenceRows, Span};
-
-/// Positions of a block on the device.
-const BLOCK_TOKENS: usize = 32;
 
 /// A sequence of a case: its rows in the step are positions `first .. first + rows`.
 #[derive(Clone, Copy)]

@@ -1,8 +1,7 @@
-// The warpgroup's matrix instruction, one overload per number of tokens: D[64 outputs][NT tokens] += A[64][16] × B[16][NT], bf16
-// operands in shared memory by descriptor, sums in f32. `first`: D = A × B, whatever D held.
+// The warpgroup's matrix instruction (sm_90a): bf16 operands, sums in f32; and its descriptors of operands in shared memory.
 //
-// Lane l of warp w holds, in d[4 j + i], output 16 w + l / 4 + 8 (i / 2) and token 8 j + 2 (l % 4) + i % 2 (PTX ISA, wgmma, the
-// accumulator's fragment).
+// Lane l of warp w holds, in d[4 j + i], row 16 w + l / 4 + 8 (i / 2) of D and its column 8 j + 2 (l % 4) + i % 2 (PTX ISA,
+// wgmma, the accumulator's fragment): what mma.sync m16n8k16 has for the warp's 16 rows.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +13,8 @@ namespace polylink {
 #define POLYLINK_ACC16(i) POLYLINK_ACC4(i), POLYLINK_ACC4(i + 4), POLYLINK_ACC4(i + 8), POLYLINK_ACC4(i + 12)
 #define POLYLINK_ACC64(i) POLYLINK_ACC16(i), POLYLINK_ACC16(i + 16), POLYLINK_ACC16(i + 32), POLYLINK_ACC16(i + 48)
 
+// D[64][N] += A[64][16] × B[16][N], both with the 16 along rows of shared memory (along_rows), one overload per N = 2 × the
+// length of d. `first`: D = A × B, whatever D held.
 __device__ __forceinline__ void wgmma_bf16(float (&d)[4], uint64_t a, uint64_t b, uint32_t first) {
     asm volatile(
         "{\n.reg .pred p;\n"
@@ -91,6 +92,29 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[128], uint64_t a, uint64_t
         : "l"(a), "l"(b), "r"(first));
 }
 
+// D[64][N] += A[64][16] × B[16][N], A in registers, B's N along rows of shared memory (across_rows).
+__device__ __forceinline__ void wgmma_turned(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+        : POLYLINK_ACC16(0), POLYLINK_ACC16(16)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+__device__ __forceinline__ void wgmma_turned(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+        "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
+        : POLYLINK_ACC64(0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
 #undef POLYLINK_ACC4
 #undef POLYLINK_ACC16
 #undef POLYLINK_ACC64
@@ -106,10 +130,21 @@ __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
-// Descriptor of a K-major operand whose rows are 128 bytes, swizzled by 128 bytes, at a multiple of 1024 bytes: groups of 8
-// rows are 1024 bytes apart. 16 inputs further is 32 bytes further: + 2.
-__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address) {
+// Byte of the 16-byte piece `chunk` of a row of a tile: panels of 64 values, [rows][128 bytes] each, swizzled by 128 bytes.
+__device__ __forceinline__ uint32_t swizzled(uint32_t rows, uint32_t row, uint32_t chunk) {
+    return chunk / 8 * rows * 128 + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
+}
+
+// Descriptor of such a tile at a multiple of 1024 bytes, the product's depth along its rows: groups of 8 rows are 1024 bytes
+// apart. 16 values further along the row: 32 bytes, within a panel.
+__device__ __forceinline__ uint64_t along_rows(uint32_t address) {
     return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 16 | (uint64_t)((address & 0x3ffff) >> 4);
+}
+
+// Descriptor of such a tile, the product's depth across its rows: panels are `panel` bytes apart, groups of 8 rows 1024. 16
+// rows further: 2048 bytes.
+__device__ __forceinline__ uint64_t across_rows(uint32_t address, uint32_t panel) {
+    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)(panel >> 4) << 16 | (uint64_t)((address & 0x3ffff) >> 4);
 }
 
 }  // namespace polylink
