@@ -69,3 +69,47 @@ fn what_cannot_be_measured_is_named() {
     let said = common::fails(&["bench", "engine", "--shape", "7b"]);
     assert!(said.contains("`7b` is unknown"), "{said}");
 }
+
+#[test]
+fn flags_out_of_their_domain_are_named() {
+    let much = usize::MAX.to_string();
+    for (flags, says) in [
+        (&["--load", "32x128"][..], "STREAMSxPROMPT+TOKENS is expected"),
+        (&["--load", "x128+64"], "STREAMSxPROMPT+TOKENS is expected"),
+        (&["--load", "1x128+0"], "STREAMSxPROMPT+TOKENS is expected"),
+        (&["--decode", "1x0+64"], "STREAMSxPROMPT+TOKENS is expected"),
+        (&["--decode", "1x128+64+64"], "STREAMSxPROMPT+TOKENS is expected"),
+        (&["--load", "0x128+64"], "1 to 256 streams are expected"),
+        (&["--decode", "257x128+64"], "1 to 256 streams are expected"),
+        (&["--decode", &format!("1x128+{much}")], "is too short for"),
+        (&["--load", &format!("1x{much}+64")], "is too short for"),
+        (&["--prompt", "0"], "at least one token is expected"),
+        (&["--prompt=-1"], "at least one token is expected"),
+        (&["--prompt", "many"], "at least one token is expected"),
+        (&["--prompt", "100000"], "is too short for 100001"),
+        (&["--prompt", &much], "is too short for"),
+        (&["--figures", "prefill,encode"], "possible values"),
+        (&["--precision", "sm80-bf16"], "sm90-bf16"),
+        (&["--streams", "0"], "--streams"),
+        (&["--runs", "0"], "--runs"),
+        (&["--figure-seconds", "soon"], "--figure-seconds"),
+        (&["--no-limits=no"], "--no-limits"),
+        (&["--serve-flag"], "--serve-flag"),
+        (&["--peer", "other=ftp://127.0.0.1"], "--peer"),
+    ] {
+        let said = common::fails(&[&["bench", "engine", "--model", "nano", "--peer", "none"], flags].concat());
+        assert!(said.contains(says), "{flags:?}: {said}");
+    }
+}
+
+/// The server's own words, when what it was started with is wrong.
+#[test]
+fn a_server_of_ours_that_does_not_start_says_why() {
+    let bench = ["bench", "engine", "--model", "nano", "--peer", "none", "--no-limits", "--prompt", "8"];
+    let said = common::fails(&[&bench[..], &["--precision", "q8_0", "--serve-flag=--no-such-flag"]].concat());
+    assert!(said.contains("--no-such-flag"), "{said}");
+    if !std::path::Path::new("/dev/nvidiactl").exists() {
+        let said = common::fails(&[&bench[..], &["--precision", "sm90-bf16"]].concat());
+        assert!(said.contains("CUDA"), "{said}");
+    }
+}

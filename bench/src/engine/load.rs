@@ -30,7 +30,7 @@ impl Load {
     }
     /// Tokens of one stream, prompt and completion.
     pub fn tokens(&self) -> usize {
-        self.prompt + self.completion
+        self.prompt.saturating_add(self.completion)
     }
     /// Completion tokens of all streams.
     pub fn completed(&self) -> usize {
@@ -82,7 +82,7 @@ impl Figure {
             Figure::Steps(of) => {
                 let found = Load { completion: 1, again: true, ..*of };
                 // The first one only puts the prompts into the cache, unless they are there.
-                vec![found, Load { again: true, completion: 1 + of.completion, ..*of }, found]
+                vec![found, Load { again: true, completion: of.completion.saturating_add(1), ..*of }, found]
             }
             Figure::Serve(load) | Figure::SharedPrefix(load) => vec![*load],
             Figure::FreePrefix(of) => {

@@ -84,7 +84,7 @@ pub struct EngineArgs {
     #[arg(long, value_delimiter = ',')]
     streams: Vec<usize>,
     /// A further figure, as prefill: a prompt of so many tokens. With one of these three, only those that are named
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = prompt)]
     prompt: Vec<usize>,
     /// A further figure: STREAMSxPROMPT+TOKENS, steps of streams whose prompts are in the cache
     #[arg(long, value_name = "LOAD", value_parser = load)]
@@ -128,11 +128,18 @@ fn load(text: &str) -> Result<Load, String> {
         Some([streams.parse().ok()?, prompt.parse().ok()?, completion.parse().ok()?])
     });
     match numbers {
+        Some([streams, ..]) if !(1..=engine::STREAMS_MAX).contains(&streams) => {
+            Err(format!("1 to {} streams are expected", engine::STREAMS_MAX))
+        }
         Some([streams, prompt, completion]) if prompt > 0 && completion > 0 => {
             Ok(Load::new(streams, prompt, completion))
         }
         _ => Err("STREAMSxPROMPT+TOKENS is expected, such as 32x128+64".into()),
     }
+}
+
+fn prompt(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|tokens| *tokens > 0).ok_or_else(|| "at least one token is expected".into())
 }
 
 /// Those that were given, or the defaults.
