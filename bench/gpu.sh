@@ -3,10 +3,18 @@
 # Needs this repository and the bundle that `make gpu-bundle` made (target/gpu, or its archive there, or $GPU_BUNDLE), an
 # NVIDIA driver and python3; torch and transformers for all but the tests. No Rust, no compiler, no network.
 # Usage: gpu.sh [kernels|e2e|sanitize|limits|steps|agree|times|peers|all]…      (all, if none is named)
-# Parts have time limits (seconds), and the rest goes on when one has failed. Everything lands in $OUT (target/gpu/out).
+# Parts have time limits (seconds), and the rest goes on when one has failed; without a GPU that can be used nothing goes on.
+# Everything lands in $OUT (target/gpu/out).
 set -u
 cd "$(dirname "$0")/.." || exit 1
 [ $# -gt 0 ] || set -- all
+for asked in "$@"; do
+    case $asked in
+    kernels | e2e | sanitize | limits | steps | agree | times | peers | all) ;;
+    *) echo "gpu.sh: $asked: kernels, e2e, sanitize, limits, steps, agree, times, peers or all is expected" >&2; exit 1 ;;
+    esac
+done
+command -v python3 >/dev/null || { echo "gpu.sh: python3 is missing: it runs the tests and measures" >&2; exit 1; }
 OUT=${OUT:-target/gpu/out}
 bundle=${GPU_BUNDLE:-target/gpu}
 work=${GPU_WORK:-/dev/shm/polylink-gpu}
@@ -14,6 +22,7 @@ mkdir -p "$OUT" "$work" || exit 1
 export OUT PYTHONUNBUFFERED=1
 begun=$(date +%s)
 failed=""
+skipped=""
 
 say() { echo "[$(($(date +%s) - begun)) s] $*"; }
 
@@ -28,7 +37,7 @@ part() {
     case $status in
     0) say "== $name: done in $(($(date +%s) - from)) s" ;;
     124 | 137) say "== $name: TIMED OUT after $limit s"; failed="$failed $name" ;;
-    77) say "== $name: skipped" ;;
+    77) say "== $name: skipped"; skipped="$skipped, $name" ;;
     *) say "== $name: FAILED (status $status)"; failed="$failed $name" ;;
     esac
 }
@@ -49,12 +58,20 @@ if [ ! -f "$bundle/about" ]; then
     echo "gpu.sh: no bundle in $bundle: run 'make gpu-bundle' where there is Rust, and bring target/gpu along" >&2
     exit 1
 fi
+for program in polylink test-polylink_kernels test-cuda; do
+    if [ ! -x "$bundle/bin/$program" ]; then
+        echo "gpu.sh: there is no $bundle/bin/$program: bring all of what 'make gpu-bundle' makes" >&2
+        exit 1
+    fi
+done
 bin=$(cd "$bundle/bin" && pwd)
+"$bin/polylink" --version || { echo "gpu.sh: $bin/polylink does not start here" >&2; exit 1; }
 # Tests find their fixtures under the path where they were built.
 root=$(sed -n 's/^root //p' "$bundle/about")
 [ -e "$root" ] || { mkdir -p "$(dirname "$root")" && ln -s "$PWD" "$root"; } 2>/dev/null || say "$root cannot be made: golden tests will fail"
 
 part machine 60 python3 bench/gpu/machine.py "$bundle/about" "$OUT/machine.json"
+[ -z "$failed" ] || { say "== ended: nothing of the rest can be seen on this machine"; exit 1; }
 kernel_seconds=${KERNEL_SECONDS:-150}
 # Two at a time: the references that tests compute on the CPU take all cores, and more of them starved each other.
 wants kernels && part kernels "$kernel_seconds" python3 bench/gpu/tests.py "$bin/test-polylink_kernels" --out "$OUT" \
@@ -72,6 +89,7 @@ if wants sanitize; then
             --sanitize memcheck,racecheck --jobs 4
     else
         say "== sanitize: skipped, no compute-sanitizer on PATH"
+        skipped="$skipped, sanitize"
     fi
 fi
 if wants limits || wants times; then part limits 40 python3 bench/gpu/limits.py "$OUT/limits.json"; fi
@@ -84,13 +102,21 @@ fi
 # make_model SHAPE: a random model under $work, once.
 make_model() { part "model $1" 60 python3 bench/gpu/models.py "$1" "$work/$1"; }
 
+# there NAME SHAPE: whether the part has its model.
+there() {
+    [ -f "$work/$2/config.json" ] && return
+    say "== $1: skipped, there is no model of this shape"
+    skipped="$skipped, $1"
+    return 1
+}
+
 # ours NAME SHAPE SECONDS PRECISION FLAGS…: figures of our server over HTTP, in $OUT/ours-NAME.json.
 ours() {
     name=$1 shape=$2 limit=$3 precision=$4
     shift 4
     # Tensor cores are a GPU's anyway.
     [ "$precision" = sm90-bf16 ] || set -- "$@" --serve-flag=--backend=cuda
-    [ -f "$work/$shape/config.json" ] || { say "== ours $name: skipped, there is no model of this shape"; return; }
+    there "ours $name" "$shape" || return
     part "ours $name" "$limit" "$bin/polylink" bench engine --model "$work/$shape" --precision "$precision" --no-limits \
         --peer none --cache "$work" --runs 3 --figure-seconds 20 --json "$OUT/ours-$name.json" \
         --serve-flag=--token-budget="${TOKEN_BUDGET:-4096}" "$@"
@@ -100,14 +126,14 @@ ours() {
 peer() {
     shape=$1 limit=$2
     shift 2
-    [ -f "$work/$shape/config.json" ] || { say "== peer $shape: skipped, there is no model of this shape"; return; }
+    there "peer $shape" "$shape" || return
     part "peer $shape" "$limit" env HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_OFFLINE=1 \
         python3 bench/gpu/peers.py "$work/$shape" "$OUT/peer-$shape.json" "$@"
 }
 
 if wants agree; then
     make_model 0.5b
-    part agree 120 env HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_OFFLINE=1 \
+    there agree 0.5b && part agree 120 env HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_OFFLINE=1 \
         python3 bench/gpu/agree.py "$bin/polylink" "$work/0.5b" "$OUT/agree.json"
 fi
 if wants times || wants peers; then
@@ -130,5 +156,5 @@ fi
 if wants times; then ours 8b-q8_0 8b 80 q8_0 --decode 1x128+64 --prompt 8192; fi
 python3 bench/gpu/report.py "$OUT"
 
-say "== ended${failed:+; FAILED:$failed}"
+say "== ended${skipped:+; skipped:${skipped#,}}${failed:+; FAILED:$failed}"
 [ -z "$failed" ]

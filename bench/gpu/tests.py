@@ -29,7 +29,12 @@ ELSEWHERE = ("emulated",)
 
 def listed(program: Path, wanted: str) -> list[str]:
     """Names of a program's tests that contain a text."""
-    output = subprocess.run([program, "--list", "--format", "terse"], capture_output=True, text=True, timeout=60)
+    try:
+        output = subprocess.run([program, "--list", "--format", "terse"], capture_output=True, text=True, timeout=60)
+    except OSError as error:
+        sys.exit(f"{program} does not start: {error}")
+    if output.returncode != 0:
+        sys.exit(f"{program} does not tell its tests: {output.stderr.strip()}")
     names = [line.removesuffix(": test") for line in output.stdout.splitlines() if line.endswith(": test")]
     return [name for name in names if wanted in name and not any(word in name for word in ELSEWHERE)]
 
@@ -132,6 +137,9 @@ def main() -> int:
         work = [(program, name, 4 * given.test_seconds, tool) for tool in given.sanitize.split(",") for program, name in tests]
     else:
         work = [(program, name, given.test_seconds, None) for program, name in tests]
+    if not work:
+        why = "has passed here yet: run the part kernels first" if given.sanitize else f"has '{given.filter}' in its name"
+        sys.exit(f"no test {why}")
     with concurrent.futures.ThreadPoolExecutor(1 if given.times else given.jobs) as pool:
         for ended in [pool.submit(runner.one, *item) for item in work]:
             ended.result()

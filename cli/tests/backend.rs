@@ -5,8 +5,9 @@ mod common;
 
 use common::{Running, command, text};
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 const SERVE: [&str; 8] = ["serve", "--local", "--model", "nano", "--listen", "127.0.0.1:0", "--threads", "1"];
 
@@ -54,5 +55,56 @@ fn left_open_the_cpu_computes_and_says_why() {
         assert!(said.contains("the CPU computes") && said.contains("no CUDA driver"), "{said}");
     } else {
         assert!(!said.contains("CUDA"), "a program without kernels has nothing to say of them: {said}");
+    }
+}
+
+/// `bench/gpu.sh` on a machine that lacks something: it says what, and ends in failure before anything runs.
+#[test]
+fn what_a_machine_lacks_for_the_gpus_script_is_named() {
+    let python = Command::new("python3").arg("--version").output();
+    if !python.is_ok_and(|output| output.status.success()) {
+        println!("skipped: this machine has no python3");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("bundle");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let run = |parts: &[&str], path: &str| {
+        let mut script = Command::new("/bin/sh");
+        script.arg("bench/gpu.sh").args(parts).current_dir(&root).env("PATH", path).env("GPU_BUNDLE", &bundle);
+        script.env("OUT", folder.path().join("out")).env("GPU_WORK", folder.path().join("work"));
+        let output = script.output().unwrap();
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(!output.status.success(), "{said}");
+        said
+    };
+    let path = std::env::var("PATH").unwrap();
+    let lacks = |what: &str| {
+        let said = run(&["kernels", "times"], &path);
+        assert!(said.contains(what), "{what}: {said}");
+    };
+    let said = run(&["kernels", "sneeze"], &path);
+    assert!(said.contains("sneeze: kernels, e2e, sanitize"), "{said}");
+    assert!(run(&[], "/nowhere").contains("python3 is missing"));
+    lacks("no bundle in");
+    std::fs::create_dir_all(bundle.join("bin")).unwrap();
+    std::fs::write(bundle.join("polylink-gpu.tar.gz"), "no archive").unwrap();
+    lacks("no bundle in");
+    std::fs::write(bundle.join("about"), format!("root {}\ncommit none\nnvcc none\n", root.display())).unwrap();
+    lacks("there is no");
+    let program = |name: &str, text: &str| {
+        let path = bundle.join("bin").join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    program("polylink", "cut off");
+    program("test-polylink_kernels", "#!/bin/sh\n");
+    lacks("bin/test-cuda");
+    program("test-cuda", "#!/bin/sh\n");
+    lacks("bin/polylink does not start here");
+    std::fs::remove_file(bundle.join("bin/polylink")).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_polylink"), bundle.join("bin/polylink")).unwrap();
+    if !gpu() {
+        lacks("no GPU can be used");
     }
 }
