@@ -66,6 +66,9 @@ pub struct GatewayArgs {
     /// Instead: ask no worker that wants more uplk for 1,000 prompt/cached/completion tokens than this, such as 20/5/60
     #[arg(long, value_parser = parse_prices, conflicts_with = "max_price_factor")]
     max_price: Option<TokenPrices>,
+    /// The most in deposits that may be at stake in reports of receipts that workers have omitted; 0: report none
+    #[arg(long, value_parser = parse_amount, default_value = "1plk")]
+    max_report_deposits: Amount,
     /// Answers under way at once; more get 429
     #[arg(long, default_value_t = 256)]
     max_answers: usize,
@@ -211,6 +214,7 @@ pub async fn run(args: &GatewayArgs, home: &Path, output: &Output) -> Result<(),
         window: args.window,
         expiry_epochs: args.expiry_epochs,
         max_price: args.max_price.map_or(PriceLimit::Factor(args.max_price_factor), PriceLimit::Fixed),
+        report_stake_max: args.max_report_deposits,
         journal: home_layout.service(&args.key),
         api_keys: api_keys_file(&home_layout, &args.key),
         limits: FrontLimits { answers_max: args.max_answers, ..FrontLimits::default() },

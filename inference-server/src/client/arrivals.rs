@@ -99,7 +99,7 @@ impl Arrivals {
     }
 }
 
-/// What became of answers that broke off, for `/metrics`.
+/// What became of answers that broke off, and of receipts, for `/metrics`.
 pub struct Figures {
     /// Cut by their users and charged to them.
     pub cut_charged: IntCounter,
@@ -107,6 +107,10 @@ pub struct Figures {
     pub unbilled: IntCounter,
     /// Receipts that did not hold.
     pub refused: IntCounter,
+    /// Receipts that their workers have shown under their roots.
+    pub proven: IntCounter,
+    /// Receipts that they have not, reported on chain.
+    pub reported: IntCounter,
 }
 
 impl Figures {
@@ -121,11 +125,13 @@ impl Figures {
             ),
             unbilled: counter("polylink:unbilled_uplk_total", "Owed to workers for broken answers, charged to nobody"),
             refused: counter("polylink:refused_receipts_total", "Receipts of workers that did not hold"),
+            proven: counter("polylink:proven_receipts_total", "Receipts that workers have shown under their roots"),
+            reported: counter("polylink:reported_receipts_total", "Receipts that were reported as omitted"),
         }
     }
 
     /// All of them.
-    pub fn counters(&self) -> [IntCounter; 3] {
-        [self.cut_charged.clone(), self.unbilled.clone(), self.refused.clone()]
+    pub fn counters(&self) -> [IntCounter; 5] {
+        [&self.cut_charged, &self.unbilled, &self.refused, &self.proven, &self.reported].map(IntCounter::clone)
     }
 }

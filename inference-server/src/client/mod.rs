@@ -9,6 +9,7 @@ mod arrivals;
 mod ask;
 pub mod book;
 pub mod call;
+mod omissions;
 pub mod payer;
 pub mod records;
 mod settle;

@@ -178,7 +178,7 @@ type OnRefusal = Box<dyn Fn(&str) + Send + Sync>;
 pub struct Payer {
     pub(super) config: PayerConfig,
     pub(super) clock: ChainClock,
-    pub(super) store: PayerStore,
+    pub(super) store: Arc<PayerStore>,
     pub(super) http: HttpClient,
     /// Answers that arrive, and those that broke off.
     pub(super) arrivals: Arrivals,
@@ -194,7 +194,7 @@ pub struct Payer {
 impl Payer {
     /// Opens the journal.
     pub fn open(config: PayerConfig, clock: ChainClock) -> Result<Arc<Self>, JournalError> {
-        let store = PayerStore::open(&config.journal)?;
+        let store = Arc::new(PayerStore::open(&config.journal)?);
         Ok(Arc::new(Self {
             config,
             clock,

@@ -1,7 +1,7 @@
 //! What the payer's journal holds, in protobuf (field numbers are never reused).
 
 use polylink_protocol::Amount;
-use polylink_protocol::market_v1::{SignedRequest, SignedVoucher};
+use polylink_protocol::market_v1::{SignedReceipt, SignedRequest, SignedVoucher};
 use prost::Message;
 
 use super::book::{Owed, PayerBook, Running};
@@ -12,7 +12,7 @@ use crate::records::{UNKNOWN_KIND, VoucherRecord, amount, digest};
 #[derive(Clone, PartialEq, Message)]
 pub struct PayerRecord {
     /// What it is.
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub kind: Option<Kind>,
 }
 
@@ -46,6 +46,9 @@ pub enum Kind {
     /// The worker's receipt of a request does not hold: it is never paid.
     #[prost(message, tag = "9")]
     Refused(IndexRecord),
+    /// A receipt was reported as omitted, or its worker has shown it since.
+    #[prost(message, tag = "10")]
+    Report(ReportRecord),
 }
 
 /// A request.
@@ -116,6 +119,32 @@ pub struct AnsweredRecord {
     /// It was cut: its user went away.
     #[prost(bool, tag = "12")]
     pub cut: bool,
+    /// The receipt, where there is no record with it.
+    #[prost(message, optional, tag = "13")]
+    pub signed: Option<SignedReceipt>,
+}
+
+/// A report of an omitted receipt.
+#[derive(Clone, PartialEq, Message)]
+pub struct ReportRecord {
+    /// Session to the worker.
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    /// Index.
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
+    /// Account of the worker.
+    #[prost(string, tag = "3")]
+    pub worker: String,
+    /// Uplk.
+    #[prost(string, tag = "4")]
+    pub deposit: String,
+    /// The last epoch in which the worker may show it.
+    #[prost(uint64, tag = "5")]
+    pub deadline_epoch: u64,
+    /// It has.
+    #[prost(bool, tag = "6")]
+    pub shown: bool,
 }
 
 /// An index of a session.
@@ -149,6 +178,9 @@ pub struct SnapshotRecord {
     /// Per API key.
     #[prost(message, repeated, tag = "2")]
     pub keys: Vec<KeyRecord>,
+    /// Of omitted receipts.
+    #[prost(message, repeated, tag = "3")]
+    pub reports: Vec<ReportRecord>,
 }
 
 /// A session's account.
@@ -259,6 +291,13 @@ impl AnsweredRecord {
     }
 }
 
+impl ReportRecord {
+    /// What the payer gets back where the worker does not show the receipt.
+    pub fn deposit(&self) -> Amount {
+        amount(&self.deposit).unwrap_or(Amount::ZERO)
+    }
+}
+
 impl BookRecord {
     /// For the journal.
     pub fn of(session: u64, book: &PayerBook) -> Self {
@@ -336,6 +375,14 @@ mod tests {
         let index = IndexRecord { session: 7, index: 64 };
         let begun =
             BegunRecord { session: 7, index: 1, epoch: 2, request: vec![3], worst: "9".into(), ..Default::default() };
+        let report = ReportRecord {
+            session: 7,
+            index: 64,
+            worker: "w".into(),
+            deposit: "5".into(),
+            deadline_epoch: 9,
+            shown: true,
+        };
         for (kind, bytes) in [
             (Kind::Begun(begun), "0a0c0807100118022201032a0139"),
             (Kind::Abandoned(index.clone()), "1a0408071040"),
@@ -343,6 +390,7 @@ mod tests {
             (Kind::Acknowledged(index.clone()), "2a0408071040"),
             (Kind::Lease(index.clone()), "320408071040"),
             (Kind::Refused(index), "4a0408071040"),
+            (Kind::Report(report), "520e080710401a017722013528093001"),
             (Kind::UserRedeemed(UserRedeemedRecord { key_id: "k".into(), amount: "5".into() }), "3a060a016b120135"),
             (Kind::Snapshot(SnapshotRecord::default()), "4200"),
         ] {

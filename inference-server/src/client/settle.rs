@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use polylink_protocol::market::receipt_digest;
-use polylink_protocol::market_v1::{Receipt, SignedRequest};
+use polylink_protocol::market_v1::{SignedReceipt, SignedRequest};
 use polylink_protocol::transcript::{AnswerRecord, ReceiptStatus, VoucherAck};
 
 use super::arrivals::Arrival;
@@ -140,8 +140,9 @@ async fn ask(
                 Ok(amount) => {
                     let found = receipt.receipt.clone().unwrap_or_default();
                     let owed = Owed { receipt: receipt_digest(&found), epoch: found.epoch, amount };
+                    let signed = SignedReceipt::clone(&receipt);
                     let record = arrival.map(|a| a.record(*receipt, completion_salt, Some(completions)));
-                    owe(payer, session, index, owed, &found, record).await?;
+                    owe(payer, session, index, owed, &signed, record).await?;
                 }
                 Err(error) => refuse(&error.to_string()),
             }
@@ -156,12 +157,14 @@ async fn owe(
     session: &PayerSession,
     index: u64,
     owed: Owed,
-    receipt: &Receipt,
+    signed: &SignedReceipt,
     record: Option<AnswerRecord>,
 ) -> Result<(), PayerError> {
     // Taken out only now, so that it is charged once, and not after it was released.
     let arrival = payer.arrivals.end(session.id, index);
     let charge = arrival.as_ref().and_then(|arrival| arrival.charge.as_ref());
+    let record = charge.and(record.as_ref());
+    let tokens = signed.receipt.as_ref().map_or((0, 0), |receipt| (receipt.prompt_tokens, receipt.completion_tokens));
     let (charged, amount) = (charge.is_some(), u64::try_from(owed.amount.0).unwrap_or(u64::MAX));
     let answered = Answered {
         session: session.id,
@@ -169,11 +172,12 @@ async fn owe(
         owed,
         // Who is not charged for it has not had it.
         answer_id: charge.and(arrival.as_ref()).map_or("", |arrival| arrival.answer_id.as_str()),
-        record: charge.and(record.as_ref()),
+        record,
         charge: charge.map(|(charge, worst)| (charge, *worst)),
-        tokens: (receipt.prompt_tokens, receipt.completion_tokens),
+        tokens,
         endpoint: &session.worker().endpoint,
         cut: true,
+        signed: record.is_none().then_some(signed),
     };
     let stored = payer.store.answered(payer.clock.chain_id(), answered).await;
     if let (Err(_), Some(arrival)) = (&stored, arrival) {

@@ -1,5 +1,5 @@
-//! The payer's accounts behind a lock, with the journal that makes them durable: sessions to workers, API keys, and the
-//! records of answers.
+//! The payer's accounts behind a lock, with the journal that makes them durable: sessions to workers, API keys, the
+//! records of answers, and reports of omitted receipts.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use polylink_protocol::keys::ServiceKey;
 use polylink_protocol::market::{RECEIPT_CHAIN_START, chain_receipt, sign_voucher};
-use polylink_protocol::market_v1::{SignedVoucher, Voucher};
+use polylink_protocol::market_v1::{SignedReceipt, SignedVoucher, Voucher};
 use polylink_protocol::transcript::{AnswerRecord, VoucherCall};
 use polylink_protocol::{Amount, Digest};
 
@@ -17,6 +17,11 @@ use super::records::{
 };
 use crate::journal::{Journal, JournalError, Location, Pending};
 use crate::records::VoucherRecord;
+
+mod receipts;
+
+use receipts::Receipts;
+pub use receipts::Unproven;
 
 /// When a segment of the journal is full, and how many full ones are kept. Answers whose records can be asked for are
 /// forgotten oldest first, whole segments at a time.
@@ -94,6 +99,7 @@ struct State {
     books: BTreeMap<u64, PayerBook>,
     keys: BTreeMap<String, KeyAccount>,
     answers: HashMap<String, Location>,
+    receipts: Receipts,
     /// Number of the newest segment.
     segment: u64,
     /// Answers and bytes in it, without the accounts that it begins with.
@@ -127,6 +133,8 @@ pub struct Answered<'a> {
     pub endpoint: &'a str,
     /// Its user went away before its end.
     pub cut: bool,
+    /// The receipt, where there is no record with it.
+    pub signed: Option<&'a SignedReceipt>,
 }
 
 impl PayerStore {
@@ -237,7 +245,7 @@ impl PayerStore {
 
     /// Stores a verified answer and charges it; returns once it is on disk.
     pub async fn answered(&self, chain_id: &str, answered: Answered<'_>) -> Result<(), JournalError> {
-        let pending = {
+        let (record, pending) = {
             let mut state = self.lock();
             let user_voucher =
                 answered.charge.and_then(|(charge, _)| state.user_voucher(chain_id, charge, &answered.owed));
@@ -254,22 +262,20 @@ impl PayerStore {
                 user_voucher,
                 endpoint: answered.endpoint.into(),
                 cut: answered.cut,
+                signed: answered.signed.cloned(),
             };
             let pending = self.write(&mut state, Kind::Answered(record.clone()))?;
-            state.answered(&record, None).map_err(JournalError::Failed)?;
+            state.answered(&record).map_err(JournalError::Failed)?;
             if let Some((charge, worst)) = answered.charge
                 && let Some(account) = state.keys.get_mut(&charge.key_id)
             {
                 account.reserved = account.reserved.saturating_sub(worst);
             }
             self.rotate_if_full(&mut state);
-            pending
+            (record, pending)
         };
         let location = pending.durable().await?;
-        if !answered.answer_id.is_empty() {
-            self.lock().answers.insert(answered.answer_id.into(), location);
-        }
-        Ok(())
+        self.lock().stored(&record, location).map_err(JournalError::Failed)
     }
 
     /// Signs the next voucher of a session, if there is something to pay, and returns it once it is on disk; the
@@ -348,14 +354,6 @@ impl PayerStore {
         Ok(())
     }
 
-    /// Record, API key and worker's endpoint of an answer (blocking).
-    pub fn answer(&self, answer_id: &str) -> Result<Option<(AnswerRecord, String, String)>, JournalError> {
-        let Some(location) = self.lock().answers.get(answer_id).copied() else { return Ok(None) };
-        let bytes = self.journal.read(location)?;
-        let Ok(Kind::Answered(found)) = records::decode(&bytes) else { return Ok(None) };
-        Ok(serde_json::from_slice(&found.record).ok().map(|record| (record, found.key_id, found.endpoint)))
-    }
-
     fn write(&self, state: &mut State, kind: Kind) -> Result<Pending, JournalError> {
         let answers = usize::from(matches!(kind, Kind::Answered(_)));
         let bytes = records::encode(kind);
@@ -374,7 +372,8 @@ impl PayerStore {
         }
         let books = state.books.iter().map(|(session, book)| BookRecord::of(*session, book)).collect();
         let keys = state.keys.iter().map(|(id, account)| KeyRecord::of(id, account)).collect();
-        let accounts = records::encode(Kind::Snapshot(SnapshotRecord { books, keys }));
+        let reports = state.receipts.reports.values().cloned().collect();
+        let accounts = records::encode(Kind::Snapshot(SnapshotRecord { books, keys, reports }));
         if let Err(error) = self.journal.rotate(vec![accounts]) {
             tracing::warn!(%error, "a new segment of the journal cannot be begun now; tried again");
             return;
@@ -382,6 +381,7 @@ impl PayerStore {
         state.begin_segment(state.segment + 1);
         let oldest = state.segment.saturating_sub(kept);
         state.answers.retain(|_, location| location.segment >= oldest);
+        state.receipts.drop_before(oldest);
         if let Err(error) = self.journal.drop_before(oldest) {
             tracing::warn!(%error, "old segments of the journal are deleted later");
         }
@@ -418,7 +418,7 @@ impl State {
         Some(sign_voucher(voucher, key))
     }
 
-    fn answered(&mut self, record: &AnsweredRecord, location: Option<Location>) -> Result<(), String> {
+    fn answered(&mut self, record: &AnsweredRecord) -> Result<(), String> {
         let owed = record.owed()?;
         self.books.entry(record.session).or_default().finish(record.index, owed);
         if !record.key_id.is_empty() {
@@ -437,12 +437,15 @@ impl State {
                 account.voucher = record.user_voucher.clone();
             }
         }
-        if let Some(location) = location
-            && !record.answer_id.is_empty()
-        {
+        Ok(())
+    }
+
+    /// An answer's record is on disk.
+    fn stored(&mut self, record: &AnsweredRecord, location: Location) -> Result<(), String> {
+        if !record.answer_id.is_empty() {
             self.answers.insert(record.answer_id.clone(), location);
         }
-        Ok(())
+        self.receipts.stored(record, location)
     }
 
     fn replay(&mut self, location: Location, kind: Kind) -> Result<(), String> {
@@ -455,8 +458,10 @@ impl State {
                 self.books.entry(record.session).or_default().begin(record.index, record.running()?);
             }
             Kind::Answered(record) => {
-                self.answered(&record, Some(location))?;
+                self.answered(&record)?;
+                self.stored(&record, location)?;
             }
+            Kind::Report(record) => self.receipts.noted(record),
             Kind::Refused(record) => self.books.entry(record.session).or_default().refuse(record.index),
             Kind::Abandoned(record) => self.books.entry(record.session).or_default().abandon(record.index),
             Kind::Voucher(record) => {
@@ -480,6 +485,7 @@ impl State {
                 self.books = books.collect::<Result<_, String>>()?;
                 let keys = snapshot.keys.into_iter().map(|k| Ok((k.key_id.clone(), k.account()?)));
                 self.keys = keys.collect::<Result<_, String>>()?;
+                snapshot.reports.into_iter().for_each(|report| self.receipts.noted(report));
             }
         }
         Ok(())

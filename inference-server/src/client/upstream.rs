@@ -278,6 +278,7 @@ impl Upstream {
             tokens: (receipt.prompt_tokens, receipt.completion_tokens),
             endpoint: &self.worker.endpoint,
             cut: false,
+            signed: None,
         };
         // Dropped meanwhile, it is in the accounts all the same.
         let stored = answer.payer.store.answered(answer.payer.clock.chain_id(), answered).await;

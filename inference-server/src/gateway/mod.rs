@@ -52,6 +52,8 @@ pub struct GatewayConfig {
     pub expiry_epochs: u64,
     /// Workers that ask more are not asked.
     pub max_price: PriceLimit,
+    /// The most in deposits that may be at stake in reports of omitted receipts; zero: none are made.
+    pub report_stake_max: Amount,
     /// Folder of the journal.
     pub journal: PathBuf,
     /// File of the API keys.
@@ -189,7 +191,9 @@ pub async fn start(
     tasks.spawn(async move {
         tokio::select! {
             () = stopped.cancelled() => {}
-            ((), ()) = async { tokio::join!(refresh::run(&gateway), refresh::redeem(&gateway)) } => {}
+            ((), (), ()) = async {
+                tokio::join!(refresh::run(&gateway), refresh::redeem(&gateway), refresh::report(&gateway))
+            } => {}
         }
     });
     tracing::info!(address = %server.address(), "the gateway serves");

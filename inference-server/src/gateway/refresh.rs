@@ -1,4 +1,5 @@
-//! The gateway's background: what the chain offers, how the workers are, sessions to them, and users' vouchers.
+//! The gateway's background: what the chain offers, how the workers are, sessions to them, users' vouchers, and receipts that
+//! workers have omitted.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -178,6 +179,26 @@ pub(super) async fn redeem(gateway: &Arc<Gateway>) {
                 Err(error) => {
                     tracing::warn!(%error, "users' vouchers cannot be redeemed now; tried again in their turn")
                 }
+            }
+        }
+    }
+}
+
+/// Looks once per epoch whether the workers have committed what they signed, and reports what they have not.
+pub(super) async fn report(gateway: &Arc<Gateway>) {
+    let mut clock = gateway.payer.clock().clone();
+    let mut looked = 0;
+    loop {
+        clock.tick().await;
+        let Ok(time) = clock.now() else { continue };
+        if time.epoch <= looked || time.offset() < time.receipts_window {
+            continue;
+        }
+        match gateway.payer.report_omissions(gateway.config.report_stake_max).await {
+            Ok(()) => looked = time.epoch,
+            Err(error) => {
+                tracing::warn!(%error, "workers' roots cannot be looked at now; tried again");
+                tokio::time::sleep(PERIOD).await;
             }
         }
     }

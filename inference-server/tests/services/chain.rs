@@ -22,7 +22,10 @@ pub struct LocalChain {
 
 impl LocalChain {
     pub fn start() -> Arc<Self> {
-        let inner = Arc::new(Mutex::new(TestChain::start(&testing::genesis(ACCOUNTS))));
+        let mut genesis = testing::genesis(ACCOUNTS);
+        // Tests wait for it.
+        genesis.market.params.report_answer_epochs = 2;
+        let inner = Arc::new(Mutex::new(TestChain::start(&genesis)));
         let weak = Arc::downgrade(&inner);
         let blocks = std::thread::spawn(move || {
             while let Some(chain) = weak.upgrade() {

@@ -12,6 +12,7 @@ mod http;
 mod local;
 mod market;
 mod network;
+mod omissions;
 mod payer;
 mod prompts;
 mod proxy;

@@ -87,7 +87,7 @@ pub fn worker_config(operator: u8, folder: &Path, endpoint: String) -> WorkerCon
 
 pub async fn start_worker_with(
     config: WorkerConfig,
-    chain: &Arc<LocalChain>,
+    chain: &Arc<impl Chain>,
     engine: &EngineHandle,
     listener: tokio::net::TcpListener,
 ) -> RunningWorker {
@@ -109,6 +109,7 @@ pub fn gateway_config(folder: &Path) -> GatewayConfig {
         window: 32,
         expiry_epochs: 1_000,
         max_price: PriceLimit::DEFAULT,
+        report_stake_max: Amount(1_000_000),
         journal: folder.join("gateway"),
         api_keys: folder.join("api-keys.json"),
         limits: FrontLimits::default(),

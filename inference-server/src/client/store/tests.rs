@@ -1,7 +1,8 @@
 //! Indexes, budgets, answers and vouchers across restarts.
 
-use polylink_protocol::market_v1::SignedRequest;
+use polylink_protocol::market_v1::{SignedReceipt, SignedRequest};
 
+use super::super::records::ReportRecord;
 use super::*;
 
 fn reopen(folder: &Path) -> PayerStore {
@@ -49,6 +50,7 @@ async fn answered(store: &PayerStore, index: u64, amount: u128, charge: Option<(
         tokens: (2, 1),
         endpoint: "http://w",
         cut: index == 1,
+        signed: None,
     };
     store.answered("c", answered).await.unwrap();
 }
@@ -119,6 +121,68 @@ async fn a_refused_receipt_stays_refused() {
     let store = reopen(folder.path());
     assert!(store.book(7).running[&index].refused && store.unsettled().is_empty());
     assert_eq!(store.key("key-a"), KeyAccount::default());
+}
+
+#[tokio::test]
+async fn receipts_are_kept_until_they_are_proven_and_reports_for_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Segments { answers: 3, bytes: 1 << 20, kept: 1 };
+    let store = PayerStore::open_with(folder.path(), limits).unwrap();
+    let signed = SignedReceipt { receipt: None, signature: vec![9] };
+    for index in 0..2 {
+        answered(&store, index, 20, None).await;
+    }
+    // Of an answer that nobody saw the receipt alone is kept.
+    let owed = Owed { receipt: Digest([2; 32]), epoch: 4, amount: Amount(5) };
+    let (answer_id, endpoint) = ("", "http://w");
+    let nobodys = Answered {
+        session: 8,
+        index: 2,
+        owed,
+        answer_id,
+        record: None,
+        charge: None,
+        tokens: (2, 1),
+        endpoint,
+        cut: true,
+        signed: Some(&signed),
+    };
+    store.answered("c", nobodys).await.unwrap();
+    assert_eq!(store.unproven(4).keys().copied().collect::<Vec<_>>(), [7], "epoch 4 has not ended");
+    let first = store.unproven(4)[&7][0];
+    assert_eq!((first.leaf.tokens, first.leaf.amount, first.leaf.receipt), (3, Amount(20), Digest([0; 32])));
+    store.proven(&first);
+    let report = ReportRecord {
+        session: 7,
+        index: 1,
+        worker: "w".into(),
+        deposit: "100".into(),
+        deadline_epoch: 9,
+        shown: false,
+    };
+    store.note_report(report.clone()).await.unwrap();
+    assert_eq!(store.unproven(5).keys().copied().collect::<Vec<_>>(), [8], "proven, and reported");
+    drop(store);
+
+    let store = PayerStore::open_with(folder.path(), limits).unwrap();
+    let indexes: Vec<u64> = store.unproven(5).values().flatten().map(|unproven| unproven.leaf.index).collect();
+    assert_eq!(
+        (indexes, store.reports()),
+        (vec![0, 2], vec![report.clone()]),
+        "what was reported is not reported again"
+    );
+    assert_eq!(store.signed_receipt(&store.unproven(5)[&8][0]).unwrap(), Some(signed));
+    assert_eq!(store.signed_receipt(&first).unwrap(), Some(SignedReceipt::default()), "out of the record");
+    // Its segment is deleted one day: then the snapshot has it.
+    for index in 10..20 {
+        answered(&store, index, 20, None).await;
+    }
+    drop(store);
+    let store = PayerStore::open_with(folder.path(), limits).unwrap();
+    assert_eq!(store.reports(), [report]);
+    assert!(store.unproven(5)[&7].iter().all(|unproven| unproven.leaf.index >= 10) && store.unproven(5).len() == 1);
+    store.forget_receipts(4, 10);
+    assert!(store.unproven(5).is_empty() && store.reports().is_empty());
 }
 
 #[tokio::test]
