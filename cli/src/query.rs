@@ -143,6 +143,12 @@ enum What {
         #[command(flatten)]
         worker: WorkerArg,
     },
+    /// What convictions of workers gave back to a payer
+    Refunds {
+        /// poly1… or the name of a key
+        #[arg(default_value = "user")]
+        payer: String,
+    },
     /// Sessions of a payer or payee
     Sessions {
         /// poly1… or the name of a key
@@ -278,6 +284,10 @@ async fn answer(chain: &ChainClient, what: &What, home: &Path) -> Result<Value, 
         What::Reports { worker } => {
             let request = market::QueryReportsRequest { worker: account(&worker.worker)?.account(), pagination: None };
             json!(chain.query::<_, market::QueryReportsResponse>(&market_path("Reports"), &request).await?)
+        }
+        What::Refunds { payer } => {
+            let request = market::QueryRefundsRequest { payer: account(payer)?.account(), pagination: None };
+            json!(chain.query::<_, market::QueryRefundsResponse>(&market_path("Refunds"), &request).await?)
         }
         What::Quality { worker, profile } => {
             let (worker, profile_digest) = (account(&worker.worker)?.account(), profile.get(home)?.to_vec());

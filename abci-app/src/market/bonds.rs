@@ -164,7 +164,8 @@ pub(super) fn slash(
     Ok(total)
 }
 
-/// Executes a verdict: burns a share of bond and unbonding, and jails. Returns what was burned.
+/// Executes a verdict: takes a share of bond and unbonding, and jails. Returns what is for the caller to pay out of the pool of
+/// bonds or burn.
 pub(crate) fn convict(
     ctx: &mut Context,
     state: &mut dyn StateWrite,
@@ -176,7 +177,6 @@ pub(crate) fn convict(
     record.jailed = true;
     places::leave(ctx, state, operator, &mut record, |_| true);
     save(state, keys::worker(operator), &record);
-    bank::burn(ctx, state, Pool::WorkerBonds, total)?;
     ctx.emit("slash_worker", [("operator", operator.account()), ("amount", format!("{total}uplk"))]);
     Ok(total)
 }

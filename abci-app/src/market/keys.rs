@@ -54,6 +54,15 @@ pub const REPORT_DUE: u8 = 0x56;
 /// `0x57 ‖ the receipt's epoch ‖ session ‖ index` → 1: receipts that were reported, so that each is once.
 pub const REPORTED: u8 = 0x57;
 
+/// `0x58 ‖ epoch ‖ profile ‖ worker ‖ payer` → what the payer's vouchers moved into the pot, 16 bytes.
+pub const PAID: u8 = 0x58;
+/// `0x59 ‖ trial` → `market.v1.Refunding`.
+pub const REFUNDING: u8 = 0x59;
+/// `0x5a ‖ payer ‖ trial` → `market.v1.Refund`.
+pub const REFUND: u8 = 0x5a;
+/// `0x5b ‖ epoch ‖ trial ‖ payer` → 1: refunds that were made, until they are dropped.
+pub const REFUND_MADE: u8 = 0x5b;
+
 /// The value of a key that is only there or not.
 pub const THERE: [u8; 1] = [1];
 
@@ -129,6 +138,25 @@ pub(super) fn report_due(deadline_epoch: u64, id: u64) -> Vec<u8> {
 }
 pub(super) fn reported(epoch: u64, session: u64, index: u64) -> Vec<u8> {
     KeyBuilder::new(REPORTED).u64(epoch).u64(session).u64(index).finish()
+}
+
+pub(super) fn paid_into(epoch: u64, profile: &Digest, worker: &Address) -> Vec<u8> {
+    KeyBuilder::new(PAID).u64(epoch).bytes(&profile.0).bytes(&worker.0).finish()
+}
+pub(super) fn paid(epoch: u64, profile: &Digest, worker: &Address, payer: &Address) -> Vec<u8> {
+    KeyBuilder::new(PAID).u64(epoch).bytes(&profile.0).bytes(&worker.0).bytes(&payer.0).finish()
+}
+pub(super) fn refunding(trial: u64) -> Vec<u8> {
+    KeyBuilder::new(REFUNDING).u64(trial).finish()
+}
+pub(super) fn refunds_of(payer: &Address) -> KeyBuilder {
+    KeyBuilder::new(REFUND).bytes(&payer.0)
+}
+pub(super) fn refund(payer: &Address, trial: u64) -> Vec<u8> {
+    refunds_of(payer).u64(trial).finish()
+}
+pub(super) fn refund_made(epoch: u64, trial: u64, payer: &Address) -> Vec<u8> {
+    KeyBuilder::new(REFUND_MADE).u64(epoch).u64(trial).bytes(&payer.0).finish()
 }
 
 /// The address that a key ends with.

@@ -4,8 +4,8 @@
 //! worker commits to the receipts of the epoch, the audit (`tiqe`) scores samples of them, and the settlement shares
 //! the pot out: royalty, judges, the worker's vesting pay, and what is withheld and burned.
 //!
-//! Invariants: escrow = Σ (deposit − redeemed) of open sessions + Σ deposits of open reports; pots = Σ (redeemed + carried in) of pots that are not
-//! settled; vesting = Σ buckets; worker bonds = Σ (bond + unbonding). What is paid is at most what was committed.
+//! Invariants: escrow = Σ (deposit − redeemed) of open sessions + Σ deposits of open reports + Σ refunds to be paid; pots
+//! = Σ (redeemed + carried in) of pots that are not settled; what was redeemed into a pot = Σ of its payers until they are refunded; vesting = Σ buckets; worker bonds = Σ (bond + unbonding). What is paid is at most what was committed.
 
 pub mod bonds;
 pub mod error;
@@ -21,6 +21,7 @@ mod query;
 pub mod receipts;
 pub(crate) mod records;
 pub mod redeem;
+pub mod refunds;
 pub mod reports;
 pub mod revoke;
 pub mod schedule;
@@ -95,6 +96,7 @@ pub const MODULE: Module = Module {
         QueryRoute::of::<QueryEpochRequest>(),
         QueryRoute::of::<QueryReportRequest>(),
         QueryRoute::of::<QueryReportsRequest>(),
+        QueryRoute::of::<QueryRefundsRequest>(),
         QueryRoute::of::<QueryParamsRequest>(),
     ],
     begin_block: settle::begin_block,

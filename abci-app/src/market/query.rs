@@ -168,6 +168,15 @@ impl Answer for QueryReportsRequest {
     }
 }
 
+impl Answer for QueryRefundsRequest {
+    type Response = QueryRefundsResponse;
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<Self::Response, QueryError> {
+        let prefix = keys::refunds_of(&self.payer.parse()?).finish();
+        let (refunds, pagination) = rows(state, &prefix, &self.pagination, |_| true);
+        Ok(QueryRefundsResponse { refunds, pagination })
+    }
+}
+
 impl Answer for QueryPotRequest {
     type Response = QueryPotResponse;
     fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<Self::Response, QueryError> {

@@ -10,7 +10,7 @@ use polylink_protocol::{Address, Amount};
 use super::error::MarketError;
 use super::records::{pot_or_new, save, save_pot, uplk, worker};
 use super::schedule::Schedule;
-use super::{keys, models, params, sessions, workers};
+use super::{keys, models, params, refunds, sessions, workers};
 use crate::bank::{self, Pool};
 use crate::context::Context;
 use crate::error::TxError;
@@ -102,6 +102,7 @@ pub(super) fn redeem(
         let mut pot = pot_or_new(state, epoch, &profile, &payee);
         pot.redeemed = Amount(uplk(&pot.redeemed).0.saturating_add(increase.0)).to_string();
         save_pot(state, &profile, &payee, &pot);
+        refunds::note(ctx, state, (epoch, &profile, &payee), &session.payer.parse()?, increase);
         Some(epoch)
     };
     session.redeemed = amount.to_string();

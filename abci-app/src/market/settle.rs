@@ -9,6 +9,7 @@ use polylink_protocol::{Address, Amount, Bps, DENOM, Digest};
 
 use super::params;
 use super::records::{amount, committed, model, pot, pot_or_new, save, save_pot, uplk, worker};
+use super::refunds::{self, REFUNDS_PER_BLOCK};
 use super::schedule::{Schedule, Window};
 use super::settlement::{Cover, Split, Terms, by_weight, cover, split};
 use super::{POT_RETENTION_EPOCHS, RELEASES_PER_BLOCK, bonds, keys, prices, reports, sessions, vesting};
@@ -51,18 +52,18 @@ pub(super) fn end_block(ctx: &mut Context, state: &mut dyn StateWrite) -> Result
     vesting::release(ctx, state, RELEASES_PER_BLOCK)?;
     bonds::release(ctx, state, RELEASES_PER_BLOCK)?;
     sessions::forget(ctx, state, RELEASES_PER_BLOCK)?;
-    prune(state, keys::POT, ctx.epoch);
-    prune(state, keys::EMITTED, ctx.epoch);
-    prune(state, keys::EPOCH, ctx.epoch);
-    prune(state, keys::REPORTED, ctx.epoch);
+    refunds::end_block(ctx, state, REFUNDS_PER_BLOCK)?;
+    for table in [keys::POT, keys::EMITTED, keys::EPOCH, keys::REPORTED] {
+        prune(state, table, ctx.epoch, RELEASES_PER_BLOCK);
+    }
     Ok(())
 }
 
-/// Drops the oldest entries of a table keyed epoch first, a bounded number at a time.
-pub(crate) fn prune(state: &mut dyn StateWrite, prefix: u8, now: u64) {
+/// Drops the oldest entries of a table keyed epoch first, at most `limit`.
+pub(crate) fn prune(state: &mut dyn StateWrite, prefix: u8, now: u64, limit: usize) {
     let old: Vec<Vec<u8>> = state
         .iter_prefix(&[prefix])
-        .take(RELEASES_PER_BLOCK)
+        .take(limit)
         .map(|(key, _)| key)
         .take_while(|key| {
             let epoch = key.get(1..9).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
@@ -114,19 +115,10 @@ fn settle(
 
     let verdict = tiqe::verdict(state, epoch, profile, operator);
     let alpha = if jailed { Bps::ZERO } else { alpha(state, &pot, &cover, verdict.alpha, profile, operator) };
-    let emitted = amount(state, &keys::emitted(epoch));
-    let royalty = model(state, profile).map_or(0, |model| royalty_at(&model, epoch));
-    let terms = Terms {
-        fee_burn: Bps::clamped(params.fee_burn_bps),
-        kappa: Bps::clamped(params.kappa_bps),
-        judge_share: Bps::clamped(params.judge_share_bps),
-        royalty: Bps::clamped(royalty),
-        alpha,
-        emission_left: uplk(&params.emission_per_epoch).saturating_sub(emitted),
-        judged: verdict.judges.iter().any(|(_, weight)| *weight > 0),
-    };
-    let shares = split(cover.paid, &terms);
+    let judged = verdict.judges.iter().any(|(_, weight)| *weight > 0);
+    let shares = split(cover.paid, &terms(state, profile, epoch, alpha, judged));
     if !shares.emission.is_zero() {
+        let emitted = amount(state, &keys::emitted(epoch));
         let total = Amount(emitted.0.saturating_add(shares.emission.0));
         state.put(keys::emitted(epoch), total.0.to_be_bytes().to_vec());
     }
@@ -160,6 +152,21 @@ fn settle(
         ],
     );
     Ok(())
+}
+
+/// By what a pot of an epoch is shared out.
+pub(super) fn terms(state: &dyn StateRead, profile: &Digest, epoch: u64, alpha: Bps, judged: bool) -> Terms {
+    let params = params::at(state, epoch.saturating_add(1));
+    let royalty = model(state, profile).map_or(0, |model| royalty_at(&model, epoch));
+    Terms {
+        fee_burn: Bps::clamped(params.fee_burn_bps),
+        kappa: Bps::clamped(params.kappa_bps),
+        judge_share: Bps::clamped(params.judge_share_bps),
+        royalty: Bps::clamped(royalty),
+        alpha,
+        emission_left: uplk(&params.emission_per_epoch).saturating_sub(amount(state, &keys::emitted(epoch))),
+        judged,
+    }
 }
 
 /// The pot's quality. Money that the epoch's own commitment does not cover belongs to the epoch before: it is not worth

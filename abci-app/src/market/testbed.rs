@@ -220,13 +220,24 @@ impl Bed {
         records::pot(&self.state, epoch, &self.profile, &WORKER).unwrap()
     }
 
+    /// As a verdict does, without a trial and so without refunds.
+    pub fn convict(&mut self, operator: Address, bps: u32) {
+        let share = polylink_protocol::Bps::clamped(bps);
+        let slashed = super::bonds::convict(&mut self.ctx, &mut self.state, &operator, share).unwrap();
+        bank::burn(&mut self.ctx, &mut self.state, Pool::WorkerBonds, slashed).unwrap();
+    }
+
     pub fn open_session(&mut self, deposit: u128) -> u64 {
         self.open_session_with(WORKER, deposit)
     }
 
     pub fn open_session_with(&mut self, worker: Address, deposit: u128) -> u64 {
+        self.open_session_of(PAYER, worker, deposit)
+    }
+
+    pub fn open_session_of(&mut self, payer: Address, worker: Address, deposit: u128) -> u64 {
         let message = MsgOpenSession {
-            payer: PAYER.account(),
+            payer: payer.account(),
             payee: worker.account(),
             spend_key: spend_key().public_key().to_vec(),
             deposit: deposit.to_string(),
@@ -313,7 +324,25 @@ impl Bed {
             .sum();
         let reports = all(keys::REPORT);
         let reports = reports.iter().map(|value| uplk(&OmissionReport::decode(value.as_slice()).unwrap().deposit));
-        assert_eq!(self.balance(Pool::MarketEscrow), escrow + reports.sum::<u128>(), "escrow");
+        let refunds = all(keys::REFUNDING);
+        let refunds = refunds.iter().map(|value| uplk(&Refunding::decode(value.as_slice()).unwrap().left));
+        let others = reports.sum::<u128>() + refunds.sum::<u128>();
+        assert_eq!(self.balance(Pool::MarketEscrow), escrow + others, "escrow");
+        let mut payers = std::collections::BTreeMap::<_, u128>::new();
+        for (key, value) in self.state.iter_prefix(&[keys::PAID]) {
+            let pot = (key[1..9].to_vec(), key[9..41].to_vec(), key[41..61].to_vec());
+            *payers.entry(pot).or_default() += u128::from_be_bytes(value.as_slice().try_into().unwrap());
+        }
+        for pot in all(keys::POT).iter().map(|value| Pot::decode(value.as_slice()).unwrap()) {
+            let worker: Address = pot.worker.parse().unwrap();
+            let refunded = records::worker(&self.state, &worker).unwrap().jailed;
+            let place = (pot.epoch.to_be_bytes().to_vec(), pot.profile_digest.clone(), worker.0.to_vec());
+            let paid = payers.remove(&place).unwrap_or(0);
+            // What is past its retention is dropped table by table.
+            let dropped = pot.epoch + super::POT_RETENTION_EPOCHS < self.ctx.epoch;
+            let known = paid == uplk(&pot.redeemed) || ((refunded || dropped) && paid < uplk(&pot.redeemed));
+            assert!(known, "payers of {pot:?}: {paid}");
+        }
         let open = |prefix: u8| self.state.iter_prefix(&[prefix]).count();
         assert_eq!([keys::REPORT_DUE, keys::REPORT_BY_WORKER].map(open), [open(keys::REPORT); 2], "open reports");
         let mut deposits = std::collections::BTreeMap::new();

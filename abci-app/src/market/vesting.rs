@@ -63,8 +63,8 @@ fn epochs_of(state: &dyn StateRead, now: u64) -> std::ops::RangeInclusive<u64> {
     oldest..=now.saturating_add(VESTING_EPOCHS_MAX)
 }
 
-/// Burns what an owner has not received yet; returns it.
-pub fn claw_back(ctx: &mut Context, state: &mut dyn StateWrite, owner: &Address) -> Result<Amount, TxError> {
+/// Takes what an owner has not received yet. Returns what is for the caller to pay out of the vesting pool or burn.
+pub fn claw_back(ctx: &Context, state: &mut dyn StateWrite, owner: &Address) -> Amount {
     let mut total = Amount::ZERO;
     for epoch in epochs_of(state, ctx.epoch) {
         let key = keys::vesting(epoch, owner);
@@ -74,8 +74,7 @@ pub fn claw_back(ctx: &mut Context, state: &mut dyn StateWrite, owner: &Address)
             total = Amount(total.0.saturating_add(part.0));
         }
     }
-    bank::burn(ctx, state, Pool::MarketVesting, total)?;
-    Ok(total)
+    total
 }
 
 /// What an owner is still to receive, and in which epochs.

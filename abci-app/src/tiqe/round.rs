@@ -102,7 +102,7 @@ pub(super) fn end_block(ctx: &mut Context, state: &mut dyn StateWrite) -> Result
     trial::end_block(ctx, state)?;
     leaving::release(ctx, state, RELEASES_PER_BLOCK)?;
     for table in [keys::ROUND, keys::OUTPUT, keys::SEAT, keys::REVEAL, keys::ALPHA] {
-        prune(state, table, ctx.epoch);
+        prune(state, table, ctx.epoch, RELEASES_PER_BLOCK);
     }
     Ok(())
 }

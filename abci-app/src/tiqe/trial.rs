@@ -21,7 +21,7 @@ use super::{
 use crate::context::Context;
 use crate::error::TxError;
 use crate::market::records::{counter, load, save, uplk};
-use crate::market::{self, bonds, committed, models, vesting};
+use crate::market::{self, bonds, committed, models, refunds, vesting};
 use crate::modules::Handle;
 use crate::store::{StateRead, StateWrite};
 
@@ -59,6 +59,7 @@ fn event(ctx: &mut Context, trial: &Trial, what: &str) {
             ("state", what.into()),
             ("slashed", trial.slashed.clone()),
             ("clawed_back", trial.clawed_back.clone()),
+            ("refunds", trial.refunds.clone()),
         ],
     );
 }
@@ -278,8 +279,11 @@ fn decide(ctx: &mut Context, state: &mut dyn StateWrite, mut trial: Trial) -> Re
     }
     if convicts(guilty, total) {
         trial.set_state(TrialState::Guilty);
-        trial.slashed = bonds::convict(ctx, state, &worker, Bps::clamped(params.slash_worker_bps))?.to_string();
-        trial.clawed_back = vesting::claw_back(ctx, state, &worker)?.to_string();
+        let slashed = bonds::convict(ctx, state, &worker, Bps::clamped(params.slash_worker_bps))?;
+        let clawed_back = vesting::claw_back(ctx, state, &worker);
+        let refunds = refunds::open(ctx, state, &trial, slashed, clawed_back)?;
+        (trial.slashed, trial.clawed_back) = (slashed.to_string(), clawed_back.to_string());
+        trial.refunds = refunds.to_string();
     } else {
         trial.set_state(TrialState::Acquitted);
     }

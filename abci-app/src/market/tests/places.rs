@@ -8,7 +8,7 @@ use polylink_protocol::{Address, Amount};
 
 use crate::bank;
 use crate::market::testbed::*;
-use crate::market::{POT_RETENTION_EPOCHS, WORKERS_PER_PROFILE_MAX, bonds, records, workers};
+use crate::market::{POT_RETENTION_EPOCHS, WORKERS_PER_PROFILE_MAX, records, workers};
 use crate::tiqe::JUDGES_PER_PROFILE_MAX;
 
 fn fund(bed: &mut Bed, who: Address, amount: u128) {
@@ -140,7 +140,7 @@ fn nobody_opens_a_session_for_an_offer_that_is_about_to_end() {
 #[test]
 fn a_convicted_worker_has_no_place() {
     let mut bed = Bed::new(0);
-    bonds::convict(&mut bed.ctx, &mut bed.state, &WORKER, polylink_protocol::Bps::clamped(5_000)).unwrap();
+    bed.convict(WORKER, 5_000);
     assert!(found(&bed).is_empty());
     let update =
         MsgUpdateWorker { operator: WORKER.account(), offers: register_worker(WORKER).offers, ..Default::default() };

@@ -129,8 +129,7 @@ fn capacity_is_what_bonds_back_and_convicted_workers_count_for_nothing() {
     use_epoch(&mut bed, session, 900_000, 900_000, 900_000);
     let record = price_of(&bed, 2).record.unwrap();
     assert_eq!((record.paid_tokens, record.capacity_tokens, record.utilization_bps), (900_000, 2_000_000, 4_500));
-    let full = polylink_protocol::Bps::clamped(10_000);
-    crate::market::bonds::convict(&mut bed.ctx, &mut bed.state, &WORKER, full).unwrap();
+    bed.convict(WORKER, 10_000);
     bed.until(2, 18);
     let record = price_of(&bed, 3).record.unwrap();
     assert_eq!((record.paid_tokens, record.capacity_tokens), (0, 1_000_000));

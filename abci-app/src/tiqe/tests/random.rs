@@ -7,12 +7,12 @@ mod model;
 use std::collections::BTreeMap;
 
 use polylink_protocol::market::profile_digest;
-use polylink_protocol::market_v1::MsgCommitReceipts;
+use polylink_protocol::market_v1::{MsgCommitReceipts, MsgRedeem};
 use polylink_protocol::tiqe::vrf_verify;
 use polylink_protocol::tiqe_v1::{
     MsgCommitScores, MsgRegisterJudge, MsgRevealScores, MsgSubmitBeacon, MsgUnbondJudge, MsgVoteTrial, Score, Scores,
 };
-use polylink_protocol::{Digest, Message};
+use polylink_protocol::{Address, Digest, Message};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
@@ -52,6 +52,12 @@ enum Step {
     Leave {
         who: u8,
     },
+    /// A payer's next voucher, into the pot of the epoch.
+    Pay {
+        worker: u8,
+        payer: u8,
+        amount: u128,
+    },
     Blocks(u64),
 }
 
@@ -64,8 +70,19 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(trial, who, guilty)| Step::Vote { trial, who, guilty }),
         2 => (0..JUDGES, 1..20_u32).prop_map(|(who, tickets)| Step::Register { who, tickets }),
         1 => (0..JUDGES).prop_map(|who| Step::Leave { who }),
+        4 => (0..WORKERS, 0..PAYERS, prop_oneof![1_u128..40, 1_u128..20_000])
+            .prop_map(|(worker, payer, amount)| Step::Pay { worker, payer, amount }),
         15 => (1..4_u64).prop_map(Step::Blocks),
     ]
+}
+
+fn payer_account(payer: u8) -> Address {
+    [PAYER, GATEWAY, STRANGER][usize::from(payer)]
+}
+
+/// The id of the session between a worker and a payer.
+fn session(n: u8, payer: u8) -> u64 {
+    1 + u64::from(n) * u64::from(PAYERS) + u64::from(payer)
 }
 
 /// A number that looks random (SplitMix64).
@@ -112,6 +129,7 @@ impl Run {
         let tickets = |n: u8| 2 + 3 * u32::from(n);
         let mut bed = Bed::with(JUDGES, |genesis| {
             genesis.tiqe.params.slash_judge_bps = SLASH_JUDGE as u32;
+            genesis.tiqe.params.cusum_threshold_milli = THRESHOLD as u64;
             genesis.market.params.unbonding_epochs = UNBONDING;
             genesis.tiqe.judges.truncate(FIRST.into());
             (0..FIRST).for_each(|n| genesis.tiqe.judges[usize::from(n)].tickets = tickets(n));
@@ -121,7 +139,10 @@ impl Run {
             }
         });
         for n in 0..WORKERS {
-            bed.open_session_with(worker(n), 1_000_000_000);
+            for payer in 0..PAYERS {
+                let id = bed.open_session_of(payer_account(payer), worker(n), DEPOSIT);
+                assert_eq!(id, session(n, payer));
+            }
         }
         let mut model = Model {
             chain: CHAIN,
@@ -136,6 +157,10 @@ impl Run {
             baseline: 0,
             trials: BTreeMap::new(),
             convicted: BTreeMap::new(),
+            vouchers: BTreeMap::new(),
+            paid: BTreeMap::new(),
+            refunds: BTreeMap::new(),
+            set_aside: BTreeMap::new(),
         };
         (0..FIRST).for_each(|n| model.register(n, tickets(n), 0));
         Run { bed, model, seen: BTreeMap::new() }
@@ -332,10 +357,27 @@ impl Run {
                     self.model.judges.get_mut(&who).unwrap().release = epoch + UNBONDING;
                 }
             }
+            Step::Pay { worker: n, payer, amount } => {
+                let (before, count) = self.model.vouchers.get(&(n, payer)).copied().unwrap_or((0, 0));
+                let signed = voucher(session(n, payer), epoch, before + amount, count + 1);
+                let message = MsgRedeem { payee: worker(n).account(), voucher: Some(signed) };
+                let convicted = self.model.convicted.contains_key(&n);
+                if self.send(&message, convicted.then_some(("market", 14)))? {
+                    self.model.vouchers.insert((n, payer), (before + amount, count + 1));
+                    *self.model.paid.entry((epoch, n, payer)).or_default() += amount;
+                }
+            }
             Step::Blocks(blocks) => {
                 for _ in 0..blocks {
+                    let (pots, vesting) = (self.pots(), self.vesting());
                     self.bed.block();
+                    let known = self.model.convicted.clone();
                     self.model.end();
+                    let newly = self.model.convicted.keys().filter(|n| !known.contains_key(n));
+                    for n in newly.copied().collect::<Vec<u8>>() {
+                        self.model.refund(n, &pots, vesting[&n]);
+                    }
+                    self.pay_judges(&pots);
                     self.compare()?;
                     self.model.height += 1;
                 }
@@ -364,6 +406,7 @@ proptest! {
             prop_assert!(run.seen.contains_key(kind), "no {} in {:?}", kind, run.seen);
         }
         let (trials, guilty) = (run.model.trials.len(), run.model.convicted.len());
-        println!("{:?}, epoch {}, {trials} trials, {guilty} guilty", run.seen, run.model.epoch());
+        let refunds: u128 = run.model.refunds.values().sum();
+        println!("{:?}, epoch {}, {trials} trials, {guilty} guilty, {refunds} refunded", run.seen, run.model.epoch());
     }
 }

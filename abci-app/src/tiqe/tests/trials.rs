@@ -1,11 +1,13 @@
 //! Trials: evidence opens one, fresh samples and two thirds of the bond convict, and only then anyone is slashed.
 
-use polylink_protocol::market_v1::{MsgCloseSession, MsgRedeem, MsgUnbond};
+use polylink_protocol::market_v1::{MsgCloseSession, MsgRedeem, MsgUnbond, QueryRefundsRequest};
 use polylink_protocol::tiqe_v1::*;
+use polylink_protocol::{Address, Amount};
 
 use crate::bank::Pool;
 use crate::market::testbed::*;
-use crate::market::{self, vesting};
+use crate::market::{self, keys, vesting};
+use crate::store::StateRead;
 
 fn cheating(_: u8, _: u32) -> Score {
     Score {
@@ -63,14 +65,24 @@ fn a_cheating_worker_is_convicted_slashed_and_jailed() {
         bed.vote(number, trial.id, true, &findings(&trial, 6_000)).unwrap();
     }
     assert_eq!(bed.vote(0, trial.id, true, &findings(&trial, 6_000)).unwrap_err().code(), ("tiqe", 14));
-    let burned = crate::bank::flows(&bed.state, "uplk").1.0;
-    bed.block();
+    let (burned, paid) = (crate::bank::flows(&bed.state, "uplk").1.0, bed.balance(PAYER));
+    let events = bed.block();
     let trial = trials(&bed).remove(0);
     assert_eq!(trial.state(), TrialState::Guilty);
     assert_eq!(trial.votes.len(), 3);
     // Half of the bond, although it is unbonding, and all that had not vested.
     assert_eq!((trial.slashed.as_str(), trial.clawed_back.as_str()), ("50000000", held.to_string().as_str()));
-    assert_eq!(crate::bank::flows(&bed.state, "uplk").1.0 - burned, 50_000_000 + held);
+    // Of 40,000 paid into the pot of epoch 0, which was settled when the trial opened, 1,900 are the provider's and 10,830 the
+    // judges': 68.17 % of it nobody has.
+    assert_eq!(trial.refunds, "27268");
+    assert_eq!(crate::bank::flows(&bed.state, "uplk").1.0 - burned, 50_000_000 + held - 27_268);
+    assert_eq!(bed.balance(PAYER) - paid, 27_268);
+    let refunds = bed.ask(&QueryRefundsRequest { payer: PAYER.account(), pagination: None }).unwrap().refunds;
+    let refund =
+        refunds.iter().map(|refund| (refund.trial, refund.worker.clone(), refund.amount.as_str(), refund.epoch));
+    assert_eq!(refund.collect::<Vec<_>>(), [(1, WORKER.account(), "27268", 3)]);
+    let kinds = |kind: &str| events.iter().filter(|event| event.kind == kind).count();
+    assert_eq!((kinds("refund"), kinds("refunded")), (1, 1));
     assert_eq!(bed.balance(Pool::MarketVesting), 0);
     let worker = market::worker(&bed.state, &WORKER).unwrap();
     assert!(worker.jailed);
@@ -85,6 +97,71 @@ fn a_cheating_worker_is_convicted_slashed_and_jailed() {
     assert!(!crate::tiqe::on_trial(&bed.state, &WORKER));
 }
 
+/// Many payers are refunded block by block, each once, by what it paid.
+#[test]
+fn payers_are_refunded_a_bounded_number_in_a_block() {
+    let payers: Vec<Address> = (10..160_u8).map(|number| Address([number; 20])).collect();
+    // Much more is paid than slash and vesting pay hold.
+    let mut bed = Bed::with(3, |genesis| {
+        genesis.tiqe.params.slash_worker_bps = 1;
+        let known = |payer: &&Address| genesis.accounts.iter().any(|account| account.address == payer.account());
+        let new: Vec<Address> = payers.iter().filter(|payer| !known(payer)).copied().collect();
+        for payer in new {
+            *genesis = std::mem::take(genesis).with_account(&payer, Amount(FUNDS));
+        }
+    });
+    let sessions: Vec<u64> = payers.iter().map(|payer| bed.open_session_of(*payer, WORKER, 1_000_000)).collect();
+    bed.until(1, 1);
+    let paid = |at: usize| 1_000 + 100 * at as u128;
+    let sum: u128 = (0..payers.len()).map(paid).sum();
+    bed.commit(0, root(10, sum / 10)).unwrap();
+    for (at, session) in sessions.iter().enumerate() {
+        bed.redeem(*session, 0, paid(at), 1).unwrap();
+    }
+    bed.run_round(0, &[0, 1, 2], cheating);
+    beacons(&mut bed, 1, &[0, 1, 2]);
+    let trial = trials(&bed).remove(0);
+    (0..3).for_each(|number| bed.vote(number, trial.id, true, &findings(&trial, 6_000)).unwrap());
+    let before: Vec<u128> = payers.iter().map(|payer| bed.balance(*payer)).collect();
+    let mut seen = vec![];
+    for _ in 0..4 {
+        let events = bed.block();
+        seen.push(events.iter().filter(|event| event.kind == "refund").count());
+    }
+    assert_eq!(seen, [64, 64, 22, 0]);
+    let trial = trials(&bed).remove(0);
+    let (slashed, clawed_back): (u128, u128) = (trial.slashed.parse().unwrap(), trial.clawed_back.parse().unwrap());
+    let fund: u128 = trial.refunds.parse().unwrap();
+    assert_eq!((slashed, fund), (10_000, slashed + clawed_back), "all of it, and it is not enough");
+    for (at, payer) in payers.iter().enumerate() {
+        let refund = bed.balance(*payer) - before[at];
+        assert_eq!(refund, fund * paid(at) / sum, "payer {at}");
+    }
+    assert_eq!(bed.balance(Pool::MarketEscrow), 150 * 1_000_000 - sum, "what rounding left is burned");
+    assert_eq!([keys::PAID, keys::REFUNDING, keys::REFUND].map(|prefix| rows(&bed, prefix)), [0, 0, 150]);
+}
+
+fn rows(bed: &Bed, prefix: u8) -> usize {
+    bed.state.iter_prefix(&[prefix]).count()
+}
+
+#[test]
+fn notes_of_payments_and_records_of_refunds_are_dropped_in_their_time() {
+    let (mut bed, _, trial) = tried();
+    (0..3).for_each(|number| bed.vote(number, trial.id, true, &findings(&trial, 6_000)).unwrap());
+    bed.block();
+    let tables = |bed: &Bed| [keys::PAID, keys::REFUND, keys::REFUND_MADE].map(|prefix| rows(bed, prefix));
+    assert_eq!((bed.ctx.epoch, tables(&bed)), (3, [1, 1, 1]), "of epoch 1, which the trial did not look at");
+    bed.until(513, 19);
+    assert_eq!(tables(&bed), [1, 1, 1]);
+    bed.until(514, 1);
+    assert_eq!(tables(&bed), [0, 1, 1]);
+    bed.until(514, 19);
+    assert_eq!(tables(&bed), [0, 1, 1]);
+    bed.until(515, 1);
+    assert_eq!(tables(&bed), [0, 0, 0]);
+}
+
 #[test]
 fn two_thirds_of_the_bond_do_not_convict_and_who_does_not_vote_pays() {
     let (mut bed, _, trial) = tried();
@@ -96,6 +173,8 @@ fn two_thirds_of_the_bond_do_not_convict_and_who_does_not_vote_pays() {
     let trial = trials(&bed).remove(0);
     assert_eq!(trial.state(), TrialState::Acquitted);
     assert!(!market::worker(&bed.state, &WORKER).unwrap().jailed);
+    let refunds = bed.ask(&QueryRefundsRequest { payer: PAYER.account(), pagination: None }).unwrap().refunds;
+    assert_eq!((trial.refunds.as_str(), refunds), ("", vec![]));
     let judges = bed.ask(&QueryJudgesRequest {}).unwrap().judges;
     assert_eq!(judges.iter().map(|j| j.bond.as_str()).collect::<Vec<_>>(), ["100000000", "100000000", "99000000"]);
     // The statistic begins anew, and the pay that waited is released.

@@ -1,6 +1,6 @@
 //! The ledger's audit beside the model's, after a block.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use polylink_protocol::tiqe_v1::{
     self as proto, QueryJudgesRequest, QueryQualityRequest, QueryRoundRequest, QueryTrialsRequest, RoundPhase,
@@ -11,12 +11,62 @@ use proptest::test_runner::TestCaseError;
 
 use super::model::*;
 use super::{JUDGES, Run};
-use crate::market::records::counter;
+use crate::market::keys as market_keys;
+use crate::market::records::{self, counter};
 use crate::market::testbed::*;
 use crate::store::StateRead;
 use crate::tiqe::keys;
 
 impl Run {
+    /// The pots that a verdict in this block may look at.
+    pub(super) fn pots(&self) -> BTreeMap<(u64, u8), Pot> {
+        let now = self.model.epoch();
+        let open = self.model.trials.values().filter(|trial| trial.verdict == Verdict::None);
+        let mut epochs: BTreeSet<u64> = (now.saturating_sub(2)..=now).collect();
+        epochs.extend(open.flat_map(|trial| trial.evidence.saturating_sub(3)..=trial.evidence + 1));
+        let mut all = BTreeMap::new();
+        for epoch in epochs {
+            for n in 0..WORKERS {
+                let Some(found) = records::pot(&self.bed.state, epoch, &self.bed.profile, &worker(n)) else { continue };
+                let amount = |text: &str| records::uplk(text).0;
+                let pot = Pot {
+                    settled: found.settled,
+                    redeemed: amount(&found.redeemed),
+                    paid: amount(&found.paid),
+                    royalty: amount(&found.royalty),
+                    judges: amount(&found.judge_reward),
+                    worker: amount(&found.worker_reward),
+                    carried_out: amount(&found.carried_out),
+                };
+                all.insert((epoch, n), pot);
+            }
+        }
+        all
+    }
+
+    /// What each worker has not received yet.
+    pub(super) fn vesting(&self) -> BTreeMap<u8, u128> {
+        let buckets: Vec<(Vec<u8>, Vec<u8>)> = self.bed.state.iter_prefix(&[market_keys::VESTING]).collect();
+        let of = |n: u8| {
+            let own = buckets.iter().filter(|(key, _)| key.ends_with(&worker(n).0));
+            own.map(|(_, value)| u128::from_be_bytes(value.as_slice().try_into().unwrap())).sum()
+        };
+        (0..WORKERS).map(|n| (n, of(n))).collect()
+    }
+
+    /// The judges' parts of the pots that this block has settled.
+    pub(super) fn pay_judges(&mut self, before: &BTreeMap<(u64, u8), Pot>) {
+        for (place, pot) in self.pots() {
+            if pot.settled && !before.get(&place).is_some_and(|before| before.settled) && pot.judges > 0 {
+                let pay = self.model.rounds[&place.0].pay.clone();
+                let all: u128 = pay.values().map(|weight| u128::from(*weight)).sum();
+                for (n, weight) in pay {
+                    *self.model.money.entry(n).or_default() += (pot.judges * u128::from(weight) / all) as i128;
+                }
+            }
+        }
+    }
+
     /// After a block.
     pub(super) fn compare(&self) -> Result<(), TestCaseError> {
         let model = &self.model;
@@ -31,6 +81,11 @@ impl Run {
         for n in 0..JUDGES {
             let money = FUNDS as i128 + model.money.get(&n).copied().unwrap_or(0);
             prop_assert_eq!(self.bed.balance(judge(n)) as i128, money, "judge {}", n);
+        }
+        for payer in 0..PAYERS {
+            let refunds = model.refunds.get(&payer).copied().unwrap_or(0);
+            let money = FUNDS - u128::from(WORKERS) * DEPOSIT + refunds;
+            prop_assert_eq!(self.bed.balance(super::payer_account(payer)), money, "payer {}", payer);
         }
         let epoch = model.epoch();
         for audited in [epoch.checked_sub(1), Some(epoch)].into_iter().flatten() {
@@ -144,6 +199,8 @@ impl Run {
             prop_assert_eq!(votes.collect::<BTreeMap<_, _>>(), known.collect::<BTreeMap<_, _>>());
             let slashed = (expected.verdict == Verdict::Guilty).then(|| self.model.convicted[&n].to_string());
             prop_assert_eq!(found.slashed, slashed.unwrap_or_default(), "slashed in {}", found.id);
+            let refunds = (expected.verdict == Verdict::Guilty).then(|| self.model.set_aside[&n].to_string());
+            prop_assert_eq!(found.refunds, refunds.unwrap_or_default(), "refunds of {}", found.id);
         }
         Ok(())
     }

@@ -17,7 +17,8 @@ pub const TRIAL_SAMPLES: u64 = 8;
 pub const TICKET: u128 = 10_000_000;
 pub const DELAY: u64 = 2;
 pub const LAMBDA: u64 = 3_000;
-pub const THRESHOLD: i64 = 24_000;
+/// Less than the default, so that there are trials within a run.
+pub const THRESHOLD: i64 = 7_000;
 pub const CLIP: i64 = 6_000;
 pub const MISSING: i64 = 2_000;
 pub const FLOOR: u64 = 3_000;
@@ -29,6 +30,16 @@ pub const SLASH_WORKER: u128 = 5_000;
 pub const WORKER_BOND: u128 = 100_000_000;
 /// Workers that serve.
 pub const WORKERS: u8 = 4;
+/// Who pays them.
+pub const PAYERS: u8 = 3;
+/// Of each session.
+pub const DEPOSIT: u128 = 1_000_000_000;
+/// Of the market, whose prices and pots another model checks.
+pub const VESTING: u64 = 8;
+pub const FEE_BURN: u128 = 1_000;
+pub const KAPPA: u128 = 5_000;
+pub const JUDGES_SHARE: u128 = 3_000;
+pub const ROYALTY: u128 = 500;
 
 pub type Hash = [u8; 32];
 pub type Beta = [u8; 64];
@@ -135,6 +146,26 @@ pub struct Model {
     pub baseline: i64,
     pub trials: BTreeMap<u64, Trial>,
     pub convicted: BTreeMap<u8, u128>,
+    /// By (worker, payer): the newest voucher's amount and count.
+    pub vouchers: BTreeMap<(u8, u8), (u128, u64)>,
+    /// By (epoch, worker, payer).
+    pub paid: BTreeMap<(u64, u8, u8), u128>,
+    /// What each payer got back.
+    pub refunds: BTreeMap<u8, u128>,
+    /// By worker: what its conviction set aside for them.
+    pub set_aside: BTreeMap<u8, u128>,
+}
+
+/// What the ledger says of a pot.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pot {
+    pub settled: bool,
+    pub redeemed: u128,
+    pub paid: u128,
+    pub royalty: u128,
+    pub judges: u128,
+    pub worker: u128,
+    pub carried_out: u128,
 }
 
 impl Model {
@@ -385,6 +416,51 @@ impl Model {
         let trial = self.trials.get_mut(&id).unwrap();
         trial.votes.insert(n, guilty);
         trial.complete |= voters.iter().all(|n| trial.votes.contains_key(n));
+    }
+
+    /// The refunds of a conviction, of pots as they were before its block; `vesting` is what the worker had not received.
+    pub fn refund(&mut self, n: u8, pots: &BTreeMap<(u64, u8), Pot>, vesting: u128) {
+        let guilty = |trial: &&Trial| trial.worker == n && trial.verdict == Verdict::Guilty;
+        let trial = self.trials.values().find(guilty).unwrap().clone();
+        let pot = |epoch: u64| pots.get(&(epoch, n)).copied().unwrap_or_default();
+        let looked_at: Vec<u64> =
+            (trial.evidence.saturating_sub(3)..=trial.evidence).filter(|e| pot(*e).settled).collect();
+        // In basis points, what nobody has of each pot's fees; the lowest counts.
+        let kept = |epoch: u64| {
+            let pot = pot(epoch);
+            let parts = u128::from((trial.opened - epoch - 1).min(VESTING));
+            let released = pot.worker * parts / u128::from(VESTING);
+            (pot.paid > 0).then(|| (pot.paid - pot.royalty - pot.judges - released) * 10_000 / pot.paid)
+        };
+        let mut rates: Vec<u128> = looked_at.iter().filter_map(|epoch| kept(*epoch)).collect();
+        let carried = if pot(trial.evidence).settled { pot(trial.evidence).carried_out } else { 0 };
+        if carried > 0 {
+            let next = trial.evidence + 1;
+            if pot(next).settled {
+                let pot = pot(next);
+                rates.extend((pot.paid > 0).then(|| (pot.paid - pot.royalty - pot.judges) * 10_000 / pot.paid));
+            } else {
+                let burned = carried * FEE_BURN / 10_000;
+                let shared = carried - burned + burned * KAPPA / 10_000;
+                let royalty = shared * ROYALTY / 10_000;
+                let judges = (shared - royalty) * JUDGES_SHARE / 10_000;
+                rates.push((carried - royalty - judges) * 10_000 / carried);
+            }
+        }
+        let rate = rates.into_iter().min().unwrap_or(0);
+        let wanted: Vec<u128> =
+            looked_at.iter().map(|epoch| (pot(*epoch).redeemed - pot(*epoch).carried_out) * rate / 10_000).collect();
+        let (all, fund) = (wanted.iter().sum::<u128>(), self.convicted[&n] + vesting);
+        let mut set_aside = 0;
+        for (epoch, wanted) in looked_at.iter().zip(wanted).filter(|(_, wanted)| *wanted > 0) {
+            let budget = if all > fund { wanted * fund / all } else { wanted };
+            set_aside += budget;
+            for payer in 0..PAYERS {
+                let paid = self.paid.get(&(*epoch, n, payer)).copied().unwrap_or(0);
+                *self.refunds.entry(payer).or_default() += budget * paid / pot(*epoch).redeemed;
+            }
+        }
+        self.set_aside.insert(n, set_aside);
     }
 
     fn decide(&mut self, id: u64) {
