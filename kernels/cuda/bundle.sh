@@ -43,7 +43,7 @@ for part in "$@"; do
         cargo test --locked --profile carry -p polylink-kernels --features cuda-aot --no-run "$@" --message-format=json >"$built"
         rm -f "$out"/bin/test-*
         sed -n 's/.*"name":"\([^"]*\)".*"test":true.*"executable":"\([^"]*\)".*/\1 \2/p' "$built" | while read -r name program; do
-            cp "$program" "$out/bin/test-$name"
+            strip -o "$out/bin/test-$name" "$program"
         done
         rm -f "$built"
         [ -x "$out/bin/test-polylink_kernels" ] || { echo "bundle.sh: cargo named no test program" >&2; exit 1; }
