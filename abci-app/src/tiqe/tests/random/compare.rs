@@ -18,11 +18,11 @@ use crate::store::StateRead;
 use crate::tiqe::keys;
 
 impl Run {
-    /// The pots that a verdict in this block may look at.
+    /// The pots that a verdict in this block may look at, whether or not its trial is open yet.
     pub(super) fn pots(&self) -> BTreeMap<(u64, u8), Pot> {
         let now = self.model.epoch();
         let open = self.model.trials.values().filter(|trial| trial.verdict == Verdict::None);
-        let mut epochs: BTreeSet<u64> = (now.saturating_sub(2)..=now).collect();
+        let mut epochs: BTreeSet<u64> = (now.saturating_sub(8)..=now).collect();
         epochs.extend(open.flat_map(|trial| trial.evidence.saturating_sub(3)..=trial.evidence + 1));
         let mut all = BTreeMap::new();
         for epoch in epochs {
