@@ -128,8 +128,8 @@ fn serve_setup(chain: &mut TestChain) -> u64 {
 fn settle_accounts(chain: &mut TestChain, session: u64, epoch: u64) {
     let leaf = |index| Leaf { session, index, receipt: Digest([index as u8; 32]), tokens: 50, amount: Amount(5_000) };
     let root = Tree::new((0..20).map(leaf).collect()).unwrap().root().to_proto();
-    let commit =
-        MsgCommitReceipts { operator: address(WORKER), epoch, profile_digest: digest().to_vec(), root: Some(root) };
+    let (operator, profile_digest) = (address(WORKER), digest().to_vec());
+    let commit = MsgCommitReceipts { operator, epoch, profile_digest, root: Some(root), private_root: None };
     let voucher = Voucher {
         chain_id: CHAIN_ID.into(),
         session,
@@ -202,7 +202,8 @@ fn audit(chain: &mut TestChain, epoch: u64, evidence_milli: i64) {
 }
 
 fn pot(chain: &TestChain, epoch: u64) -> Pot {
-    let request = QueryPotRequest { epoch, worker: address(WORKER), profile_digest: digest().to_vec() };
+    let profile_digest = digest().to_vec();
+    let request = QueryPotRequest { epoch, worker: address(WORKER), profile_digest, private: false };
     let answer: QueryPotResponse = chain.query("/polylink.market.v1.Query/Pot", &request).unwrap();
     answer.pot.unwrap()
 }

@@ -68,6 +68,9 @@ pub struct ChatArgs {
     /// With --worker: deposit of the session
     #[arg(long, value_parser = parse_amount, default_value = "10plk")]
     deposit: Amount,
+    /// With --worker: in a private session, which no judge sees and none audits
+    #[arg(long, requires = "worker")]
+    private: bool,
     /// With --worker: folder of the model's tokenizer and template, or the name of one in ./models
     #[arg(long, default_value = "nano")]
     tokenizer: String,
@@ -163,6 +166,7 @@ async fn direct(args: &ChatArgs, url: &str, home: &Path) -> Result<Direct, CliEr
         deposit: args.deposit,
         window: 8,
         expiry_epochs: 1_000,
+        private: args.private,
         journal: Home::new(home)?.service(&format!("chat-{}", args.key)),
     };
     let clock = ChainClock::start(Arc::new(chain.clone())).await;

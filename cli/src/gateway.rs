@@ -60,6 +60,9 @@ pub struct GatewayArgs {
     /// Epochs from a session's opening to its expiry
     #[arg(long, default_value_t = 1_000)]
     expiry_epochs: u64,
+    /// Open private sessions with workers: no judge sees what users ask and get, and none audits it
+    #[arg(long)]
+    private: bool,
     /// Ask no worker that wants more than so many times the model's registered price
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     max_price_factor: u64,
@@ -213,6 +216,7 @@ pub async fn run(args: &GatewayArgs, home: &Path, output: &Output) -> Result<(),
         deposit: args.deposit,
         window: args.window,
         expiry_epochs: args.expiry_epochs,
+        private: args.private,
         max_price: args.max_price.map_or(PriceLimit::Factor(args.max_price_factor), PriceLimit::Fixed),
         report_stake_max: args.max_report_deposits,
         journal: home_layout.service(&args.key),

@@ -97,11 +97,17 @@ enum What {
         worker: WorkerArg,
         #[command(flatten)]
         profile: ProfileArg,
+        /// That of private sessions
+        #[arg(long)]
+        private: bool,
     },
     /// All pots of an epoch
     Pots {
         /// The epoch
         epoch: u64,
+        /// Those of private sessions
+        #[arg(long)]
+        private: bool,
     },
     /// A worker's running quality and evidence
     Quality {
@@ -262,13 +268,13 @@ async fn answer(chain: &ChainClient, what: &What, home: &Path) -> Result<Value, 
             let request = tiqe::QueryRoundRequest { epoch: *epoch, profile_digest: profile.get(home)?.to_vec() };
             json!(chain.query::<_, tiqe::QueryRoundResponse>(&tiqe_path("Round"), &request).await?)
         }
-        What::Pot { epoch, worker, profile } => {
+        What::Pot { epoch, worker, profile, private } => {
             let (worker, profile_digest) = (account(&worker.worker)?.account(), profile.get(home)?.to_vec());
-            let request = market::QueryPotRequest { epoch: *epoch, worker, profile_digest };
+            let request = market::QueryPotRequest { epoch: *epoch, worker, profile_digest, private: *private };
             json!(chain.query::<_, market::QueryPotResponse>(&market_path("Pot"), &request).await?)
         }
-        What::Pots { epoch } => {
-            let request = market::QueryPotsRequest { epoch: *epoch, pagination: None };
+        What::Pots { epoch, private } => {
+            let request = market::QueryPotsRequest { epoch: *epoch, pagination: None, private: *private };
             json!(chain.query::<_, market::QueryPotsResponse>(&market_path("Pots"), &request).await?)
         }
         What::Price { epoch, profile } => {

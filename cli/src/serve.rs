@@ -87,6 +87,9 @@ pub struct ServeArgs {
     /// Tokens per epoch that it says it can serve
     #[arg(long, default_value_t = 1_000_000)]
     capacity: u64,
+    /// Answer in no private session: what judges do not see is paid at less where little else is served
+    #[arg(long)]
+    no_private: bool,
     /// Compute threads; 0: one per core
     #[arg(long, env = "POLYLINK_THREADS", default_value_t = 0)]
     threads: usize,
@@ -285,6 +288,7 @@ pub async fn run(args: &ServeArgs, home: &Path) -> Result<(), CliError> {
         journal: Home::new(home)?.service(&args.key),
         provider: Some(ProviderConfig { royalty_bps: args.royalty_bps, price: args.prices.prices() }),
         keep_epochs: 16,
+        private: !args.no_private,
     };
     let tokenizer = Arc::clone(model.tokenizer());
     let running =

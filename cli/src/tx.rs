@@ -147,6 +147,9 @@ enum Action {
         /// The payee is a gateway, so the session names no profile
         #[arg(long, conflicts_with = "profile")]
         gateway: bool,
+        /// Judges do not see what is asked and answered in it, so that nobody audits it
+        #[arg(long, conflicts_with = "gateway")]
+        private: bool,
     },
     /// Put more into a session
     TopUp {
@@ -275,7 +278,7 @@ fn message(args: &TxArgs, key: &AccountKey, ring: &Keyring, home: &Path, epoch: 
             withdraw_address: resolve_address(to, home)?.account(),
         }),
         Action::Unjail => any(&MsgUnjail { validator_addr: key.address().valoper() }),
-        Action::OpenSession { payee, deposit, spend_key, cap, window, epochs, profile, gateway } => {
+        Action::OpenSession { payee, deposit, spend_key, cap, window, epochs, profile, gateway, private } => {
             ring.ensure(spend_key, Kind::Service)?;
             let profile_digest = match (profile, gateway) {
                 (_, true) => Vec::new(),
@@ -290,7 +293,7 @@ fn message(args: &TxArgs, key: &AccountKey, ring: &Keyring, home: &Path, epoch: 
                 cap: cap.unwrap_or(*deposit).to_string(),
                 window: *window,
                 expiry_epoch: epoch.saturating_add(*epochs),
-                private: false,
+                private: *private,
                 profile_digest,
             })
         }

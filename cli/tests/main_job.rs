@@ -5,6 +5,8 @@
 mod common;
 #[path = "main_job/governance.rs"]
 mod governance;
+#[path = "main_job/market.rs"]
+mod market;
 #[path = "main_job/refusals.rs"]
 mod refusals;
 #[path = "main_job/spending.rs"]
@@ -37,6 +39,7 @@ async fn an_answer_is_served_paid_audited_and_proved() {
     let (epoch, ids, records) = ask_within_one_epoch(&net).await;
     refusals::all(&net).await;
     governance::all(&net);
+    market::all(&net, &records[0]);
     other_ways_in(&net).await;
     net.until_epoch(epoch + 2).await;
     let pot = the_epoch_is_settled(&net, epoch, &records).await;
@@ -121,6 +124,7 @@ async fn the_epoch_is_settled(net: &Net, epoch: u64, records: &[Value]) -> Value
         epoch,
         worker: pot["worker"].as_str().unwrap().into(),
         profile_digest: profile_digest.clone(),
+        private: false,
     };
     let raw = net.abci_query("/polylink.market.v1.Query/Pot", &request.encode_to_vec()).await;
     assert_eq!(serde_json::to_value(QueryPotResponse::decode(raw.as_slice()).unwrap().pot).unwrap(), pot);

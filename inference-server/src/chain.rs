@@ -152,9 +152,21 @@ impl dyn Chain {
         Ok(answer.and_then(|a| a.model))
     }
 
-    /// What a worker committed and earned in an epoch.
+    /// What a worker committed and earned in an epoch, private sessions apart. Where it committed, key and price stand here.
     pub async fn pot(&self, epoch: u64, worker: &str, profile: &Digest) -> Result<Option<market::Pot>, ChainError> {
-        let request = market::QueryPotRequest { epoch, worker: worker.into(), profile_digest: profile.to_vec() };
+        self.pot_of(epoch, worker, profile, false).await
+    }
+
+    /// The same of private sessions, or of the others.
+    pub async fn pot_of(
+        &self,
+        epoch: u64,
+        worker: &str,
+        profile: &Digest,
+        private: bool,
+    ) -> Result<Option<market::Pot>, ChainError> {
+        let (worker, profile_digest) = (worker.into(), profile.to_vec());
+        let request = market::QueryPotRequest { epoch, worker, profile_digest, private };
         let answer: Option<market::QueryPotResponse> = self.find("/polylink.market.v1.Query/Pot", &request).await?;
         Ok(answer.and_then(|a| a.pot))
     }

@@ -283,9 +283,10 @@ impl ChainClient {
         found(self.query("/polylink.market.v1.Query/Model", &request).await, |a: market::QueryModelResponse| a.model)
     }
 
-    /// What a worker earned and committed in an epoch; None where nothing.
+    /// What a worker earned and committed in an epoch, private sessions apart; None where nothing.
     pub async fn pot(&self, epoch: u64, worker: &str, profile: &Digest) -> Result<Option<market::Pot>, ClientError> {
-        let request = market::QueryPotRequest { epoch, worker: worker.into(), profile_digest: profile.to_vec() };
+        let (worker, profile_digest) = (worker.into(), profile.to_vec());
+        let request = market::QueryPotRequest { epoch, worker, profile_digest, private: false };
         found(self.query("/polylink.market.v1.Query/Pot", &request).await, |a: market::QueryPotResponse| a.pot)
     }
 

@@ -110,9 +110,9 @@ pub enum MarketError {
         /// The last one allowed.
         max: u64,
     },
-    /// Named by the wire format, not built.
-    #[error("private sessions are not built yet; open one with `private` unset")]
-    PrivateNotBuilt,
+    /// Only what workers serve is audited.
+    #[error("a private session pays a worker: name the profile, or leave `private` unset; nobody audits a gateway")]
+    PrivateGateway,
     /// Somebody else's session.
     #[error("session {session}: {reason}")]
     NotParty {
@@ -260,7 +260,7 @@ impl MarketError {
             Deposit(_) => 20,
             Window { .. } => 21,
             Expiry { .. } => 22,
-            PrivateNotBuilt => 23,
+            PrivateGateway => 23,
             NotParty { .. } => 24,
             Closed(_) => 25,
             CommitWindow { .. } => 26,

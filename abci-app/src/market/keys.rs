@@ -2,6 +2,7 @@
 
 use polylink_protocol::{Address, Digest};
 
+use super::records::Kind;
 use crate::store::KeyBuilder;
 
 /// `0x40 ‖ activation epoch` → `market.v1.Params`.
@@ -63,6 +64,13 @@ pub const REFUND: u8 = 0x5a;
 /// `0x5b ‖ epoch ‖ trial ‖ payer` → 1: refunds that were made, until they are dropped.
 pub const REFUND_MADE: u8 = 0x5b;
 
+/// `0x5c ‖ epoch ‖ profile ‖ worker` → `market.v1.Pot` of private sessions; never iterated by the audit.
+pub const PRIVATE_POT: u8 = 0x5c;
+/// `0x5d ‖ epoch ‖ profile ‖ worker ‖ payer` → what the payer's vouchers moved into the private pot, 16 bytes.
+pub const PRIVATE_PAID: u8 = 0x5d;
+/// `0x5e ‖ worker ‖ profile` → deposits of the unclosed private sessions that pay this worker for this profile, 16 bytes.
+pub const PRIVATE_DEPOSITS: u8 = 0x5e;
+
 /// The value of a key that is only there or not.
 pub const THERE: [u8; 1] = [1];
 
@@ -93,11 +101,12 @@ pub(super) fn sessions_of_payer(payer: &Address) -> KeyBuilder {
 pub(super) fn sessions_of_payee(payee: &Address) -> KeyBuilder {
     KeyBuilder::new(SESSION_BY_PAYEE).bytes(&payee.0)
 }
-pub(super) fn pots_of_profile(epoch: u64, profile: &Digest) -> Vec<u8> {
-    KeyBuilder::new(POT).u64(epoch).bytes(&profile.0).finish()
+pub(super) fn pots_of_profile(kind: Kind, epoch: u64, profile: &Digest) -> Vec<u8> {
+    KeyBuilder::new(kind.table(POT, PRIVATE_POT)).u64(epoch).bytes(&profile.0).finish()
 }
-pub(super) fn pot(epoch: u64, profile: &Digest, worker: &Address) -> Vec<u8> {
-    KeyBuilder::new(POT).u64(epoch).bytes(&profile.0).bytes(&worker.0).finish()
+/// A pot.
+pub fn pot(kind: Kind, epoch: u64, profile: &Digest, worker: &Address) -> Vec<u8> {
+    KeyBuilder::new(kind.table(POT, PRIVATE_POT)).u64(epoch).bytes(&profile.0).bytes(&worker.0).finish()
 }
 pub(super) fn pot_due(epoch: u64, profile: &Digest, worker: &Address) -> Vec<u8> {
     KeyBuilder::new(POT_DUE).u64(epoch).bytes(&profile.0).bytes(&worker.0).finish()
@@ -112,8 +121,8 @@ pub(super) fn emitted(epoch: u64) -> Vec<u8> {
     KeyBuilder::new(EMITTED).u64(epoch).finish()
 }
 
-pub(super) fn deposits(worker: &Address, profile: &Digest) -> Vec<u8> {
-    KeyBuilder::new(DEPOSITS).bytes(&worker.0).bytes(&profile.0).finish()
+pub(super) fn deposits(kind: Kind, worker: &Address, profile: &Digest) -> Vec<u8> {
+    KeyBuilder::new(kind.table(DEPOSITS, PRIVATE_DEPOSITS)).bytes(&worker.0).bytes(&profile.0).finish()
 }
 
 pub(super) fn session_closed(epoch: u64, id: u64) -> Vec<u8> {
@@ -140,11 +149,11 @@ pub(super) fn reported(epoch: u64, session: u64, index: u64) -> Vec<u8> {
     KeyBuilder::new(REPORTED).u64(epoch).u64(session).u64(index).finish()
 }
 
-pub(super) fn paid_into(epoch: u64, profile: &Digest, worker: &Address) -> Vec<u8> {
-    KeyBuilder::new(PAID).u64(epoch).bytes(&profile.0).bytes(&worker.0).finish()
+pub(super) fn paid_into(kind: Kind, epoch: u64, profile: &Digest, worker: &Address) -> KeyBuilder {
+    KeyBuilder::new(kind.table(PAID, PRIVATE_PAID)).u64(epoch).bytes(&profile.0).bytes(&worker.0)
 }
-pub(super) fn paid(epoch: u64, profile: &Digest, worker: &Address, payer: &Address) -> Vec<u8> {
-    KeyBuilder::new(PAID).u64(epoch).bytes(&profile.0).bytes(&worker.0).bytes(&payer.0).finish()
+pub(super) fn paid(kind: Kind, epoch: u64, profile: &Digest, worker: &Address, payer: &Address) -> Vec<u8> {
+    paid_into(kind, epoch, profile, worker).bytes(&payer.0).finish()
 }
 pub(super) fn refunding(trial: u64) -> Vec<u8> {
     KeyBuilder::new(REFUNDING).u64(trial).finish()

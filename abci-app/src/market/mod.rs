@@ -42,7 +42,7 @@ use crate::modules::{MessageRoute, Module, QueryRoute};
 pub use error::MarketError;
 pub use genesis::MarketGenesis;
 pub(crate) use genesis::run as run_genesis_message;
-pub use records::{committed, model, pot, pots, session, worker};
+pub use records::{Kind, committed, model, pot, pots, session, worker};
 
 /// Models at most.
 pub const MODELS_MAX: u64 = 10_000;

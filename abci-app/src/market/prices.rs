@@ -9,7 +9,7 @@ use polylink_protocol::market_v1::{EpochPrice, Model, Params, PriceTerms};
 use polylink_protocol::{Address, Digest};
 
 use super::price::{LEVEL_ONE, Usage, at_level, capacity_tokens, next_level, paid_tokens};
-use super::records::{committed, load, model, pots, save, uplk, worker};
+use super::records::{Kind, committed, load, model, pots, save, uplk, worker};
 use super::schedule::{Schedule, Window};
 use super::{POT_RETENTION_EPOCHS, WORKERS_PER_PROFILE_MAX, keys};
 use crate::context::Context;
@@ -63,7 +63,7 @@ pub(super) fn end_block(ctx: &mut Context, state: &mut dyn StateWrite, params: &
 /// What of a profile's capacity was paid for in an epoch: of all who hold a place or earned something, and offered it then.
 fn usage(state: &dyn StateRead, params: &Params, profile: &Digest, model: &Model, epoch: u64) -> Usage {
     let price = price_at(model, epoch).unwrap_or_default();
-    let pots = pots(state, epoch, profile);
+    let pots: Vec<_> = Kind::BOTH.into_iter().flat_map(|kind| pots(state, kind, epoch, profile)).collect();
     let holders = state.iter_prefix(&keys::offers_of(profile)).take(WORKERS_PER_PROFILE_MAX);
     let mut operators: Vec<Address> = holders.filter_map(|(key, _)| keys::last_address(&key)).collect();
     operators.extend(pots.iter().map(|(operator, _)| *operator));
@@ -77,12 +77,12 @@ fn usage(state: &dyn StateRead, params: &Params, profile: &Digest, model: &Model
         let in_all = terms.offers.iter().map(|offer| u128::from(offer.capacity_tokens_per_epoch)).sum();
         let (declared, per_plk) = (offer.capacity_tokens_per_epoch, params.capacity_tokens_per_plk);
         let capacity = capacity_tokens(declared, in_all, uplk(&record.bond), per_plk);
-        let pot = pots.iter().find(|(owner, _)| *owner == operator).map(|(_, pot)| pot);
-        let paid = pot.map_or(0, |pot| {
+        let own = pots.iter().filter(|(owner, _)| *owner == operator);
+        let paid = own.map(|(_, pot)| {
             let tokens = pot.root.as_ref().map_or(0, |root| root.tokens);
             paid_tokens(tokens, committed(pot), uplk(&pot.redeemed), &price)
         });
-        usage.add(paid, capacity);
+        usage.add(paid.fold(0, u64::saturating_add), capacity);
     }
     usage
 }

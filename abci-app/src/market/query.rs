@@ -4,7 +4,7 @@ use polylink_protocol::market::price_at;
 use polylink_protocol::market_v1::*;
 use polylink_protocol::{Address, DENOM, Digest, Message};
 
-use super::records::{load, model, pot, session, uplk, worker};
+use super::records::{Kind, load, model, pot, session, uplk, worker};
 use super::{POT_RETENTION_EPOCHS, keys, params, prices, vesting};
 use crate::bank;
 use crate::error::QueryError;
@@ -181,7 +181,7 @@ impl Answer for QueryPotRequest {
     type Response = QueryPotResponse;
     fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<Self::Response, QueryError> {
         let (operator, digest): (Address, Digest) = (self.worker.parse()?, profile(&self.profile_digest)?);
-        let pot = pot(state, self.epoch, &digest, &operator)
+        let pot = pot(state, Kind::of(self.private), self.epoch, &digest, &operator)
             .ok_or_else(|| not_found(format!("pot of {operator} for {digest} in epoch {}", self.epoch)))?;
         Ok(QueryPotResponse { pot: Some(pot) })
     }
@@ -190,7 +190,8 @@ impl Answer for QueryPotRequest {
 impl Answer for QueryPotsRequest {
     type Response = QueryPotsResponse;
     fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<Self::Response, QueryError> {
-        let prefix = [&[keys::POT][..], &self.epoch.to_be_bytes()].concat();
+        let table = Kind::of(self.private).table(keys::POT, keys::PRIVATE_POT);
+        let prefix = [&[table][..], &self.epoch.to_be_bytes()].concat();
         let (pots, pagination) = rows(state, &prefix, &self.pagination, |_| true);
         Ok(QueryPotsResponse { pots, pagination })
     }

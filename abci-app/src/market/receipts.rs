@@ -1,4 +1,5 @@
-//! Receipts: after an epoch its worker commits to all of its receipts by one Merkle-sum root, which the round audits.
+//! Receipts: after an epoch its worker commits to all of its receipts by one Merkle-sum root, which the round audits, and
+//! by another one to those of private sessions, which nobody draws samples of. Both come in one message and stand for good.
 //!
 //! With the root the pot takes down the key that signs those receipts and the price that each of them must be charged
 //! at: the worker's terms in that epoch, whatever it changed since. One record then says all that a receipt is checked
@@ -7,16 +8,16 @@
 use polylink_protocol::market::{offer_in, price_at, price_in, terms_at};
 use polylink_protocol::market_v1::{MsgCommitReceipts, MsgCommitReceiptsResponse, SumNode};
 use polylink_protocol::merkle_sum::Sum;
-use polylink_protocol::{Address, Amount};
+use polylink_protocol::{Address, Amount, Digest};
 
 use super::error::MarketError;
-use super::records::{amount, pot, pot_or_new, save, save_pot};
+use super::records::{Kind, amount, pot, pot_or_new, save, save_pot};
 use super::schedule::{Schedule, Window};
 use super::{keys, models, params, workers};
 use crate::context::Context;
 use crate::error::TxError;
 use crate::modules::Handle;
-use crate::store::StateWrite;
+use crate::store::{StateRead, StateWrite};
 use crate::tiqe;
 
 fn check_root(root: Option<&SumNode>) -> Result<Sum, MarketError> {
@@ -37,6 +38,31 @@ fn check_root(root: Option<&SumNode>) -> Result<Sum, MarketError> {
     Ok(sum)
 }
 
+/// A root is left out where there is no private receipt, so that there is one way to say so.
+fn check_private_root(root: Option<&SumNode>) -> Result<Option<Sum>, MarketError> {
+    let sum = root.map(|root| check_root(Some(root))).transpose()?;
+    match sum {
+        Some(sum) if sum.count == 0 => Err(MarketError::Root("the private one is left out where it is empty".into())),
+        sum => Ok(sum),
+    }
+}
+
+/// Every receipt is owed by a session within its deposit, and a session is closed only by the worker itself, or once its
+/// expiry and the dispute window have passed, which is after the commitment of its last epoch.
+fn check_deposits(
+    state: &dyn StateRead,
+    kind: Kind,
+    operator: &Address,
+    profile: &Digest,
+    root: &Sum,
+) -> Result<(), MarketError> {
+    let deposits = amount(state, &keys::deposits(kind, operator, profile));
+    match root.amount > deposits {
+        true => Err(MarketError::AboveDeposits { amount: root.amount, deposits }),
+        false => Ok(()),
+    }
+}
+
 impl Handle for MsgCommitReceipts {
     const AMINO_NAME: &'static str = "polylink/market/CommitReceipts";
     type Response = MsgCommitReceiptsResponse;
@@ -48,13 +74,15 @@ impl Handle for MsgCommitReceipts {
     fn check(&self) -> Result<(), TxError> {
         models::digest(&self.profile_digest)?;
         check_root(self.root.as_ref())?;
+        check_private_root(self.private_root.as_ref())?;
         Ok(())
     }
 
-    /// The same root again is taken and changes nothing, so that a worker may repeat itself after a crash.
+    /// The same roots again are taken and change nothing, so that a worker may repeat itself after a crash.
     fn execute(&self, ctx: &mut Context, state: &mut dyn StateWrite) -> Result<MsgCommitReceiptsResponse, TxError> {
         let operator: Address = self.operator.parse()?;
         let root = check_root(self.root.as_ref())?;
+        let private = check_private_root(self.private_root.as_ref())?;
         let mut record = workers::known(state, &operator)?;
         if record.jailed {
             return Err(MarketError::Jailed(record.operator).into());
@@ -71,27 +99,31 @@ impl Handle for MsgCommitReceipts {
         // Offers end with the epoch in which the bond, the place or the profile is given up: what is served later no bond
         // stands behind. A pot that vouchers have made without an offer takes an empty root alone; what they pay for of
         // the epoch before is covered by that one's commitment.
-        let has_pot = pot(state, self.epoch, &profile, &operator).is_some();
-        if offer_in(terms, &profile).is_none() && (root.count > 0 || !has_pot) {
+        let has_pot = pot(state, Kind::Audited, self.epoch, &profile, &operator).is_some();
+        if offer_in(terms, &profile).is_none() && (root.count > 0 || private.is_some() || !has_pot) {
             let reason = format!("{operator} did not offer {profile} in epoch {}: no receipts are due", self.epoch);
             return Err(MarketError::Offers(reason).into());
         }
-        // Every receipt is owed by a session within its deposit, and a session is closed only by the worker itself, or once
-        // its expiry and the dispute window have passed, which is after the commitment of its last epoch.
-        let deposits = amount(state, &keys::deposits(&operator, &profile));
-        if root.amount > deposits {
-            return Err(MarketError::AboveDeposits { amount: root.amount, deposits }.into());
+        let roots = [(Kind::Audited, Some(root)), (Kind::Private, private)];
+        for (kind, root) in roots.iter().filter_map(|(kind, root)| Some((*kind, root.as_ref()?))) {
+            check_deposits(state, kind, &operator, &profile, root)?;
         }
-        let mut pot = pot_or_new(state, self.epoch, &profile, &operator);
-        let node = root.to_proto();
-        match &pot.root {
-            Some(earlier) if *earlier != node => return Err(MarketError::OtherRoot(self.epoch).into()),
-            Some(_) => return Ok(MsgCommitReceiptsResponse {}),
-            None => pot.root = Some(node),
+        let node = |root: &Option<Sum>| root.as_ref().map(Sum::to_proto);
+        let earlier = |kind| pot(state, kind, self.epoch, &profile, &operator).and_then(|pot| pot.root);
+        if earlier(Kind::Audited).is_some() {
+            return match roots.iter().all(|(kind, root)| earlier(*kind) == node(root)) {
+                true => Ok(MsgCommitReceiptsResponse {}),
+                false => Err(MarketError::OtherRoot(self.epoch).into()),
+            };
         }
-        pot.receipt_key.clone_from(&terms.receipt_key);
-        pot.price = Some(price_in(terms, &profile, &price_at(&model, self.epoch).unwrap_or_default()));
-        save_pot(state, &profile, &operator, &pot);
+        let price = price_in(terms, &profile, &price_at(&model, self.epoch).unwrap_or_default());
+        for (kind, root) in roots.iter().filter(|(_, root)| root.is_some()) {
+            let mut pot = pot_or_new(state, *kind, self.epoch, &profile, &operator);
+            pot.root = node(root);
+            pot.receipt_key.clone_from(&terms.receipt_key);
+            pot.price = Some(price);
+            save_pot(state, &profile, &operator, &pot);
+        }
         record.last_heartbeat_epoch = self.epoch;
         save(state, keys::worker(&operator), &record);
         if root.amount > Amount::ZERO {
@@ -106,6 +138,7 @@ impl Handle for MsgCommitReceipts {
                 ("root", root.hash.to_string()),
                 ("count", root.count.to_string()),
                 ("amount", format!("{}uplk", root.amount)),
+                ("private_amount", format!("{}uplk", private.map_or(Amount::ZERO, |root| root.amount))),
             ],
         );
         Ok(MsgCommitReceiptsResponse {})

@@ -6,6 +6,36 @@ use polylink_protocol::{Address, Amount, Digest, Message};
 use super::keys;
 use crate::store::{StateRead, StateWrite};
 
+/// Which of a worker's two pots of an epoch and profile, with a root of its own each: what private sessions pay is kept
+/// apart from the first moment on, so that nothing of theirs is ever drawn and neither root covers the other's money.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Of sessions whose receipts judges sample.
+    Audited,
+    /// Of private sessions.
+    Private,
+}
+
+impl Kind {
+    /// In the order of their settlement: what a private pot is worth depends on the other one.
+    pub const BOTH: [Kind; 2] = [Kind::Audited, Kind::Private];
+
+    /// By the flag of sessions and records.
+    pub fn of(private: bool) -> Self {
+        if private { Kind::Private } else { Kind::Audited }
+    }
+
+    /// As records have it.
+    pub fn is_private(self) -> bool {
+        self == Kind::Private
+    }
+
+    /// The prefix of one of two tables.
+    pub(super) fn table(self, audited: u8, private: u8) -> u8 {
+        if self.is_private() { private } else { audited }
+    }
+}
+
 /// A record under a key.
 pub(crate) fn load<M: Message + Default>(state: &dyn StateRead, key: &[u8]) -> Option<M> {
     state.get(key).map(|bytes| M::decode(bytes.as_slice()).expect("the state holds what the ledger's modules wrote"))
@@ -47,14 +77,14 @@ pub fn session(state: &dyn StateRead, id: u64) -> Option<Session> {
 }
 
 /// What a worker earned and committed in an epoch.
-pub fn pot(state: &dyn StateRead, epoch: u64, profile: &Digest, worker: &Address) -> Option<Pot> {
-    load(state, &keys::pot(epoch, profile, worker))
+pub fn pot(state: &dyn StateRead, kind: Kind, epoch: u64, profile: &Digest, worker: &Address) -> Option<Pot> {
+    load(state, &keys::pot(kind, epoch, profile, worker))
 }
 
 /// The pots of a profile in an epoch, by worker: at most as many as [`super::WORKERS_PER_PROFILE_MAX`] and those who
 /// left the profile within the epoch.
-pub fn pots(state: &dyn StateRead, epoch: u64, profile: &Digest) -> Vec<(Address, Pot)> {
-    let prefix = keys::pots_of_profile(epoch, profile);
+pub fn pots(state: &dyn StateRead, kind: Kind, epoch: u64, profile: &Digest) -> Vec<(Address, Pot)> {
+    let prefix = keys::pots_of_profile(kind, epoch, profile);
     state
         .iter_prefix(&prefix)
         .filter_map(|(key, value)| {
@@ -70,14 +100,21 @@ pub fn committed(pot: &Pot) -> Amount {
 }
 
 /// The pot as it stands, or a new one that waits for its settlement.
-pub(super) fn pot_or_new(state: &mut dyn StateWrite, epoch: u64, profile: &Digest, worker: &Address) -> Pot {
-    pot(state, epoch, profile, worker).unwrap_or_else(|| {
+pub(super) fn pot_or_new(
+    state: &mut dyn StateWrite,
+    kind: Kind,
+    epoch: u64,
+    profile: &Digest,
+    worker: &Address,
+) -> Pot {
+    pot(state, kind, epoch, profile, worker).unwrap_or_else(|| {
         state.put(keys::pot_due(epoch, profile, worker), keys::THERE.to_vec());
         Pot {
             epoch,
             worker: worker.account(),
             profile_digest: profile.to_vec(),
             redeemed: "0".into(),
+            private: kind.is_private(),
             ..Default::default()
         }
     })
@@ -85,5 +122,5 @@ pub(super) fn pot_or_new(state: &mut dyn StateWrite, epoch: u64, profile: &Diges
 
 /// Writes a pot.
 pub(super) fn save_pot(state: &mut dyn StateWrite, profile: &Digest, worker: &Address, pot: &Pot) {
-    save(state, keys::pot(pot.epoch, profile, worker), pot);
+    save(state, keys::pot(Kind::of(pot.private), pot.epoch, profile, worker), pot);
 }

@@ -8,7 +8,7 @@ use polylink_protocol::market_v1::{MsgRedeem, MsgRedeemResponse, Params, Session
 use polylink_protocol::{Address, Amount};
 
 use super::error::MarketError;
-use super::records::{pot_or_new, save, save_pot, uplk, worker};
+use super::records::{Kind, pot_or_new, save, save_pot, uplk, worker};
 use super::schedule::Schedule;
 use super::{keys, models, params, refunds, sessions, workers};
 use crate::bank::{self, Pool};
@@ -99,10 +99,11 @@ pub(super) fn redeem(
         let open = Schedule::new(&params).oldest_open_pot(ctx.epoch, ctx.epoch_offset);
         let epoch = voucher.epoch.max(open);
         bank::transfer(ctx, state, Pool::MarketEscrow, Pool::MarketPots, increase)?;
-        let mut pot = pot_or_new(state, epoch, &profile, &payee);
+        let kind = Kind::of(session.private);
+        let mut pot = pot_or_new(state, kind, epoch, &profile, &payee);
         pot.redeemed = Amount(uplk(&pot.redeemed).0.saturating_add(increase.0)).to_string();
         save_pot(state, &profile, &payee, &pot);
-        refunds::note(ctx, state, (epoch, &profile, &payee), &session.payer.parse()?, increase);
+        refunds::note(ctx, state, (kind, epoch, &profile, &payee), &session.payer.parse()?, increase);
         Some(epoch)
     };
     session.redeemed = amount.to_string();

@@ -12,7 +12,7 @@ use polylink_protocol::tiqe_v1::Trial;
 use polylink_protocol::{Address, Amount, Bps, Digest, Message as _};
 
 use super::params;
-use super::records::{amount, load, pot, save, uplk};
+use super::records::{Kind, amount, load, pot, save, uplk};
 use super::settle::terms;
 use super::settlement::split;
 use super::{POT_RETENTION_EPOCHS, RELEASES_PER_BLOCK, keys, models, settle};
@@ -32,12 +32,12 @@ const DROPPED_PER_NOTE: usize = 2;
 pub(super) fn note(
     ctx: &Context,
     state: &mut dyn StateWrite,
-    (epoch, profile, worker): (u64, &Digest, &Address),
+    (kind, epoch, profile, worker): (Kind, u64, &Digest, &Address),
     payer: &Address,
     increase: Amount,
 ) {
-    settle::prune(state, keys::PAID, ctx.epoch, DROPPED_PER_NOTE);
-    let key = keys::paid(epoch, profile, worker, payer);
+    settle::prune(state, kind.table(keys::PAID, keys::PRIVATE_PAID), ctx.epoch, DROPPED_PER_NOTE);
+    let key = keys::paid(kind, epoch, profile, worker, payer);
     let sum = Amount(amount(state, &key).0.saturating_add(increase.0));
     state.put(key, sum.0.to_be_bytes().to_vec());
 }
@@ -54,8 +54,8 @@ fn outcome(state: &dyn StateRead, pot: &Pot, opened: u64) -> Outcome {
 }
 
 /// The same of a pot that will be settled after the conviction, with nothing for the worker.
-fn outcome_to_come(state: &dyn StateRead, profile: &Digest, epoch: u64, money: Amount) -> Outcome {
-    let mut terms = terms(state, profile, epoch, Bps::ZERO, true);
+fn outcome_to_come(state: &dyn StateRead, kind: Kind, profile: &Digest, epoch: u64, money: Amount) -> Outcome {
+    let mut terms = terms(state, profile, epoch, Bps::ZERO, !kind.is_private());
     terms.emission_left = Amount(u128::MAX);
     let shares = split(money, &terms);
     Outcome { paid: money, given: Amount(shares.royalty.0.saturating_add(shares.judges.0)) }
@@ -64,6 +64,30 @@ fn outcome_to_come(state: &dyn StateRead, profile: &Digest, epoch: u64, money: A
 /// What was redeemed into a pot and paid out of it.
 fn covered(pot: &Pot) -> Amount {
     uplk(&pot.redeemed).saturating_sub(uplk(&pot.carried_out))
+}
+
+/// The pots of a kind that a trial looks at and that are settled, newest first, and what became of the money of each, and of
+/// what the newest one carried into the next.
+fn looked_at(
+    state: &dyn StateRead,
+    kind: Kind,
+    trial: &Trial,
+    profile: &Digest,
+    worker: &Address,
+) -> (Vec<Pot>, Vec<Outcome>) {
+    let settled = |epoch: u64| pot(state, kind, epoch, profile, worker).filter(|pot| pot.settled);
+    let epochs = (0..TRIAL_POT_EPOCHS).filter_map(|back| trial.evidence_epoch.checked_sub(back));
+    let pots: Vec<Pot> = epochs.filter_map(settled).collect();
+    let mut outcomes: Vec<Outcome> = pots.iter().map(|pot| outcome(state, pot, trial.opened_epoch)).collect();
+    let carried = pots.iter().find(|pot| pot.epoch == trial.evidence_epoch).map(|pot| uplk(&pot.carried_out));
+    if let Some(carried) = carried.filter(|carried| !carried.is_zero()) {
+        let next = trial.evidence_epoch.saturating_add(1);
+        outcomes.push(match settled(next) {
+            Some(pot) => outcome(state, &pot, trial.opened_epoch),
+            None => outcome_to_come(state, kind, profile, next, carried),
+        });
+    }
+    (pots, outcomes)
 }
 
 /// Executes a conviction's money: sets aside what the payers get, and burns the rest. `slashed` lies in the pool of bonds,
@@ -76,18 +100,11 @@ pub(crate) fn open(
     clawed_back: Amount,
 ) -> Result<Amount, TxError> {
     let (worker, profile): (Address, Digest) = (trial.worker.parse()?, models::digest(&trial.profile_digest)?);
-    let epochs = (0..TRIAL_POT_EPOCHS).filter_map(|back| trial.evidence_epoch.checked_sub(back));
-    let pots: Vec<Pot> =
-        epochs.filter_map(|epoch| pot(state, epoch, &profile, &worker)).filter(|pot| pot.settled).collect();
-    let mut outcomes: Vec<Outcome> = pots.iter().map(|pot| outcome(state, pot, trial.opened_epoch)).collect();
-    let carried = pots.iter().find(|pot| pot.epoch == trial.evidence_epoch).map(|pot| uplk(&pot.carried_out));
-    if let Some(carried) = carried.filter(|carried| !carried.is_zero()) {
-        let next = trial.evidence_epoch.saturating_add(1);
-        let settled = pot(state, next, &profile, &worker).filter(|pot| pot.settled);
-        outcomes.push(match settled {
-            Some(pot) => outcome(state, &pot, trial.opened_epoch),
-            None => outcome_to_come(state, &profile, next, carried),
-        });
+    let (mut pots, mut outcomes) = (vec![], vec![]);
+    for kind in Kind::BOTH {
+        let (of_kind, became) = looked_at(state, kind, trial, &profile, &worker);
+        pots.extend(of_kind);
+        outcomes.extend(became);
     }
     let fund = Amount(slashed.0.saturating_add(clawed_back.0));
     let money: Vec<Amount> = pots.iter().map(covered).collect();
@@ -105,6 +122,7 @@ pub(crate) fn open(
             epoch: pot.epoch,
             budget: budget.to_string(),
             redeemed: pot.redeemed.clone(),
+            private: pot.private,
         });
         let refunding = Refunding {
             trial: trial.id,
@@ -138,7 +156,9 @@ pub(super) fn end_block(ctx: &mut Context, state: &mut dyn StateWrite, mut limit
         );
     }
     forget(state, ctx.epoch);
-    settle::prune(state, keys::PAID, ctx.epoch, RELEASES_PER_BLOCK);
+    for table in [keys::PAID, keys::PRIVATE_PAID] {
+        settle::prune(state, table, ctx.epoch, RELEASES_PER_BLOCK);
+    }
     Ok(())
 }
 
@@ -151,7 +171,7 @@ fn pay(
 ) -> Result<usize, TxError> {
     let Some(pot) = refunding.pots.first().cloned() else { return Ok(1) };
     let (worker, profile): (Address, Digest) = (refunding.worker.parse()?, models::digest(&refunding.profile_digest)?);
-    let prefix = keys::paid_into(pot.epoch, &profile, &worker);
+    let prefix = keys::paid_into(Kind::of(pot.private), pot.epoch, &profile, &worker).finish();
     let payers: Vec<Vec<u8>> = state.iter_prefix(&prefix).take(limit).map(|(key, _)| key).collect();
     for key in &payers {
         let part = share(uplk(&pot.budget), amount(state, key), uplk(&pot.redeemed));

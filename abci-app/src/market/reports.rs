@@ -1,5 +1,6 @@
 //! Omitted receipts: a payer shows a receipt that the worker signed for an epoch and says that it is not under the root
-//! which the worker committed. The worker shows its path within some epochs, or is slashed.
+//! which the worker committed: the private one where the session is, so that nothing is hidden from judges there. The
+//! worker shows its path within some epochs, or is slashed.
 //!
 //! A report costs its payer a deposit: the worker's, when it shows the receipt, so that nobody makes it answer for free;
 //! else it goes back, and with it, out of the slash, what the answer cost, at most as much as the deposit. The rest of
@@ -14,7 +15,7 @@ use polylink_protocol::merkle_sum::{Leaf, Sum, verify};
 use polylink_protocol::{Address, Amount, Bps, Digest};
 
 use super::error::MarketError;
-use super::records::{counter, load, pot, save, uplk};
+use super::records::{Kind, counter, load, pot, save, uplk};
 use super::schedule::{Schedule, Window};
 use super::{bonds, keys, models, params, sessions, workers};
 use crate::bank::{self, Pool};
@@ -90,7 +91,8 @@ impl Handle for MsgReportOmitted {
         if workers::known(state, &operator)?.jailed {
             return Err(MarketError::Jailed(operator.account()).into());
         }
-        let pot = pot(state, receipt.epoch, &profile, &operator).filter(|pot| pot.root.is_some());
+        let kind = Kind::of(session.private);
+        let pot = pot(state, kind, receipt.epoch, &profile, &operator).filter(|pot| pot.root.is_some());
         let pot = pot.ok_or_else(|| {
             refused(format!("{operator} committed nothing for epoch {}, and is not paid for it", receipt.epoch))
         })?;
@@ -119,6 +121,7 @@ impl Handle for MsgReportOmitted {
             amount: receipt.amount.parse::<Amount>()?.to_string(),
             deposit: deposit.to_string(),
             deadline_epoch,
+            private: session.private,
         };
         state.put(once, keys::THERE.to_vec());
         state.put(keys::reports_of(&operator).u64(id).finish(), keys::THERE.to_vec());
@@ -152,7 +155,7 @@ fn check_shown(state: &dyn StateRead, report: &OmissionReport, message: &MsgShow
     let wrong = |reason: String| MarketError::NotShown(reason);
     let path = message.path.as_ref().ok_or_else(|| wrong("the message has no path".into()))?;
     let (operator, profile) = (report.worker.parse()?, models::digest(&report.profile_digest)?);
-    let root = pot(state, report.epoch, &profile, &operator).and_then(|pot| pot.root);
+    let root = pot(state, Kind::of(report.private), report.epoch, &profile, &operator).and_then(|pot| pot.root);
     let root = root.ok_or_else(|| wrong("the root is kept no more".into()))?;
     let root = Sum::from_proto(&root).map_err(|error| wrong(error.to_string()))?;
     let receipt = Digest::from_slice(&report.receipt_digest).ok_or_else(|| wrong("the report's digest".into()))?;

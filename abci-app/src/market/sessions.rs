@@ -2,8 +2,9 @@
 //! goes back to the payer at the close.
 //!
 //! Invariants: the balance of the escrow = the sum of deposit − redeemed over the open sessions; per worker and profile
-//! the sum of their deposits stands under a key of its own, which bounds what the worker may commit to. Neither deposit
-//! nor cap ever shrinks, and both are above 0: vouchers that a payee holds stay good for what they say.
+//! the sum of their deposits stands under a key of its own (of private sessions under another), which bounds what the
+//! worker may commit to. Neither deposit nor cap ever shrinks, and both are above 0: vouchers that a payee holds stay good
+//! for what they say. Private is what was opened so: the flag never changes.
 
 use polylink_protocol::keys::is_ed25519_key;
 use polylink_protocol::market_v1::{
@@ -13,7 +14,7 @@ use polylink_protocol::market_v1::{
 use polylink_protocol::{Address, Amount, DENOM};
 
 use super::error::MarketError;
-use super::records::{amount, counter, save, session, uplk, worker};
+use super::records::{Kind, amount, counter, save, session, uplk, worker};
 use super::settle::past_retention;
 use super::{SESSION_EPOCHS_MAX, keys, models, params, redeem, workers};
 use crate::bank::{self, Pool};
@@ -34,7 +35,8 @@ fn count_deposits(
     change: impl FnOnce(Amount) -> Amount,
 ) -> Result<(), TxError> {
     if !session.profile_digest.is_empty() {
-        let key = keys::deposits(&session.payee.parse()?, &models::digest(&session.profile_digest)?);
+        let kind = Kind::of(session.private);
+        let key = keys::deposits(kind, &session.payee.parse()?, &models::digest(&session.profile_digest)?);
         match change(amount(state, &key)) {
             Amount::ZERO => state.delete(key),
             sum => state.put(key, sum.0.to_be_bytes().to_vec()),
@@ -61,8 +63,8 @@ impl Handle for MsgOpenSession {
 
     fn check(&self) -> Result<(), TxError> {
         let payee: Address = self.payee.parse()?;
-        if self.private {
-            return Err(MarketError::PrivateNotBuilt.into());
+        if self.private && self.profile_digest.is_empty() {
+            return Err(MarketError::PrivateGateway.into());
         }
         if payee == self.payer.parse()? {
             return Err(MarketError::Payee("nobody opens a session with themselves".into()).into());
@@ -129,7 +131,7 @@ impl Handle for MsgOpenSession {
             redeemed: "0".into(),
             window: self.window,
             expiry_epoch: self.expiry_epoch,
-            private: false,
+            private: self.private,
             profile_digest: self.profile_digest.clone(),
             opened_epoch: ctx.epoch,
             redeemed_count: 0,
@@ -148,6 +150,7 @@ impl Handle for MsgOpenSession {
                 ("payer", payer.account()),
                 ("payee", payee.account()),
                 ("deposit", format!("{deposit}uplk")),
+                ("private", self.private.to_string()),
             ],
         );
         Ok(MsgOpenSessionResponse { session: id })

@@ -1,17 +1,18 @@
 //! The settlement: pots whose round is over are shared out, a bounded number of them in each block.
 //!
 //! Pots wait in a queue by (epoch, profile, worker) and leave it once settled; what one block does not reach the next
-//! one does, into the next epoch if it must be. A pot waits for its round to be scored.
+//! one does, into the next epoch if it must be. A pot waits for its round to be scored; the one of the worker's private
+//! sessions is settled behind it, since what it is worth depends on it ([`settlement::private_alpha`]).
 
 use polylink_protocol::market::royalty_at;
 use polylink_protocol::market_v1::{Epoch, Pot};
 use polylink_protocol::{Address, Amount, Bps, DENOM, Digest};
 
 use super::params;
-use super::records::{amount, committed, model, pot, pot_or_new, save, save_pot, uplk, worker};
+use super::records::{Kind, amount, committed, model, pot, pot_or_new, save, save_pot, uplk, worker};
 use super::refunds::{self, REFUNDS_PER_BLOCK};
 use super::schedule::{Schedule, Window};
-use super::settlement::{Cover, Split, Terms, by_weight, cover, split};
+use super::settlement::{Cover, Split, Terms, by_weight, cover, private_alpha, split};
 use super::{POT_RETENTION_EPOCHS, RELEASES_PER_BLOCK, bonds, keys, prices, reports, sessions, vesting};
 use crate::bank::{self, Pool};
 use crate::context::Context;
@@ -53,7 +54,7 @@ pub(super) fn end_block(ctx: &mut Context, state: &mut dyn StateWrite) -> Result
     bonds::release(ctx, state, RELEASES_PER_BLOCK)?;
     sessions::forget(ctx, state, RELEASES_PER_BLOCK)?;
     refunds::end_block(ctx, state, REFUNDS_PER_BLOCK)?;
-    for table in [keys::POT, keys::EMITTED, keys::EPOCH, keys::REPORTED] {
+    for table in [keys::POT, keys::PRIVATE_POT, keys::EMITTED, keys::EPOCH, keys::REPORTED] {
         prune(state, table, ctx.epoch, RELEASES_PER_BLOCK);
     }
     Ok(())
@@ -103,7 +104,19 @@ fn settle(
     operator: &Address,
 ) -> Result<(), TxError> {
     state.delete(keys::pot_due(epoch, profile, operator));
-    let Some(mut pot) = pot(state, epoch, profile, operator) else { return Ok(()) };
+    Kind::BOTH.into_iter().try_for_each(|kind| settle_one(ctx, state, kind, epoch, profile, operator))
+}
+
+fn settle_one(
+    ctx: &mut Context,
+    state: &mut dyn StateWrite,
+    kind: Kind,
+    epoch: u64,
+    profile: &Digest,
+    operator: &Address,
+) -> Result<(), TxError> {
+    let unsettled = pot(state, kind, epoch, profile, operator).filter(|pot| !pot.settled);
+    let Some(mut pot) = unsettled else { return Ok(()) };
     let params = params::at(state, epoch.saturating_add(1));
     let jailed = worker(state, operator).is_none_or(|worker| worker.jailed);
     let mut cover = cover(uplk(&pot.redeemed), uplk(&pot.carried_in), committed(&pot), uplk(&pot.allowance));
@@ -113,7 +126,12 @@ fn settle(
         (cover.carried_out, cover.allowance_out) = (Amount::ZERO, Amount::ZERO);
     }
 
-    let verdict = tiqe::verdict(state, epoch, profile, operator);
+    let mut verdict = tiqe::verdict(state, epoch, profile, operator);
+    if kind.is_private() {
+        verdict.alpha = unaudited_alpha(state, epoch, profile, operator, verdict.alpha, cover.paid);
+        // Who has not judged is not paid for it: their part is withheld, not the worker's.
+        verdict.judges.clear();
+    }
     let alpha = if jailed { Bps::ZERO } else { alpha(state, &pot, &cover, verdict.alpha, profile, operator) };
     let judged = verdict.judges.iter().any(|(_, weight)| *weight > 0);
     let shares = split(cover.paid, &terms(state, profile, epoch, alpha, judged));
@@ -123,7 +141,7 @@ fn settle(
         state.put(keys::emitted(epoch), total.0.to_be_bytes().to_vec());
     }
     pay(ctx, state, profile, operator, &cover, &shares, &verdict.judges, params.vesting_epochs)?;
-    carry(state, epoch, profile, operator, &cover);
+    carry(state, kind, epoch, profile, operator, &cover);
 
     pot.settled = true;
     pot.alpha_bps = alpha.get();
@@ -143,6 +161,7 @@ fn settle(
             ("worker", operator.account()),
             ("profile", profile.to_string()),
             ("epoch", epoch.to_string()),
+            ("private", pot.private.to_string()),
             ("paid", format!("{}uplk", cover.paid)),
             ("alpha_bps", alpha.get().to_string()),
             ("worker_reward", format!("{}uplk", shares.worker)),
@@ -169,13 +188,28 @@ pub(super) fn terms(state: &dyn StateRead, profile: &Digest, epoch: u64, alpha: 
     }
 }
 
+/// What `paid` from private sessions is worth beside what the worker's audited pot of the epoch was paid, which is settled.
+fn unaudited_alpha(
+    state: &dyn StateRead,
+    epoch: u64,
+    profile: &Digest,
+    operator: &Address,
+    alpha: Bps,
+    paid: Amount,
+) -> Bps {
+    let params = tiqe::params::at(state, epoch.saturating_add(1));
+    let audited = pot(state, Kind::Audited, epoch, profile, operator).map_or(Amount::ZERO, |pot| uplk(&pot.paid));
+    private_alpha(alpha, Bps::clamped(params.alpha_floor_bps), audited, params.private_share_bps, paid)
+}
+
 /// The pot's quality. Money that the epoch's own commitment does not cover belongs to the epoch before: it is not worth
 /// more than that one was, so that nobody redeems late to be paid by a better round.
 fn alpha(state: &dyn StateRead, current: &Pot, cover: &Cover, alpha: Bps, profile: &Digest, operator: &Address) -> Bps {
     if cover.paid <= committed(current) {
         return alpha;
     }
-    let before = current.epoch.checked_sub(1).and_then(|epoch| pot(state, epoch, profile, operator));
+    let kind = Kind::of(current.private);
+    let before = current.epoch.checked_sub(1).and_then(|epoch| pot(state, kind, epoch, profile, operator));
     before.map_or(alpha, |before| alpha.min(Bps::clamped(before.alpha_bps)))
 }
 
@@ -209,11 +243,11 @@ fn pay(
     distribution::fund_community_pool(ctx, state, Pool::MarketPots, rest)
 }
 
-fn carry(state: &mut dyn StateWrite, epoch: u64, profile: &Digest, operator: &Address, cover: &Cover) {
+fn carry(state: &mut dyn StateWrite, kind: Kind, epoch: u64, profile: &Digest, operator: &Address, cover: &Cover) {
     if cover.carried_out.is_zero() && cover.allowance_out.is_zero() {
         return;
     }
-    let mut next = pot_or_new(state, epoch.saturating_add(1), profile, operator);
+    let mut next = pot_or_new(state, kind, epoch.saturating_add(1), profile, operator);
     next.carried_in = cover.carried_out.to_string();
     next.allowance = cover.allowance_out.to_string();
     save_pot(state, profile, operator, &next);

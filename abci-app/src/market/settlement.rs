@@ -83,6 +83,17 @@ pub fn split(paid: Amount, terms: &Terms) -> Split {
     Split { fees_burned, emission, royalty, judges, worker, withheld: Amount(shared.0 - worker.0 - judges.0) }
 }
 
+/// α of a private pot: of what it is paid, as much as `share_bps` of what the worker's audited pot was paid counts at the
+/// audited α, the rest at no more than the floor's; the mean of both, rounded down. So what nobody looks at is never worth
+/// more than what everybody may look at, and nothing like as much where there is little of that.
+pub fn private_alpha(alpha: Bps, floor: Bps, audited: Amount, share_bps: u32, paid: Amount) -> Bps {
+    let least = alpha.min(floor);
+    let vouched = audited.mul_div_floor(u128::from(share_bps), 10_000).unwrap_or(paid).min(paid);
+    let above = vouched.mul_div_floor(u128::from(alpha.get() - least.get()), paid.0).unwrap_or(Amount::ZERO);
+    // At most the difference of two α.
+    Bps::clamped(least.get().saturating_add(u32::try_from(above.0).unwrap_or(0)))
+}
+
 /// Shares `total` by weights, each share rounded down; returns the shares and the remainder.
 pub fn by_weight(total: Amount, weights: &[u64]) -> (Vec<Amount>, Amount) {
     let sum: u128 = weights.iter().map(|w| u128::from(*w)).sum();
@@ -135,6 +146,19 @@ mod tests {
         }
 
         #[test]
+        fn private_money_is_worth_no_more_than_audited_money(
+            alpha in bps(), floor in bps(), audited in amount(), share in 0_u32..=20_000, paid in amount(), more in amount()
+        ) {
+            let of = |audited: Amount, paid: Amount| private_alpha(alpha, floor, audited, share, paid);
+            let found = of(audited, paid);
+            prop_assert!(alpha.min(floor) <= found && found <= alpha);
+            // More of what is audited is never worse, more of what is not never better.
+            prop_assert!(of(Amount(audited.0.saturating_add(more.0)), paid) >= found);
+            prop_assert!(paid.is_zero() || of(audited, Amount(paid.0.saturating_add(more.0))) <= found);
+            prop_assert_eq!(of(Amount::ZERO, paid), alpha.min(floor), "nothing was audited");
+        }
+
+        #[test]
         fn shares_by_weight_conserve(total in amount(), weights in prop::collection::vec(any::<u64>(), 0..8)) {
             let (shares, rest) = by_weight(total, &weights);
             prop_assert_eq!(shares.iter().map(|s| s.0).sum::<u128>() + rest.0, total.0);
@@ -164,6 +188,26 @@ mod tests {
             withheld: Amount(632),
         };
         assert_eq!(split(Amount(10_000), &terms), expected);
+    }
+
+    #[test]
+    fn a_private_pot_by_example() {
+        let of = |alpha, audited, share, paid| {
+            private_alpha(Bps::clamped(alpha), Bps::clamped(3_000), Amount(audited), share, Amount(paid)).get()
+        };
+        for (alpha, audited, share, paid, expected) in [
+            (9_000, 1_000, 10_000, 1_000, 9_000),
+            (9_000, 1_000, 10_000, 400, 9_000),
+            (9_000, 1_000, 10_000, 4_000, 4_500),
+            (9_000, 1_000, 5_000, 1_000, 6_000),
+            (9_000, 0, 10_000, 4_000, 3_000),
+            (9_000, 1_000, 0, 1_000, 3_000),
+            (2_000, 0, 10_000, 4_000, 2_000),
+            (10_000, 1, 10_000, 3, 5_333),
+            (9_000, 5, 10_000, 0, 3_000),
+        ] {
+            assert_eq!(of(alpha, audited, share, paid), expected, "{alpha} {audited} {share} {paid}");
+        }
     }
 
     #[test]

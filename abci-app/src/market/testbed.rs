@@ -12,7 +12,8 @@ use polylink_protocol::tiqe_v1::{
 };
 use polylink_protocol::{Address, Amount, DENOM, Digest, Message, market::profile_digest};
 
-use super::{committed, keys, records};
+use super::records::{self, Kind};
+use super::{committed, keys};
 use crate::bank::{self, Pool};
 use crate::context::{BlockTime, Context, Event};
 use crate::error::{QueryError, TxError};
@@ -217,7 +218,11 @@ impl Bed {
     }
 
     pub fn pot(&self, epoch: u64) -> Pot {
-        records::pot(&self.state, epoch, &self.profile, &WORKER).unwrap()
+        self.pot_of(Kind::Audited, epoch)
+    }
+
+    pub fn pot_of(&self, kind: Kind, epoch: u64) -> Pot {
+        records::pot(&self.state, kind, epoch, &self.profile, &WORKER).unwrap()
     }
 
     /// As a verdict does, without a trial and so without refunds.
@@ -236,6 +241,14 @@ impl Bed {
     }
 
     pub fn open_session_of(&mut self, payer: Address, worker: Address, deposit: u128) -> u64 {
+        self.open_session_as(payer, worker, deposit, false)
+    }
+
+    pub fn open_private_session(&mut self, deposit: u128) -> u64 {
+        self.open_session_as(PAYER, WORKER, deposit, true)
+    }
+
+    pub fn open_session_as(&mut self, payer: Address, worker: Address, deposit: u128, private: bool) -> u64 {
         let message = MsgOpenSession {
             payer: payer.account(),
             payee: worker.account(),
@@ -243,6 +256,7 @@ impl Bed {
             deposit: deposit.to_string(),
             window: 8,
             expiry_epoch: self.ctx.epoch + 1_000,
+            private,
             profile_digest: self.profile.to_vec(),
             ..Default::default()
         };
@@ -255,9 +269,12 @@ impl Bed {
     }
 
     pub fn commit(&mut self, epoch: u64, root: SumNode) -> Result<(), TxError> {
-        let profile_digest = self.profile.to_vec();
-        self.send(&MsgCommitReceipts { operator: WORKER.account(), epoch, profile_digest, root: Some(root) })
-            .map(|_| ())
+        self.commit_both(epoch, root, None)
+    }
+
+    pub fn commit_both(&mut self, epoch: u64, root: SumNode, private_root: Option<SumNode>) -> Result<(), TxError> {
+        let (operator, profile_digest) = (WORKER.account(), self.profile.to_vec());
+        self.send(&MsgCommitReceipts { operator, epoch, profile_digest, root: Some(root), private_root }).map(|_| ())
     }
 
     pub fn round(&self, epoch: u64) -> Round {
@@ -329,14 +346,21 @@ impl Bed {
         let others = reports.sum::<u128>() + refunds.sum::<u128>();
         assert_eq!(self.balance(Pool::MarketEscrow), escrow + others, "escrow");
         let mut payers = std::collections::BTreeMap::<_, u128>::new();
-        for (key, value) in self.state.iter_prefix(&[keys::PAID]) {
-            let pot = (key[1..9].to_vec(), key[9..41].to_vec(), key[41..61].to_vec());
-            *payers.entry(pot).or_default() += u128::from_be_bytes(value.as_slice().try_into().unwrap());
+        for (table, private) in [(keys::PAID, false), (keys::PRIVATE_PAID, true)] {
+            for (key, value) in self.state.iter_prefix(&[table]) {
+                let pot = (private, key[1..9].to_vec(), key[9..41].to_vec(), key[41..61].to_vec());
+                *payers.entry(pot).or_default() += u128::from_be_bytes(value.as_slice().try_into().unwrap());
+            }
         }
-        for pot in all(keys::POT).iter().map(|value| Pot::decode(value.as_slice()).unwrap()) {
+        let of_kind = |table, private| all(table).into_iter().map(move |value| (private, value));
+        let pots = of_kind(keys::POT, false).chain(of_kind(keys::PRIVATE_POT, true));
+        let pots: Vec<(bool, Pot)> =
+            pots.map(|(private, value)| (private, Pot::decode(value.as_slice()).unwrap())).collect();
+        for (private, pot) in &pots {
+            assert_eq!(pot.private, *private, "a pot in the other table: {pot:?}");
             let worker: Address = pot.worker.parse().unwrap();
             let refunded = records::worker(&self.state, &worker).unwrap().jailed;
-            let place = (pot.epoch.to_be_bytes().to_vec(), pot.profile_digest.clone(), worker.0.to_vec());
+            let place = (*private, pot.epoch.to_be_bytes().to_vec(), pot.profile_digest.clone(), worker.0.to_vec());
             let paid = payers.remove(&place).unwrap_or(0);
             // What is past its retention is dropped table by table.
             let dropped = pot.epoch + super::POT_RETENTION_EPOCHS < self.ctx.epoch;
@@ -349,11 +373,13 @@ impl Bed {
         for session in all(keys::SESSION).iter().map(|value| Session::decode(value.as_slice()).unwrap()) {
             if !session.closed && !session.profile_digest.is_empty() {
                 let profile = Digest::from_slice(&session.profile_digest).unwrap();
-                let key = keys::deposits(&session.payee.parse().unwrap(), &profile);
+                let key = keys::deposits(Kind::of(session.private), &session.payee.parse().unwrap(), &profile);
                 *deposits.entry(key).or_insert(0) += uplk(&session.deposit);
             }
         }
-        let sums = self.state.iter_prefix(&[keys::DEPOSITS]);
+        let sums = [keys::DEPOSITS, keys::PRIVATE_DEPOSITS]
+            .into_iter()
+            .flat_map(|table| self.state.iter_prefix(&[table]).collect::<Vec<_>>());
         let sums = sums.map(|(key, value)| (key, u128::from_be_bytes(value.as_slice().try_into().unwrap())));
         assert_eq!(sums.collect::<std::collections::BTreeMap<_, _>>(), deposits, "deposits by worker and profile");
         for (key, _) in self.state.iter_prefix(&[keys::OFFER]) {
@@ -361,9 +387,9 @@ impl Bed {
             let offered = worker.terms.last().unwrap().offers.iter().any(|offer| offer.profile_digest == key[1..33]);
             assert!(offered && !worker.jailed && uplk(&worker.bond) >= 100_000_000, "a place of nobody's: {worker:?}");
         }
-        let pots: u128 = all(keys::POT)
+        let pots: u128 = pots
             .iter()
-            .map(|value| Pot::decode(value.as_slice()).unwrap())
+            .map(|(_, pot)| pot)
             .inspect(|pot| assert!(!pot.settled || uplk(&pot.paid) <= committed(pot).0 + uplk(&pot.allowance)))
             .filter(|pot| !pot.settled)
             .map(|pot| uplk(&pot.redeemed) + uplk(&pot.carried_in))

@@ -8,6 +8,9 @@ use crate::error::GenesisError;
 use crate::market::records::save;
 use crate::store::{Order, StateRead, StateWrite};
 
+/// The most of private money that audited money may vouch for: ten times as much.
+const PRIVATE_SHARE_BPS_MAX: u32 = 100_000;
+
 /// The parameters of a network that names none.
 ///
 /// The threshold of 24 nats is above ln 10^9 = 20.7; evidence is clipped to ±6 nats per answer, so that no fewer than
@@ -30,6 +33,7 @@ pub fn default() -> Params {
         alpha_floor_bps: 3_000,
         trial_samples: 8,
         missing_evidence_milli: 2_000,
+        private_share_bps: 10_000,
     }
 }
 
@@ -57,6 +61,9 @@ pub fn check(params: &Params) -> Result<(), GenesisError> {
         || params.cusum_threshold_milli < params.evidence_clip_milli
     {
         return wrong("cusum_threshold_milli", "at least the clip is expected, and a clip of 1 to 1,000,000");
+    }
+    if params.private_share_bps > PRIVATE_SHARE_BPS_MAX {
+        return wrong("private_share_bps", "at most 100,000 is expected, ten times what is audited");
     }
     if params.missing_evidence_milli > params.evidence_clip_milli {
         return wrong("missing_evidence_milli", "at most the clip is expected");

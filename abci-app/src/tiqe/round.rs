@@ -17,7 +17,7 @@ use crate::error::TxError;
 use crate::market::records::{counter, load, save};
 use crate::market::schedule::{Schedule, Window};
 use crate::market::settle::prune;
-use crate::market::{self, RELEASES_PER_BLOCK, committed};
+use crate::market::{self, Kind, RELEASES_PER_BLOCK, committed};
 use crate::store::{StateRead, StateWrite};
 
 /// α of a pot that was not scored, of a worker that never was: half.
@@ -147,7 +147,7 @@ fn draw(ctx: &mut Context, state: &mut dyn StateWrite, mut round: Round, profile
         })
         .collect();
     round.beacon = beacon.to_vec();
-    round.samples = sample(&beacon, profile, &market::pots(state, epoch, profile), &params);
+    round.samples = sample(&beacon, profile, &market::pots(state, Kind::Audited, epoch, profile), &params);
     trial::draw(ctx, state, &round, profile, &beacon, &params)?;
     open_for_trials(ctx, state, profile)?;
     if round.samples.is_empty() {

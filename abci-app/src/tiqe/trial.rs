@@ -21,7 +21,7 @@ use super::{
 use crate::context::Context;
 use crate::error::TxError;
 use crate::market::records::{counter, load, save, uplk};
-use crate::market::{self, bonds, committed, models, refunds, vesting};
+use crate::market::{self, Kind, bonds, committed, models, refunds, vesting};
 use crate::modules::Handle;
 use crate::store::{StateRead, StateWrite};
 
@@ -139,7 +139,7 @@ fn sample(
     let worker: Address = trial.worker.parse()?;
     let pots: Vec<Pot> = (0..TRIAL_POT_EPOCHS)
         .filter_map(|back| trial.evidence_epoch.checked_sub(back))
-        .filter_map(|epoch| market::pot(state, epoch, profile, &worker))
+        .filter_map(|epoch| market::pot(state, Kind::Audited, epoch, profile, &worker))
         .filter(|pot| !committed(pot).is_zero())
         .collect();
     let total: Amount = pots.iter().map(committed).sum();

@@ -11,7 +11,8 @@ use tendermint_light_client_verifier::options::Options;
 use tendermint_light_client_verifier::types::{TrustedBlockState, UntrustedBlockState};
 use tendermint_light_client_verifier::{ProdVerifier, Verdict, Verifier};
 
-use polylink_abci_app::store::{PROOF_OP_TYPE, verify_proof};
+use polylink_abci_app::market::{Kind, keys};
+use polylink_abci_app::store::{KeyBuilder, PROOF_OP_TYPE, verify_proof};
 use polylink_protocol::digest::decode_canonical;
 use polylink_protocol::market::{answer_amount, receipt_digest, verify_receipt, verify_request};
 use polylink_protocol::market_v1::{Pot, Session};
@@ -162,26 +163,19 @@ fn proved<M: Message + Default>(part: &'static str, proof: &StateProof, key: &[u
     decode_canonical(part, &proof.value).map_err(|e| fault(name("value"), e))
 }
 
-/// State keys of what a receipt stands on.
-pub struct StateKeys {
-    /// The session.
-    pub session: Vec<u8>,
-    /// The pot.
-    pub pot: Vec<u8>,
+/// The state key of a record's session, by the ledger's table (`docs/state-keys.md`).
+pub fn session_key(record: &AnswerRecord) -> Result<Vec<u8>, Fault> {
+    let (_, receipt) = parts(record)?;
+    Ok(KeyBuilder::new(keys::SESSION).u64(receipt.session).finish())
 }
 
-/// The keys for a record, by the ledger's table (`docs/state-keys.md`).
-pub fn state_keys(record: &AnswerRecord) -> Result<StateKeys, Fault> {
-    use polylink_abci_app::market::keys;
-    use polylink_abci_app::store::KeyBuilder;
+/// That of the pot that its session's payments go into: private sessions have one of their own.
+pub fn pot_key(record: &AnswerRecord, session: &Session) -> Result<Vec<u8>, Fault> {
     let (_, receipt) = parts(record)?;
     let worker: Address = receipt.worker.parse().map_err(|e| fault("receipt.worker", e))?;
     let profile = Digest::from_slice(&receipt.profile_digest)
         .ok_or_else(|| fault("receipt.profile_digest", "32 bytes are expected"))?;
-    Ok(StateKeys {
-        session: KeyBuilder::new(keys::SESSION).u64(receipt.session).finish(),
-        pot: KeyBuilder::new(keys::POT).u64(receipt.epoch).bytes(&profile.0).bytes(&worker.0).finish(),
-    })
+    Ok(keys::pot(Kind::of(session.private), receipt.epoch, &profile, &worker))
 }
 
 /// Checks the signatures with the keys of a session and of the worker in the receipt's epoch.
@@ -255,10 +249,9 @@ pub fn check_evidence(
             format!("`{}`, the header is of `{}`", request.chain_id, header.chain_id),
         ));
     }
-    let keys = state_keys(record)?;
     let root = header.app_hash.as_bytes();
-    let session: Session = proved("session", &evidence.session, &keys.session, root)?;
-    let pot: Pot = proved("pot", &evidence.pot, &keys.pot, root)?;
+    let session: Session = proved("session", &evidence.session, &session_key(record)?, root)?;
+    let pot: Pot = proved("pot", &evidence.pot, &pot_key(record, &session)?, root)?;
     check_signatures(record, &session, &pot.receipt_key)?;
     check_price(record, &pot)?;
     check_path(record, &pot)

@@ -6,12 +6,13 @@ use tendermint_rpc::{Client as _, Paging};
 use polylink_abci_app::store::PROOF_OP_TYPE;
 use polylink_protocol::Digest;
 use polylink_protocol::client::ChainClient;
+use polylink_protocol::digest::decode_canonical;
 use polylink_protocol::market::terms_at;
 use polylink_protocol::market_v1::Receipt;
 use polylink_protocol::transcript::AnswerRecord;
 
 use super::answer::parts;
-use super::evidence::{ChainEvidence, LightBlock, StateProof, check_signatures, state_keys};
+use super::evidence::{ChainEvidence, LightBlock, StateProof, check_signatures, pot_key, session_key};
 use super::fault;
 use crate::error::CliError;
 
@@ -32,8 +33,8 @@ pub async fn light_block(chain: &ChainClient, height: u64) -> Result<LightBlock,
 
 /// The evidence for a record at the newest height.
 pub async fn evidence(chain: &ChainClient, record: &AnswerRecord) -> Result<ChainEvidence, CliError> {
-    let keys = state_keys(record)?;
-    let height = chain.query_raw(STORE_PATH, keys.session.clone(), 0, true).await?.height;
+    let session_key = session_key(record)?;
+    let height = chain.query_raw(STORE_PATH, session_key.clone(), 0, true).await?.height;
     let prove = async |part: &'static str, key: Vec<u8>| -> Result<StateProof, CliError> {
         let answer = chain.query_raw(STORE_PATH, key.clone(), height, true).await?;
         if answer.value.is_empty() {
@@ -43,8 +44,9 @@ pub async fn evidence(chain: &ChainClient, record: &AnswerRecord) -> Result<Chai
         let (_, _, proof) = proof.ok_or_else(|| fault(part, format!("the node gave no {PROOF_OP_TYPE} proof")))?;
         Ok(StateProof { key, value: answer.value, proof })
     };
-    let session = prove("session", keys.session.clone()).await?;
-    let pot = prove("pot", keys.pot).await?;
+    let session = prove("session", session_key).await?;
+    let record_of_session = decode_canonical("session", &session.value).map_err(|e| fault("session", e))?;
+    let pot = prove("pot", pot_key(record, &record_of_session)?).await?;
     let deadline = tokio::time::Instant::now() + HEADER_WAIT;
     while chain.status().await?.height <= height {
         if tokio::time::Instant::now() > deadline {

@@ -162,9 +162,11 @@ impl Books {
             page.workers.extend(reader.ask::<_, QueryWorkerResponse>("Worker", &request).await?);
         }
         for epoch in epoch.saturating_sub(UNSETTLED_EPOCHS)..=epoch {
-            let pots: Option<QueryPotsResponse> =
-                reader.ask("Pots", &QueryPotsRequest { epoch, pagination: None }).await?;
-            page.pots.extend(pots.map(|p| p.pots).unwrap_or_default());
+            for private in [false, true] {
+                let request = QueryPotsRequest { epoch, pagination: None, private };
+                let pots: Option<QueryPotsResponse> = reader.ask("Pots", &request).await?;
+                page.pots.extend(pots.map(|p| p.pots).unwrap_or_default());
+            }
         }
         Ok(page)
     }

@@ -152,7 +152,7 @@ impl Payer {
             epochs.entry(unproven.epoch).or_default().push(unproven);
         }
         for (of, mut receipts) in epochs {
-            let pot = chain.pot(of, &worker.operator, &profile).await?;
+            let pot = chain.pot_of(of, &worker.operator, &profile, record.private).await?;
             let root = pot.and_then(|pot| pot.root).and_then(|root| Sum::from_proto(&root).ok());
             // Without a root the worker is not paid for the epoch, and never will be.
             let Some(root) = root else {

@@ -34,6 +34,8 @@ pub struct PayerConfig {
     pub window: u32,
     /// Epochs from opening to expiry.
     pub expiry_epochs: u64,
+    /// Its sessions are private: no judge sees what is asked and answered in them, and none audits it.
+    pub private: bool,
     /// Folder of the journal.
     pub journal: PathBuf,
 }
@@ -352,6 +354,7 @@ impl Payer {
             !session.closed
                 && session.spend_key == spend_key
                 && session.profile_digest == worker.profile.0
+                && session.private == self.config.private
                 && session.expiry_epoch >= epoch + 2
         }))
     }
@@ -366,7 +369,7 @@ impl Payer {
             deposit,
             window: self.config.window,
             expiry_epoch: epoch + self.config.expiry_epochs.max(4),
-            private: false,
+            private: self.config.private,
             profile_digest: worker.profile.to_vec(),
         };
         self.clock.chain().broadcast(&self.config.account, vec![tx::any(&message)]).await?;

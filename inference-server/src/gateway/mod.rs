@@ -50,6 +50,8 @@ pub struct GatewayConfig {
     pub window: u32,
     /// Epochs from a session's opening to its expiry.
     pub expiry_epochs: u64,
+    /// Its sessions to workers are private, all of them.
+    pub private: bool,
     /// Workers that ask more are not asked.
     pub max_price: PriceLimit,
     /// The most in deposits that may be at stake in reports of omitted receipts; zero: none are made.
@@ -148,6 +150,7 @@ pub async fn start(
             deposit: config.deposit,
             window: config.window,
             expiry_epochs: config.expiry_epochs,
+            private: config.private,
             journal: config.journal.clone(),
         },
         clock,

@@ -77,5 +77,6 @@ async fn usage(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Resul
 
 async fn info(State(gateway): State<Arc<Gateway>>) -> Response {
     let account = gateway.config.account.address().account();
-    axum::Json(json!({"chain_id": gateway.payer.clock().chain_id(), "account": account})).into_response()
+    let (chain_id, private) = (gateway.payer.clock().chain_id(), gateway.config.private);
+    axum::Json(json!({"chain_id": chain_id, "account": account, "private": private})).into_response()
 }

@@ -19,6 +19,8 @@ pub(crate) struct Here<'a> {
     pub(crate) operator: &'a str,
     pub(crate) profile: &'a Digest,
     pub(crate) context_length: usize,
+    /// Answers in private sessions too.
+    pub(crate) private: bool,
 }
 
 fn refuse(status: StatusCode, code: &str, message: String) -> ApiError {
@@ -106,8 +108,9 @@ pub(crate) fn check_session(
     if session.profile_digest != here.profile.0 {
         return Err(payment("no_session", format!("session {id} is for another profile than {}", here.profile)));
     }
-    if session.private {
-        return Err(payment("no_session", format!("session {id} is private, which is not built yet")));
+    if session.private && !here.private {
+        let message = format!("session {id} is private, and this worker takes none: open one that judges may see");
+        return Err(payment("private_session", message));
     }
     verify_request(&call.request, &session.spend_key).map_err(|e| {
         refuse(

@@ -108,7 +108,7 @@ pub(super) async fn run(worker: &Arc<Worker>) {
 }
 
 async fn commit(worker: &Worker, epoch: u64) -> Result<(), String> {
-    let root = worker.store.close_epoch(epoch).await.map_err(|e| e.to_string())?;
+    let roots = worker.store.close_epoch(epoch).await.map_err(|e| e.to_string())?;
     let pot =
         worker.clock.chain().pot(epoch, &worker.operator, &worker.profile_digest).await.map_err(|e| e.to_string())?;
     if pot.is_none_or(|pot| pot.root.is_none()) {
@@ -116,13 +116,16 @@ async fn commit(worker: &Worker, epoch: u64) -> Result<(), String> {
             operator: worker.operator.clone(),
             epoch,
             profile_digest: worker.profile_digest.to_vec(),
-            root: Some(root.to_proto()),
+            root: Some(roots.audited.to_proto()),
+            private_root: roots.private.map(|root| root.to_proto()),
         };
         let height = send(worker, vec![tx::any(&message)]).await.map_err(|e| e.to_string())?;
-        tracing::info!(epoch, height, receipts = root.count, amount = %root.amount, "receipts committed");
+        let (receipts, amount, private) =
+            (roots.audited.count, roots.audited.amount, roots.private.map_or(0, |r| r.count));
+        tracing::info!(epoch, height, receipts, %amount, private, "receipts committed");
     }
     redeem(worker, epoch).await;
-    if root.count > 0 || worker.store.written() >= SEGMENT_BYTES {
+    if roots.count() > 0 || worker.store.written() >= SEGMENT_BYTES {
         let trial_epochs = worker.clock.chain().tiqe_params().await.map_err(|e| e.to_string())?.trial_epochs;
         let market = worker.clock.chain().market_params().await.map_err(|e| e.to_string())?;
         let reported = market.report_epochs.saturating_add(market.report_answer_epochs).saturating_add(1);

@@ -63,6 +63,8 @@ pub struct WorkerConfig {
     pub provider: Option<ProviderConfig>,
     /// Epochs whose transcripts are kept for audits and proofs; more where the chain's trials may ask for older ones.
     pub keep_epochs: u64,
+    /// Answers in private sessions too, which are paid at less where little else is served.
+    pub private: bool,
 }
 
 /// How the worker registers its own model.

@@ -60,6 +60,9 @@ pub struct Transcript {
     /// Of the grammar, where the request names one.
     #[prost(string, optional, tag = "7")]
     pub grammar: Option<String>,
+    /// Its session is private.
+    #[prost(bool, tag = "8")]
+    pub private: bool,
 }
 
 /// One choice of a transcript.
@@ -82,6 +85,9 @@ pub struct ClosedRecord {
     /// Root of its receipts.
     #[prost(message, optional, tag = "2")]
     pub root: Option<SumNode>,
+    /// Of those of private sessions, where there are any.
+    #[prost(message, optional, tag = "3")]
+    pub private_root: Option<SumNode>,
 }
 
 /// A redemption.
@@ -238,11 +244,16 @@ mod tests {
             completion_salt: vec![3],
             choices: vec![choice],
             grammar: Some("g".into()),
+            private: false,
         };
+        let private = Transcript { private: true, ..Default::default() };
+        let root = SumNode { count: 2, ..Default::default() };
         for (kind, bytes) in [
             (Kind::Answer(transcript), "0a181a020102220305ac022a010332070a0107120209093a0167"),
             (Kind::Voucher(VoucherRecord { voucher: None, indexes: vec![1, 2] }), "120412020102"),
-            (Kind::Closed(ClosedRecord { epoch: 3, root: None }), "1a020803"),
+            (Kind::Answer(private), "0a024001"),
+            (Kind::Closed(ClosedRecord { epoch: 3, root: None, private_root: None }), "1a020803"),
+            (Kind::Closed(ClosedRecord { epoch: 3, root: None, private_root: Some(root) }), "1a0608031a021002"),
             (Kind::Redeemed(RedeemedRecord { session: 7, amount: "50".into() }), "2206080712023530"),
             (Kind::Snapshot(SnapshotRecord { books: vec![], open_from: 4 }), "2a021004"),
         ] {

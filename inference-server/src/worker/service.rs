@@ -100,6 +100,7 @@ async fn try_generate(worker: &Arc<Worker>, body: Body) -> Result<Serving, ApiEr
         operator: &worker.operator,
         profile: &worker.profile_digest,
         context_length,
+        private: worker.config.private,
     };
     let request = check_call(&call, &here)?.clone();
     let mut epoch = worker.clock.now().map_err(chain_error)?.epoch;
@@ -115,9 +116,9 @@ async fn try_generate(worker: &Arc<Worker>, body: Body) -> Result<Serving, ApiEr
     let prompt_tokens = call.prompt_token_ids.len();
     let (price, worst) = check_price(&request, &epoch_price, &ask, prompt_tokens, context_length)?;
     let running = Running { request: request_digest(&request), epoch: request.epoch, worst };
-    reserve(worker, &call, &request, &here, epoch, running).await?;
-    let reservation =
-        Reservation { worker: Arc::clone(worker), session: request.session, index: request.index, kept: false };
+    let private = reserve(worker, &call, &request, &here, epoch, running).await?;
+    let (session, index) = (request.session, request.index);
+    let reservation = Reservation { worker: Arc::clone(worker), session, index, private, kept: false };
     let sampling = request.sampling.clone().unwrap_or_default();
     let seed =
         request.seed.as_slice().try_into().map_err(|_| ApiError::field("request.seed", "32 bytes are expected"))?;
@@ -137,7 +138,8 @@ async fn try_generate(worker: &Arc<Worker>, body: Body) -> Result<Serving, ApiEr
     Ok(Serving::new(text, call, request, price, random_bytes()?, reservation))
 }
 
-/// Reserves the answer in the session's account; what is cached of the session is asked for again before a refusal.
+/// Reserves the answer in the session's account; what is cached of the session is asked for again before a refusal. Returns
+/// whether the session is private.
 async fn reserve(
     worker: &Worker,
     call: &GenerateCall,
@@ -145,7 +147,7 @@ async fn reserve(
     here: &Here<'_>,
     epoch: u64,
     running: Running,
-) -> Result<(), ApiError> {
+) -> Result<bool, ApiError> {
     let mut refused = None;
     for fresh in [false, true] {
         let session = worker.sessions.get(request.session, epoch, fresh).await.map_err(chain_error)?;
@@ -153,7 +155,7 @@ async fn reserve(
             worker.store.begin(request.session, request.index, running.clone(), limits).map_err(store_error)
         });
         match begun {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(session.is_some_and(|session| session.private)),
             Err(error) if error.status == StatusCode::PAYMENT_REQUIRED => refused = Some(error),
             Err(error) => return Err(error),
         }

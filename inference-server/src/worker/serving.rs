@@ -33,6 +33,8 @@ pub(super) struct Reservation {
     pub(super) worker: Arc<Worker>,
     pub(super) session: u64,
     pub(super) index: u64,
+    /// The session is.
+    pub(super) private: bool,
     pub(super) kept: bool,
 }
 
@@ -248,6 +250,7 @@ impl Answer {
             prompt_token_ids: std::mem::take(&mut self.call.prompt_token_ids),
             grammar: self.call.grammar.take(),
             completion_salt: self.salt.to_vec(),
+            private: self.reservation.private,
             choices: choices
                 .map(|c| ChoiceTranscript { token_ids: c.ids.clone(), sketches: c.sketches.concat() })
                 .collect(),

@@ -2,14 +2,14 @@
 //!
 //! What always holds: memory changes and journal records happen in one order, under one lock; whoever is told of a
 //! receipt or a voucher has waited for the disk first. Answers that ran when the process died are not in the journal:
-//! they are not billed.
+//! they are not billed. Receipts of private sessions are in a tree of their own, out of which nothing is shown to judges.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 
 use polylink_protocol::market::receipt_digest;
-use polylink_protocol::market_v1::{Receipt, SignedVoucher, SumPath};
+use polylink_protocol::market_v1::{Receipt, SignedVoucher, SumNode, SumPath};
 use polylink_protocol::merkle_sum::{Leaf, Sum, SumError, Tree};
 use polylink_protocol::transcript::{ReceiptStatus, VoucherCall};
 use polylink_protocol::{Amount, Digest};
@@ -50,6 +50,23 @@ struct Served {
     location: Option<Location>,
 }
 
+/// What an epoch's answers are committed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Roots {
+    /// Of the receipts that judges sample.
+    pub audited: Sum,
+    /// Of those of private sessions; None where there are none.
+    pub private: Option<Sum>,
+}
+
+impl Roots {
+    /// Receipts under both.
+    pub fn count(&self) -> u64 {
+        self.audited.count.saturating_add(self.private.map_or(0, |root| root.count))
+    }
+}
+
+/// The receipts of an epoch, either those of private sessions or the others.
 #[derive(Default)]
 struct EpochReceipts {
     served: BTreeMap<(u64, u64), Served>,
@@ -65,7 +82,8 @@ impl EpochReceipts {
 #[derive(Default)]
 struct State {
     books: BTreeMap<u64, SessionBook>,
-    epochs: BTreeMap<u64, EpochReceipts>,
+    /// By epoch, and whether they are those of private sessions.
+    epochs: BTreeMap<(u64, bool), EpochReceipts>,
     /// Epochs from here on take answers.
     open_from: u64,
     /// Of each segment that holds receipts, their newest epoch.
@@ -126,9 +144,9 @@ impl WorkerStore {
         {
             let mut state = self.lock();
             let receipt = receipt_of(&transcript);
-            (epoch, key) = (receipt.epoch, (receipt.session, receipt.index));
-            if epoch < state.open_from {
-                return Err(StoreError::EpochClosed(epoch));
+            (epoch, key) = ((receipt.epoch, transcript.private), (receipt.session, receipt.index));
+            if receipt.epoch < state.open_from {
+                return Err(StoreError::EpochClosed(receipt.epoch));
             }
             pending = self.write(&mut state, Kind::Answer(transcript.clone()))?;
             state.served(&transcript, None);
@@ -173,24 +191,26 @@ impl WorkerStore {
         self.lock().open_from
     }
 
-    /// Ends an epoch for answers and returns the root of its receipts; the same root however often it is called.
-    pub async fn close_epoch(&self, epoch: u64) -> Result<Sum, StoreError> {
-        let (pending, root): (Pending, Sum) = {
+    /// Ends an epoch for answers and returns the roots of its receipts; the same ones however often it is called.
+    pub async fn close_epoch(&self, epoch: u64) -> Result<Roots, StoreError> {
+        let (pending, roots): (Pending, Roots) = {
             let mut state = self.lock();
-            let root = match state.epochs.get(&epoch) {
-                Some(receipts) => match receipts.root {
-                    Some(root) => return Ok(root),
-                    None => *receipts.tree(epoch)?.root(),
-                },
-                None => Sum::empty(),
+            let root = |private| state.epochs.get(&(epoch, private)).and_then(|receipts| receipts.root);
+            if let Some(audited) = root(false) {
+                return Ok(Roots { audited, private: root(true) });
+            }
+            let root = |private| match state.epochs.get(&(epoch, private)) {
+                Some(receipts) => Ok(Some(*receipts.tree(epoch)?.root())),
+                None => Ok::<_, StoreError>(None),
             };
-            let record = ClosedRecord { epoch, root: Some(root.to_proto()) };
-            let pending = self.write(&mut state, Kind::Closed(record))?;
-            state.close(epoch, root);
-            (pending, root)
+            let roots = Roots { audited: root(false)?.unwrap_or(Sum::empty()), private: root(true)? };
+            let (root, private_root) = (Some(roots.audited.to_proto()), roots.private.map(|root| root.to_proto()));
+            let pending = self.write(&mut state, Kind::Closed(ClosedRecord { epoch, root, private_root }))?;
+            state.close(epoch, roots);
+            (pending, roots)
         };
         pending.durable().await?;
-        Ok(root)
+        Ok(roots)
     }
 
     fn write(&self, state: &mut State, kind: Kind) -> Result<Pending, JournalError> {
@@ -272,14 +292,14 @@ impl WorkerStore {
             .epochs
             .iter()
             .find(|(_, e)| e.served.get(&(session, index)).is_some_and(|s| s.leaf.receipt == *receipt));
-        let Some((epoch, receipts)) = found else { return Ok(None) };
+        let Some(((epoch, _), receipts)) = found else { return Ok(None) };
         receipts.prove(*epoch, receipts.served.keys().position(|key| *key == (session, index)))
     }
 
-    /// The receipt at a drawn point of an epoch's committed tree.
+    /// The receipt at a drawn point of an epoch's committed tree: never one of a private session.
     pub fn sample(&self, epoch: u64, point: Amount) -> Result<Option<Proven>, StoreError> {
         let state = self.lock();
-        let Some(receipts) = state.epochs.get(&epoch) else { return Ok(None) };
+        let Some(receipts) = state.epochs.get(&(epoch, false)) else { return Ok(None) };
         let at = receipts.tree(epoch)?.leaf_at(point);
         receipts.prove(epoch, at)
     }
@@ -312,7 +332,7 @@ impl WorkerStore {
             state.segments.iter().find(|(_, epoch)| **epoch >= oldest_epoch).map_or(newest, |(segment, _)| *segment);
         state.segments.retain(|segment, _| *segment >= kept);
         let readable = |served: &Served| served.location.is_none_or(|l| l.segment >= kept);
-        state.epochs.retain(|epoch, receipts| *epoch >= oldest_epoch && receipts.served.values().all(readable));
+        state.epochs.retain(|(epoch, _), receipts| *epoch >= oldest_epoch && receipts.served.values().all(readable));
         self.journal.drop_before(kept)?;
         Ok(())
     }
@@ -348,8 +368,10 @@ impl State {
                 self.books.entry(session).or_default().pay(&call);
             }
             Kind::Closed(record) => {
-                let root = record.root.as_ref().ok_or("an end of an epoch without root")?;
-                self.close(record.epoch, Sum::from_proto(root).map_err(|e| e.to_string())?);
+                let sum = |node: &SumNode| Sum::from_proto(node).map_err(|e| e.to_string());
+                let audited = sum(record.root.as_ref().ok_or("an end of an epoch without root")?)?;
+                let private = record.private_root.as_ref().map(sum).transpose()?;
+                self.close(record.epoch, Roots { audited, private });
             }
             Kind::Redeemed(record) => {
                 let amount =
@@ -369,30 +391,34 @@ impl State {
         let receipt = receipt_of(transcript);
         let request = Digest::from_slice(&receipt.request_digest).unwrap_or(Digest([0; 32]));
         let amount = receipt.amount.parse().unwrap_or(Amount::ZERO);
-        let (digest, epoch, key) = (receipt_digest(&receipt), receipt.epoch, (receipt.session, receipt.index));
+        let (digest, key) = (receipt_digest(&receipt), (receipt.session, receipt.index));
+        let epoch = (receipt.epoch, transcript.private);
         let tokens = receipt.prompt_tokens.saturating_add(receipt.completion_tokens);
         let leaf = Leaf { session: receipt.session, index: receipt.index, receipt: digest, tokens, amount };
         self.epochs.entry(epoch).or_default().served.insert(key, Served { leaf, location });
         self.books
             .entry(receipt.session)
             .or_default()
-            .finish(receipt.index, Unpaid { request, receipt: digest, epoch, amount });
+            .finish(receipt.index, Unpaid { request, receipt: digest, epoch: receipt.epoch, amount });
         if let Some(location) = location {
             self.place(epoch, key, location);
         }
     }
 
-    fn place(&mut self, epoch: u64, key: (u64, u64), location: Location) {
+    fn place(&mut self, epoch: (u64, bool), key: (u64, u64), location: Location) {
         if let Some(served) = self.epochs.get_mut(&epoch).and_then(|e| e.served.get_mut(&key)) {
             served.location = Some(location);
         }
         let newest = self.segments.entry(location.segment).or_default();
-        *newest = (*newest).max(epoch);
+        *newest = (*newest).max(epoch.0);
     }
 
-    fn close(&mut self, epoch: u64, root: Sum) {
+    fn close(&mut self, epoch: u64, roots: Roots) {
         self.open_from = self.open_from.max(epoch + 1);
-        self.epochs.entry(epoch).or_default().root = Some(root);
+        self.epochs.entry((epoch, false)).or_default().root = Some(roots.audited);
+        if let Some(private) = roots.private {
+            self.epochs.entry((epoch, true)).or_default().root = Some(private);
+        }
     }
 }
 

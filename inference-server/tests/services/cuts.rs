@@ -188,7 +188,7 @@ async fn what_the_worker_cuts_is_owed_by_nobody() {
     let chain: &dyn Chain = &*network.chain;
     let epoch = chain.epoch().await.unwrap().0;
     for epoch in 0..=epoch {
-        assert_eq!(store.close_epoch(epoch).await.unwrap().amount, Amount::ZERO, "epoch {epoch}");
+        assert_eq!(store.close_epoch(epoch).await.unwrap().audited.amount, Amount::ZERO, "epoch {epoch}");
     }
     network.stop().await;
 }

@@ -14,6 +14,7 @@ mod market;
 mod network;
 mod omissions;
 mod payer;
+mod private;
 mod prompts;
 mod proxy;
 mod refusals;

@@ -82,6 +82,7 @@ pub fn worker_config(operator: u8, folder: &Path, endpoint: String) -> WorkerCon
         journal: folder.join(if operator == WORKER { "worker".into() } else { format!("worker-{operator}") }),
         provider: Some(ProviderConfig { royalty_bps: 500, price: PRICE }),
         keep_epochs: 8,
+        private: true,
     }
 }
 
@@ -108,6 +109,7 @@ pub fn gateway_config(folder: &Path) -> GatewayConfig {
         deposit: Amount(50_000_000),
         window: 32,
         expiry_epochs: 1_000,
+        private: false,
         max_price: PriceLimit::DEFAULT,
         report_stake_max: Amount(1_000_000),
         journal: folder.join("gateway"),

@@ -36,6 +36,7 @@ pub async fn payer_with(network: &Network, expiry_epochs: u64, window: u32) -> A
         deposit: Amount(5_000_000),
         window,
         expiry_epochs,
+        private: false,
         journal: network.folder.path().join("payer"),
     };
     Payer::open(config, ChainClock::start(chain).await).unwrap()
@@ -115,7 +116,7 @@ async fn an_answer_that_is_dropped_before_its_receipt_is_paid_whole() {
     let epoch = (&*network.chain as &dyn Chain).epoch().await.unwrap().0;
     let mut shown = 0;
     for epoch in 0..=epoch {
-        let root = store.close_epoch(epoch).await.unwrap();
+        let root = store.close_epoch(epoch).await.unwrap().audited;
         for leaf in 0..root.count {
             let point = Amount(u128::from(leaf) * whole.0);
             let proven = store.sample(epoch, point).unwrap().expect("a leaf at every point");

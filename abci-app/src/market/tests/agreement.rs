@@ -36,6 +36,7 @@ enum Step {
         deposit: u128,
         cap: Option<u128>,
         named: bool,
+        private: bool,
         epochs: u64,
     },
     TopUp {
@@ -92,6 +93,8 @@ enum Step {
         count: u64,
         tokens: u64,
         amount: u128,
+        /// Of the private receipts: a part of the same sums.
+        private: Option<u64>,
     },
     Royalty {
         provider: u8,
@@ -115,8 +118,10 @@ fn step() -> impl Strategy<Value = Step> {
     let voucher = || (0_u64..4, amount(), 0_u64..40);
     let offer = || (0_u64..3_000, prop_oneof![Just(1_000_000_u64), 1_u64..5_000, Just(u64::MAX)]);
     prop_oneof![
-        10 => (one_of(&PAYERS), one_of(&PAYEES), amount(), cap(), proptest::bool::weighted(0.7), 0_u64..40)
-            .prop_map(|(payer, payee, deposit, cap, named, epochs)| Step::Open { payer, payee, deposit, cap, named, epochs }),
+        10 => (one_of(&PAYERS), one_of(&PAYEES), amount(), cap(), proptest::bool::weighted(0.7),
+            proptest::bool::weighted(0.4), 0_u64..40).prop_map(|(payer, payee, deposit, cap, named, private, epochs)| {
+            Step::Open { payer, payee, deposit, cap, named, private, epochs }
+        }),
         5 => (one_of(&PAYERS), session(), amount(), cap())
             .prop_map(|(payer, session, amount, cap)| Step::TopUp { payer, session, amount, cap }),
         2 => (one_of(&PAYERS), session()).prop_map(|(payer, session)| Step::Revoke { payer, session }),
@@ -132,11 +137,11 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(operator, key, offer)| Step::Update { operator, key, offer }),
         4 => (one_of(&WORKERS), bonds()).prop_map(|(operator, amount)| Step::Bond { operator, amount }),
         3 => (one_of(&WORKERS), bonds()).prop_map(|(operator, amount)| Step::Unbond { operator, amount }),
-        14 => (one_of(&WORKERS), 0_u64..8, 0_u64..5, prop_oneof![0_u64..9_000, 0_u64..900_000], 1_u128..3_000)
-            .prop_map(|(operator, back, count, tokens, price)| {
-                let amount = u128::from(tokens) * price / 1_000;
-                Step::Commit { operator, back: back.saturating_sub(5), count, tokens, amount }
-            }),
+        14 => (one_of(&WORKERS), 0_u64..8, 0_u64..5, prop_oneof![0_u64..9_000, 0_u64..900_000], 1_u128..3_000,
+            proptest::option::weighted(0.6, 0_u64..4)).prop_map(|(operator, back, count, tokens, price, private)| {
+            let amount = u128::from(tokens) * price / 1_000;
+            Step::Commit { operator, back: back.saturating_sub(5), count, tokens, amount, private }
+        }),
         2 => (one_of(&[2, 3]), prop_oneof![0_u32..5_000, Just(5_001)])
             .prop_map(|(provider, bps)| Step::Royalty { provider, bps }),
         6 => (1_u64..9).prop_map(Step::Blocks),
@@ -222,7 +227,7 @@ impl Run {
         let text = |cap: Option<u128>| cap.map_or(String::new(), |cap| cap.to_string());
         let at = |(back, amount, count): (u64, u128, u64)| (now.saturating_sub(back), amount, count);
         match step.clone() {
-            Step::Open { payer, payee, deposit, cap, named, epochs } => {
+            Step::Open { payer, payee, deposit, cap, named, private, epochs } => {
                 let message = MsgOpenSession {
                     payer: account(payer).account(),
                     payee: account(payee).account(),
@@ -231,10 +236,10 @@ impl Run {
                     cap: text(cap),
                     window: 8,
                     expiry_epoch: now + epochs,
+                    private,
                     profile_digest: if named { self.bed.profile.to_vec() } else { vec![] },
-                    ..Default::default()
                 };
-                let expected = self.model.open(payer, payee, (deposit, cap), named, now + epochs);
+                let expected = self.model.open(payer, payee, (deposit, cap), (named, private), now + epochs);
                 self.send(&message, expected)?;
             }
             Step::TopUp { payer, session, amount, cap } => {
@@ -309,16 +314,18 @@ impl Run {
                 let expected = self.model.unbond(operator, amount);
                 self.send(&message, expected)?;
             }
-            Step::Commit { operator, back, count, tokens, amount } => {
-                let sums = if count == 0 { (0, 0, 0) } else { (count, tokens, amount) };
+            Step::Commit { operator, back, count, tokens, amount, private } => {
+                let sums = |count: u64| if count == 0 { (0, 0, 0) } else { (count, tokens, amount) };
+                let (sums, private) = (sums(count), private.map(sums));
                 let epoch = now.saturating_sub(1 + back);
                 let message = MsgCommitReceipts {
                     operator: account(operator).account(),
                     epoch,
                     profile_digest: self.bed.profile.to_vec(),
                     root: Some(root_of(sums)),
+                    private_root: private.map(root_of),
                 };
-                let expected = self.model.commit(operator, epoch, sums);
+                let expected = self.model.commit(operator, epoch, sums, private);
                 self.send(&message, expected)?;
             }
             Step::Royalty { provider, bps } => {
@@ -382,9 +389,11 @@ impl Run {
             prop_assert_eq!((found.from_epoch, &found.receipt_key), (newest.from, &key(newest.key)));
             prop_assert_eq!(found.offers.len(), usize::from(newest.offer.is_some()));
         }
-        prop_assert_eq!(state.iter_prefix(&[keys::POT]).count(), model.pots.len());
-        for ((epoch, number), expected) in &model.pots {
-            let pot = records::pot(state, *epoch, &self.bed.profile, &account(*number)).unwrap();
+        let pots = [keys::POT, keys::PRIVATE_POT].map(|table| state.iter_prefix(&[table]).count());
+        prop_assert_eq!(pots.iter().sum::<usize>(), model.pots.len());
+        for ((epoch, number, private), expected) in &model.pots {
+            let kind = records::Kind::of(*private);
+            let pot = records::pot(state, kind, *epoch, &self.bed.profile, &account(*number)).unwrap();
             let root = pot.root.as_ref().map(|root| (root.count, root.tokens, uplk(&root.amount)));
             let known = expected.root.is_some();
             let p = pot.price.unwrap_or_default();
@@ -404,8 +413,9 @@ impl Run {
                 withheld: uplk(&pot.withheld),
                 carried_out: uplk(&pot.carried_out),
                 expired: uplk(&pot.expired),
+                alpha: pot.alpha_bps.into(),
             };
-            prop_assert_eq!(&found, expected, "pot of {} in epoch {}", number, epoch);
+            prop_assert_eq!(&found, expected, "{:?} pot of {} in epoch {}", kind, number, epoch);
         }
         prop_assert_eq!(state.iter_prefix(&[keys::VESTING]).count(), model.vesting.len());
         for ((epoch, number), expected) in &model.vesting {
@@ -433,9 +443,10 @@ proptest! {
         // Everything comes to rest alike.
         run.blocks(model::EPOCH_BLOCKS * (model::VESTING + 4))?;
         prop_assert!(run.model.pots.values().all(|pot| pot.settled) && run.model.vesting.is_empty());
+        let private = run.model.pots.iter().filter(|((.., private), pot)| *private && pot.paid > 0).count();
         for kind in ["OpenSession", "Redeem", "CommitReceipts", "UpdateWorker"] {
             prop_assert!(run.seen.contains_key(kind), "no {} in {:?}", kind, run.seen);
         }
-        println!("{} epochs, {:?}", run.model.epoch(), run.seen);
+        println!("{} epochs, {private} private pots paid, {:?}", run.model.epoch(), run.seen);
     }
 }

@@ -2,11 +2,11 @@
 
 use polylink_protocol::market_v1::*;
 use polylink_protocol::tiqe_v1::Score;
-use polylink_protocol::{Amount, DENOM};
+use polylink_protocol::{Address, Amount, DENOM};
 
 use crate::bank::{self, Pool};
 use crate::market::testbed::*;
-use crate::market::{POT_RETENTION_EPOCHS, keys, records, vesting};
+use crate::market::{Kind, POT_RETENTION_EPOCHS, keys, records, vesting};
 use crate::store::StateRead;
 
 /// What an exact replay of an honest answer finds.
@@ -18,6 +18,10 @@ fn honest(_: u8, sample: u32) -> Score {
         tokens: 10,
         ..Default::default()
     }
+}
+
+fn pot_of(bed: &Bed, worker: &Address) -> Option<Pot> {
+    records::pot(&bed.state, Kind::Audited, 0, &bed.profile, worker)
 }
 
 #[test]
@@ -183,10 +187,10 @@ fn pots_are_settled_a_bounded_number_per_block() {
     bed.until(1, 1);
     for operator in &operators {
         let (profile_digest, root) = (bed.profile.to_vec(), Some(root(1, 10)));
-        bed.send(&MsgCommitReceipts { operator: operator.account(), epoch: 0, profile_digest, root }).unwrap();
+        let (operator, private_root) = (operator.account(), None);
+        bed.send(&MsgCommitReceipts { operator, epoch: 0, profile_digest, root, private_root }).unwrap();
     }
-    let settled =
-        |bed: &Bed| operators.iter().filter(|o| records::pot(&bed.state, 0, &bed.profile, o).unwrap().settled).count();
+    let settled = |bed: &Bed| operators.iter().filter(|o| pot_of(bed, o).unwrap().settled).count();
     bed.run_round(0, &[0, 1, 2], honest);
     // Reveals end with the block at offset 17; so far the blocks 17 and 18 have settled.
     assert_eq!(settled(&bed), 4);
@@ -203,15 +207,15 @@ fn what_is_past_its_retention_is_dropped() {
     });
     bed.until(1, 0);
     bed.commit(0, root(0, 0)).unwrap();
-    assert!(records::pot(&bed.state, 0, &bed.profile, &WORKER).is_some());
+    assert!(pot_of(&bed, &WORKER).is_some());
     // Epoch 0 has a pot; its totals, at which the next epoch's minting and burning begins, are kept as long.
     let ask = |number| QueryEpochRequest { number, current: false };
     let first = bed.ask(&ask(1)).unwrap().epoch;
     bed.until(POT_RETENTION_EPOCHS, 4);
-    assert!(records::pot(&bed.state, 0, &bed.profile, &WORKER).is_some());
+    assert!(pot_of(&bed, &WORKER).is_some());
     assert!(bed.state.get(&keys::epoch(0)).is_some());
     bed.until(POT_RETENTION_EPOCHS + 1, 1);
-    assert!(records::pot(&bed.state, 0, &bed.profile, &WORKER).is_none());
+    assert!(pot_of(&bed, &WORKER).is_none());
     assert_eq!(bed.state.iter_prefix(&[keys::EPOCH]).count() as u64, POT_RETENTION_EPOCHS + 1);
     assert!(bed.ask(&ask(0)).unwrap_err().to_string().contains("NotFound"));
     assert_eq!(bed.ask(&ask(1)).unwrap().epoch, first, "what is kept still says what its epoch minted and burned");

@@ -101,6 +101,7 @@ fn without_its_bond_a_worker_is_paid_for_what_it_served_before_and_for_nothing_e
         epoch: 2,
         profile_digest: bed.profile.to_vec(),
         root: Some(root(1, 600)),
+        private_root: None,
     };
     assert_eq!(bed.refused(&commit), ("market", 12));
     bed.until(4, 0);

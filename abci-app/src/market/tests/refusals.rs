@@ -98,7 +98,7 @@ fn sessions_are_refused_by_name() {
         (altered(&good, |m| m.window = 257), "market", 21),
         (altered(&good, |m| m.expiry_epoch = 0), "market", 22),
         (altered(&good, |m| m.expiry_epoch = u64::MAX), "market", 22),
-        (altered(&good, |m| m.private = true), "market", 23),
+        (altered(&good, |m| (m.private, m.profile_digest) = (true, vec![])), "market", 23),
         (altered(&good, |m| m.profile_digest.clear()), "market", 19),
         (altered(&good, |m| m.profile_digest = unsold.clone()), "market", 19),
         (altered(&good, |m| m.payee = GATEWAY.account()), "market", 19),
@@ -188,6 +188,7 @@ fn receipts_are_refused_by_name() {
         epoch,
         profile_digest: polylink_protocol::market::profile_digest(&profile()).to_vec(),
         root,
+        private_root: None,
     };
     assert_eq!(bed.refused(&message(0, Some(root(2, 5)))), ("market", 26));
     bed.open_session(9);

@@ -105,6 +105,7 @@ fn what_was_not_offered_in_the_epoch_is_not_committed() {
         epoch,
         profile_digest: profile.to_vec(),
         root: Some(root(1, 5)),
+        private_root: None,
     };
     assert_eq!(bed.refused(&commit(&pico, 0)), ("market", 12));
     bed.until(2, 1);
@@ -132,6 +133,7 @@ fn a_worker_has_nothing_to_commit_before_its_first_epoch() {
         epoch,
         profile_digest: polylink_protocol::market::profile_digest(&profile()).to_vec(),
         root: Some(root(1, 5)),
+        private_root: None,
     };
     assert_eq!(bed.refused(&message(2)), ("market", 12));
     bed.open_session_with(GATEWAY, 5);

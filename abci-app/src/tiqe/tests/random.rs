@@ -140,7 +140,7 @@ impl Run {
         });
         for n in 0..WORKERS {
             for payer in 0..PAYERS {
-                let id = bed.open_session_of(payer_account(payer), worker(n), DEPOSIT);
+                let id = bed.open_session_as(payer_account(payer), worker(n), DEPOSIT, is_private(payer));
                 assert_eq!(id, session(n, payer));
             }
         }
@@ -201,6 +201,8 @@ impl Run {
             epoch,
             profile_digest: self.model.profile.to_vec(),
             root: Some(root(count, each)),
+            // No judge ever sees these: the model does not know of them.
+            private_root: Some(root(seed % 5, 311)).filter(|root| root.count > 0),
         };
         let convicted = self.model.convicted.contains_key(&n);
         if self.send(&message, convicted.then_some(("market", 14)))? {

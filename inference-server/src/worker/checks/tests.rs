@@ -9,7 +9,7 @@ const PROFILE: Digest = Digest([4; 32]);
 const SALT: [u8; 32] = [9; 32];
 
 fn here() -> Here<'static> {
-    Here { chain_id: "c", operator: "poly1worker", profile: &PROFILE, context_length: 16 }
+    Here { chain_id: "c", operator: "poly1worker", profile: &PROFILE, context_length: 16, private: true }
 }
 
 fn spend_key() -> ServiceKey {
@@ -119,7 +119,6 @@ fn without_a_session_that_pays_there_is_no_answer() {
         ("closed", |s| s.closed = true, 402, "session_closed"),
         ("revoked", |s| s.revoked = true, 402, "spend_key_revoked"),
         ("profile", |s| s.profile_digest = vec![5; 32], 402, "no_session"),
-        ("private", |s| s.private = true, 402, "no_session"),
         ("key", |s| s.spend_key = ServiceKey::from_bytes(&[8; 32]).public_key().to_vec(), 401, "wrong_signature"),
         ("expired", |s| s.expiry_epoch = 4, 402, "session_expired"),
     ];
@@ -127,6 +126,12 @@ fn without_a_session_that_pays_there_is_no_answer() {
     let request = check_call(&call, &here()).unwrap();
     let ask = |session: Option<&Session>, epoch| check_session(&call, request, session, &here(), epoch);
     let limits = ask(Some(&session(|_| ())), 5).unwrap();
+    let private = session(|s| s.private = true);
+    assert_eq!(ask(Some(&private), 5).unwrap(), limits);
+    let none = Here { private: false, ..here() };
+    let refused = check_session(&call, request, Some(&private), &none, 5).unwrap_err();
+    assert_eq!((refused.status.as_u16(), refused.code()), (402, "private_session"));
+    assert_eq!(check_session(&call, request, Some(&session(|_| ())), &none, 5).unwrap(), limits);
     assert_eq!(limits, SessionLimits { funds: Amount(900), window: 4 });
     // As the ledger counts: the lesser of the two, whatever they are. A cap of 0 is not the absence of a cap.
     let funds = |deposit: &str, cap: &str| {

@@ -102,11 +102,13 @@ async fn every_receipt_of_a_closed_epoch_is_proven_and_found_by_its_amount() {
         receipt_digest(transcript(7, index, 3, amounts[index as usize]).receipt.unwrap().receipt.as_ref().unwrap())
     };
     assert!(store.proof(7, 0, &digest(0)).unwrap().is_none(), "not committed yet");
-    let root = store.close_epoch(3).await.unwrap();
+    let roots = store.close_epoch(3).await.unwrap();
+    let root = roots.audited;
     assert_eq!((root.count, root.amount, root.tokens), (5, Amount(45), 35));
     drop(store);
     let store = reopen(folder.path());
-    assert_eq!(store.close_epoch(3).await.unwrap(), root, "the same after a restart");
+    assert_eq!(store.close_epoch(3).await.unwrap(), roots, "the same after a restart");
+    assert_eq!(roots.private, None);
     for index in 0..5_u64 {
         let proven = store.proof(7, index, &digest(index)).unwrap().unwrap();
         let amount = Amount(amounts[index as usize]);
@@ -125,12 +127,41 @@ async fn every_receipt_of_a_closed_epoch_is_proven_and_found_by_its_amount() {
 }
 
 #[tokio::test]
+async fn private_receipts_have_a_tree_of_their_own_that_nothing_is_sampled_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = reopen(folder.path());
+    for (session, private) in [(7, false), (8, true), (9, true)] {
+        store.begin(session, 0, running(0, 3), LIMITS).unwrap();
+        store.finish(Transcript { private, ..transcript(session, 0, 3, 10) }).await.unwrap();
+    }
+    let roots = store.close_epoch(3).await.unwrap();
+    let private = roots.private.unwrap();
+    assert_eq!([roots.audited, private].map(|root| (root.count, root.amount)), [(1, Amount(10)), (2, Amount(20))]);
+    assert_eq!(roots.count(), 3);
+    drop(store);
+    let store = reopen(folder.path());
+    assert_eq!(store.close_epoch(3).await.unwrap(), roots, "the same after a restart");
+    let receipt = |session| transcript(session, 0, 3, 10).receipt.unwrap().receipt.unwrap();
+    for (session, root) in [(7, roots.audited), (8, private), (9, private)] {
+        let digest = receipt_digest(&receipt(session));
+        let proven = store.proof(session, 0, &digest).unwrap().unwrap();
+        let leaf = Leaf { session, index: 0, receipt: digest, tokens: 7, amount: Amount(10) };
+        merkle_sum::verify(&leaf, &proven.path, &root).unwrap();
+        assert_eq!(proven.root, root);
+    }
+    for point in 0..30 {
+        let sampled = store.sample(3, Amount(point)).unwrap().map(|proven| store.transcript(proven.location).unwrap());
+        assert_eq!(sampled.map(|sampled| receipt_of(&sampled).session), (point < 10).then_some(7), "{point}");
+    }
+}
+
+#[tokio::test]
 async fn a_closed_epoch_takes_no_answers() {
     let folder = tempfile::tempdir().unwrap();
     let store = reopen(folder.path());
     store.begin(7, 0, running(0, 3), LIMITS).unwrap();
     assert_eq!((store.running(2), store.running(3)), (0, 1));
-    assert_eq!(store.close_epoch(3).await.unwrap(), Sum::empty());
+    assert_eq!(store.close_epoch(3).await.unwrap(), Roots { audited: Sum::empty(), private: None });
     assert!(matches!(store.finish(transcript(7, 0, 3, 5)).await, Err(StoreError::EpochClosed(3))));
     assert!(matches!(store.begin(7, 1, running(1, 3), LIMITS), Err(StoreError::EpochClosed(3))));
     store.begin(7, 1, running(1, 4), LIMITS).unwrap();

@@ -1,6 +1,8 @@
 //! The market once more, slow and obvious: every account's coins in a map, every epoch's terms, prices and pots kept for
 //! ever, nothing indexed, nothing trimmed, every rule written out where it applies. It shares no code with the market.
 
+mod settling;
+
 use std::collections::BTreeMap;
 
 /// Why a message is refused: codespace and code.
@@ -22,6 +24,7 @@ pub struct Session {
     pub payee: u8,
     /// Pays a worker for the profile.
     pub named: bool,
+    pub private: bool,
     pub deposit: u128,
     pub cap: u128,
     pub redeemed: u128,
@@ -33,6 +36,8 @@ pub struct Session {
     pub revoked: bool,
 }
 
+/// (count, tokens, amount)
+pub type Root = (u64, u64, u128);
 /// (prompt, cached, completion)
 pub type Prices = (u64, u64, u64);
 
@@ -70,8 +75,7 @@ pub struct Pot {
     pub redeemed: u128,
     pub carried_in: u128,
     pub allowance: u128,
-    /// (count, tokens, amount)
-    pub root: Option<(u64, u64, u128)>,
+    pub root: Option<Root>,
     pub key: u8,
     pub price: Prices,
     pub settled: bool,
@@ -83,6 +87,7 @@ pub struct Pot {
     pub withheld: u128,
     pub carried_out: u128,
     pub expired: u128,
+    pub alpha: u128,
 }
 
 pub struct Model {
@@ -92,7 +97,8 @@ pub struct Model {
     pub burned: u128,
     pub sessions: Vec<Session>,
     pub workers: BTreeMap<u8, Worker>,
-    pub pots: BTreeMap<(u64, u8), Pot>,
+    /// By epoch, worker, and whether it is that of private sessions.
+    pub pots: BTreeMap<(u64, u8, bool), Pot>,
     pub vesting: BTreeMap<(u64, u8), u128>,
     /// (from epoch, basis points)
     pub royalties: Vec<(u64, u32)>,
@@ -136,10 +142,13 @@ impl Model {
         payer: u8,
         payee: u8,
         (deposit, cap): (u128, Option<u128>),
-        named: bool,
+        (named, private): (bool, bool),
         expiry: u64,
     ) -> Result<(), Refusal> {
         let cap = cap.unwrap_or(deposit);
+        if private && !named {
+            return Err(("market", 23));
+        }
         if payer == payee {
             return Err(("market", 18));
         }
@@ -166,6 +175,7 @@ impl Model {
             payer,
             payee,
             named,
+            private,
             deposit,
             cap,
             redeemed: 0,
@@ -246,7 +256,8 @@ impl Model {
         if session.named {
             // Pots of an epoch take money until its reveals are over in the next one.
             let oldest = if offset < 18 { now.saturating_sub(1) } else { now };
-            self.pots.entry((epoch.max(oldest), session.payee)).or_default().redeemed += increase;
+            let place = (epoch.max(oldest), session.payee, session.private);
+            self.pots.entry(place).or_default().redeemed += increase;
         } else {
             self.give(session.payee, increase);
         }
@@ -348,30 +359,40 @@ impl Model {
         Ok(())
     }
 
-    pub fn commit(&mut self, operator: u8, epoch: u64, root: (u64, u64, u128)) -> Result<(), Refusal> {
+    pub fn commit(&mut self, operator: u8, epoch: u64, root: Root, private: Option<Root>) -> Result<(), Refusal> {
+        if private.is_some_and(|root| root.0 == 0) {
+            return Err(("market", 28));
+        }
         let (now, offset) = (self.epoch(), self.offset());
         let terms = self.worker(operator)?.at(epoch).cloned();
         if epoch + 1 != now || offset >= 5 {
             return Err(("market", 26));
         }
         let terms = terms.ok_or(("market", 12))?;
-        let there = self.pots.get(&(epoch, operator));
-        if terms.offer.is_none() && (root.0 > 0 || there.is_none()) {
+        let there = self.pots.get(&(epoch, operator, false));
+        if terms.offer.is_none() && (root.0 > 0 || private.is_some() || there.is_none()) {
             return Err(("market", 12));
         }
-        let open = |session: &&Session| session.named && session.payee == operator && !session.closed;
-        if root.2 > self.sessions.iter().filter(open).map(|session| session.deposit).sum() {
+        let deposits = |private: bool| -> u128 {
+            let open = |s: &&Session| s.named && s.payee == operator && !s.closed && s.private == private;
+            self.sessions.iter().filter(open).map(|session| session.deposit).sum()
+        };
+        if root.2 > deposits(false) || private.is_some_and(|root| root.2 > deposits(true)) {
             return Err(("market", 37));
         }
         if let Some(earlier) = there.and_then(|pot| pot.root) {
-            return if earlier == root { Ok(()) } else { Err(("market", 27)) };
+            let other = self.pots.get(&(epoch, operator, true)).and_then(|pot| pot.root);
+            return if (earlier, other) == (root, private) { Ok(()) } else { Err(("market", 27)) };
         }
         let epoch_price = self.price(epoch);
         let ask = terms.offer.map_or((0, 0, 0), |(ask, _)| ask);
-        let pot = self.pots.entry((epoch, operator)).or_default();
-        pot.root = Some(root);
-        pot.key = terms.key;
-        pot.price = (epoch_price.0.max(ask.0), epoch_price.1.max(ask.1), epoch_price.2.max(ask.2));
+        for (root, of_private) in [(Some(root), false), (private, true)] {
+            let Some(root) = root else { continue };
+            let pot = self.pots.entry((epoch, operator, of_private)).or_default();
+            pot.root = Some(root);
+            pot.key = terms.key;
+            pot.price = (epoch_price.0.max(ask.0), epoch_price.1.max(ask.1), epoch_price.2.max(ask.2));
+        }
         Ok(())
     }
 
@@ -386,109 +407,5 @@ impl Model {
         self.royalties.retain(|(old, _)| *old < from);
         self.royalties.push((from, bps));
         Ok(())
-    }
-
-    /// The end of the block in work, and the next one's begin.
-    pub fn block(&mut self) {
-        let (now, offset) = (self.epoch(), self.offset());
-        // Pots of epochs before this one, once the reveal window of theirs is over.
-        let closed = |epoch: u64| epoch + 1 < now || (epoch + 1 == now && offset >= 17);
-        while let Some(key) = self.pots.iter().find(|(key, pot)| closed(key.0) && !pot.settled).map(|(key, _)| *key) {
-            self.settle(key);
-        }
-        if now > 0 && offset == 17 {
-            self.move_price();
-        }
-        let later = self.vesting.split_off(&(now + 1, 0));
-        for ((_, owner), amount) in std::mem::replace(&mut self.vesting, later) {
-            *self.coins.entry(owner).or_default() += amount;
-        }
-        for (operator, worker) in &mut self.workers {
-            let free = worker.unbonding.iter().filter(|(release, _)| *release <= now).map(|(_, amount)| amount);
-            *self.coins.entry(*operator).or_default() += free.sum::<u128>();
-            worker.unbonding.retain(|(release, _)| *release > now);
-        }
-        self.height += 1;
-    }
-
-    fn settle(&mut self, (epoch, operator): (u64, u8)) {
-        let mut pot = self.pots[&(epoch, operator)].clone();
-        let committed = pot.root.map_or(0, |root| root.2);
-        // What is committed, and what was committed before and not paid, is paid: own money first, then what came over.
-        let mut room = committed + pot.allowance;
-        let own = pot.redeemed.min(room);
-        room -= own;
-        let late = pot.carried_in.min(room);
-        room -= late;
-        pot.paid = own + late;
-        pot.carried_out = pot.redeemed - own;
-        pot.expired = pot.carried_in - late;
-        if pot.carried_out > 0 || room.min(committed) > 0 {
-            let next = self.pots.entry((epoch + 1, operator)).or_default();
-            (next.carried_in, next.allowance) = (pot.carried_out, room.min(committed));
-        }
-        // A tenth is burned, half of that is minted while the epoch's 1,000 PLK last.
-        pot.burned = pot.paid / 10;
-        let emitted: u128 = self.pots.iter().filter(|((of, _), _)| *of == epoch).map(|(_, pot)| pot.emission).sum();
-        pot.emission = (pot.burned / 2).min(1_000_000_000 - emitted);
-        let reward = pot.paid - pot.burned + pot.emission;
-        pot.royalty = reward * u128::from(self.royalty(epoch)) / 10_000;
-        let shared = reward - pot.royalty;
-        // Nobody judges: half of what is not the judges' goes to the worker, whose quality is unknown; the rest is burned.
-        pot.worker = (shared - shared * 3 / 10) / 2;
-        pot.withheld = shared - pot.worker;
-        pot.settled = true;
-        self.minted += pot.emission;
-        self.burned += pot.burned + pot.withheld + pot.expired;
-        self.give(PROVIDER, pot.royalty);
-        for part in 1..=VESTING {
-            let until = |part: u64| pot.worker * u128::from(part) / u128::from(VESTING);
-            let amount = until(part) - until(part - 1);
-            if amount > 0 {
-                *self.vesting.entry((self.epoch() + part, operator)).or_default() += amount;
-            }
-        }
-        self.pots.insert((epoch, operator), pot);
-    }
-
-    fn move_price(&mut self) {
-        let used = self.epoch() - 1;
-        let price = self.price(used);
-        let (mut paid, mut capacity) = (0_u128, 0_u128);
-        if !self.workers.values().any(|worker| worker.place) {
-            return;
-        }
-        for (operator, worker) in &self.workers {
-            let pot = self.pots.get(&(used, *operator));
-            if !worker.place && pot.is_none() {
-                continue;
-            }
-            let Some((_, declared)) = worker.at(used).and_then(|terms| terms.offer) else { continue };
-            // 1 PLK backs 10,000 tokens.
-            let backed = (worker.bond / 100).min(u128::from(declared));
-            let tokens =
-                pot.and_then(|pot| Some((pot.root?, pot.redeemed))).map_or(0, |((_, tokens, amount), money)| {
-                    let money = money.min(amount);
-                    if amount == 0 {
-                        return 0;
-                    }
-                    (u128::from(tokens) * money / amount).min(money * 1_000 / u128::from(price.0.min(price.2)))
-                });
-            paid += tokens.min(backed);
-            capacity += backed;
-        }
-        if capacity == 0 {
-            return;
-        }
-        let utilization = (paid * 10_000 / capacity) as i128;
-        let beyond = match utilization {
-            u if u < 4_000 => u - 4_000,
-            u if u > 6_000 => u - 6_000,
-            _ => 0,
-        };
-        let percent = (beyond * 3_125).clamp(-12_500_000, 12_500_000);
-        let level = self.levels.values().next_back().copied().unwrap_or(LEVEL_ONE) as i128;
-        let next = level * (100_000_000 + percent) / 100_000_000;
-        self.levels.insert(self.epoch() + 1, (next as u128).max(LEVEL_ONE / 10));
     }
 }

@@ -19,15 +19,16 @@ use crate::tiqe::keys;
 
 impl Run {
     /// The pots that a verdict in this block may look at, whether or not its trial is open yet.
-    pub(super) fn pots(&self) -> BTreeMap<(u64, u8), Pot> {
+    pub(super) fn pots(&self) -> BTreeMap<(u64, u8, bool), Pot> {
         let now = self.model.epoch();
         let open = self.model.trials.values().filter(|trial| trial.verdict == Verdict::None);
         let mut epochs: BTreeSet<u64> = (now.saturating_sub(8)..=now).collect();
         epochs.extend(open.flat_map(|trial| trial.evidence.saturating_sub(3)..=trial.evidence + 1));
         let mut all = BTreeMap::new();
         for epoch in epochs {
-            for n in 0..WORKERS {
-                let Some(found) = records::pot(&self.bed.state, epoch, &self.bed.profile, &worker(n)) else { continue };
+            for (n, private) in (0..WORKERS).flat_map(|n| [(n, false), (n, true)]) {
+                let (state, kind) = (&self.bed.state, records::Kind::of(private));
+                let Some(found) = records::pot(state, kind, epoch, &self.bed.profile, &worker(n)) else { continue };
                 let amount = |text: &str| records::uplk(text).0;
                 let pot = Pot {
                     settled: found.settled,
@@ -38,7 +39,8 @@ impl Run {
                     worker: amount(&found.worker_reward),
                     carried_out: amount(&found.carried_out),
                 };
-                all.insert((epoch, n), pot);
+                assert!(!private || pot.judges == 0, "nobody has judged this: {found:?}");
+                all.insert((epoch, n, private), pot);
             }
         }
         all
@@ -55,7 +57,7 @@ impl Run {
     }
 
     /// The judges' parts of the pots that this block has settled.
-    pub(super) fn pay_judges(&mut self, before: &BTreeMap<(u64, u8), Pot>) {
+    pub(super) fn pay_judges(&mut self, before: &BTreeMap<(u64, u8, bool), Pot>) {
         for (place, pot) in self.pots() {
             if pot.settled && !before.get(&place).is_some_and(|before| before.settled) && pot.judges > 0 {
                 let pay = self.model.rounds[&place.0].pay.clone();
