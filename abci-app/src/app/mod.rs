@@ -41,6 +41,9 @@ use join::Joining;
 /// The state below the mempool's overlay.
 type Base = Arc<dyn StateRead + Send + Sync>;
 
+/// The committed state with what was read of it: what CheckTx has asked for is known when the block is executed.
+type Committed = Arc<Memo<Snapshot>>;
+
 /// The application. Clones share one ledger.
 #[derive(Clone)]
 pub struct App(Arc<Shared>);
@@ -63,12 +66,12 @@ struct Consensus {
     genesis: Option<(Changes, AppHash)>,
     /// From `FinalizeBlock` until `Commit`.
     staged: Option<(Staged, Moment)>,
-    /// What is known of the committed state; none after a state that came otherwise than by a block.
-    committed: Option<Memo<Snapshot>>,
+    /// None before the first block is executed.
+    committed: Option<Committed>,
 }
 
 struct Mempool {
-    state: Overlay<Memo<Base>>,
+    state: Overlay<Base>,
     height: u64,
 }
 
@@ -100,15 +103,20 @@ impl App {
         snapshots: Option<SnapshotConfig>,
         upgrades: Upgrades,
     ) -> Self {
-        let base: Base = Arc::new(store.snapshot());
-        let mempool = Mempool { state: Overlay::new(Memo::new(base)), height: store.height() };
+        if let Err(error) = store.warm() {
+            // Whoever needs what cannot be read says so too.
+            tracing::warn!("the tree's upper nodes could not be read ahead: {error}");
+        }
+        let committed: Committed = Arc::new(Memo::new(store.snapshot()));
+        let mempool = Mempool { state: Overlay::new(Arc::clone(&committed) as Base), height: store.height() };
+        let consensus = Consensus { committed: Some(committed), ..Consensus::default() };
         let snapshots = snapshots.map(|config| Snapshots::open(config, store.height()));
         App(Arc::new(Shared {
             store,
             retain_blocks,
             snapshots,
             upgrades,
-            consensus: Mutex::default(),
+            consensus: Mutex::new(consensus),
             mempool: Mutex::new(mempool),
             joining: Mutex::default(),
         }))
@@ -140,15 +148,23 @@ impl App {
     }
 
     fn reset_mempool(&self, base: Base, height: u64) {
-        *lock(&self.0.mempool) = Mempool { state: Overlay::new(Memo::new(base)), height };
+        *lock(&self.0.mempool) = Mempool { state: Overlay::new(base), height };
     }
 
-    /// As [`Self::reset_mempool`], after a block that has changed so much.
-    fn advance_mempool(&self, base: Base, height: u64, changes: &Changes) {
+    /// Goes on from a committed state, which `before` and the changes of its block lead to, where there is such a state:
+    /// what was known of it is still known.
+    fn advance(&self, before: Option<(Committed, &Changes)>, state: Snapshot) -> Committed {
+        let height = state.height();
         let mut mempool = lock(&self.0.mempool);
-        let fresh = Overlay::new(Memo::new(Arc::clone(&base)));
-        let before = std::mem::replace(&mut mempool.state, fresh).into_base();
-        *mempool = Mempool { state: Overlay::new(before.advance(base, changes)), height };
+        // Whatever the mempool knew of the state before ends here: nobody reads what is being changed.
+        mempool.state = Overlay::new(Arc::new(state.clone()));
+        let known = before.and_then(|(before, changes)| Some((Arc::into_inner(before)?, changes)));
+        let committed = Arc::new(match known {
+            Some((known, changes)) => known.advance(state, changes),
+            None => Memo::new(state),
+        });
+        *mempool = Mempool { state: Overlay::new(Arc::clone(&committed) as Base), height };
+        committed
     }
 }
 
@@ -247,8 +263,8 @@ impl Application for App {
         let height = u64::try_from(request.height).unwrap_or_else(|_| stop("FinalizeBlock with a negative height"));
         let genesis = if store.height() == 0 { consensus.genesis.clone() } else { None };
         let (genesis, app_hash) = genesis.unwrap_or_else(|| (Changes::default(), store.app_hash()));
-        let committed = consensus.committed.take().unwrap_or_else(|| Memo::new(store.snapshot()));
-        let base = Overlay::with_changes(&committed, genesis);
+        let committed = consensus.committed.take().unwrap_or_else(|| Arc::new(Memo::new(store.snapshot())));
+        let base = Overlay::with_changes(&*committed, genesis);
         let commit = Commit {
             proposer: request.proposer_address.to_vec(),
             next_validators_hash: request.next_validators_hash.to_vec(),
@@ -288,12 +304,7 @@ impl Application for App {
         // Of the first block what differs from nothing is known, not what differs from the genesis.
         let first = consensus.genesis.take().is_some();
         let known = consensus.committed.take().filter(|_| !first);
-        consensus.committed = known.map(|known| known.advance(committed.clone(), &changes));
-        if first {
-            self.reset_mempool(Arc::new(committed), height);
-        } else {
-            self.advance_mempool(Arc::new(committed), height, &changes);
-        }
+        consensus.committed = Some(self.advance(known.map(|known| (known, &changes)), committed));
         let retained = self.retain_height(height, settled);
         pb::ResponseCommit { retain_height: convert::height(retained) }
     }
@@ -327,10 +338,8 @@ impl Application for App {
     fn apply_snapshot_chunk(&self, request: pb::RequestApplySnapshotChunk) -> pb::ResponseApplySnapshotChunk {
         let (answer, restored) = lock(&self.0.joining).apply(request);
         if restored {
-            *lock(&self.0.consensus) = Consensus::default();
-            let state = self.0.store.snapshot();
-            let height = state.height();
-            self.reset_mempool(Arc::new(state), height);
+            let committed = Some(self.advance(None, self.0.store.snapshot()));
+            *lock(&self.0.consensus) = Consensus { committed, ..Consensus::default() };
         }
         answer
     }

@@ -34,6 +34,9 @@ pub struct StoreOptions {
     pub journal_bytes: u64,
 }
 
+/// How far the database's own thread gives way: a tenth of a core where others want it.
+const NICE: i32 = 10;
+
 /// The smallest journal that the database takes.
 pub const JOURNAL_BYTES_MIN: u64 = 64 << 20;
 
@@ -122,8 +125,8 @@ impl Store {
         // One thread flushes and compacts: of two, one spins while the other compacts (fjall 3.1 hands it the same task
         // again and again), which takes a core from the execution of blocks.
         let builder = Database::builder(&path).cache_size(options.cache_bytes).worker_threads(1);
-        let database =
-            builder.max_journaling_size(options.journal_bytes.max(JOURNAL_BYTES_MIN)).open().map_err(open)?;
+        let builder = builder.max_journaling_size(options.journal_bytes.max(JOURNAL_BYTES_MIN));
+        let database = behind_blocks(|| builder.open()).map_err(open)?;
         let layout = || KeyspaceCreateOptions::default().max_memtable_size(16 << 20);
         // A node that is looked for is there: its table needs no filter to say so.
         let of_nodes = || layout().max_memtable_size(32 << 20).expect_point_read_hits(true);
@@ -201,6 +204,22 @@ impl Store {
     /// held for the length of a query, not longer: the database keeps what it shows.
     pub fn snapshot(&self) -> Snapshot {
         self.0.newest.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads what every block walks through, so that the first ones take no longer than others.
+    ///
+    /// # Errors
+    /// Of the database, or where the tree is damaged.
+    pub fn warm(&self) -> Result<(), StoreError> {
+        let newest = self.snapshot();
+        let height = newest.height();
+        if height == 0 {
+            return Ok(());
+        }
+        let upper = Upper::load(&self.0.tables, newest.database(), height)
+            .map_err(|reason| StoreError::Tree { height, reason: format!("{reason:#}") })?;
+        *self.0.upper.write().unwrap_or_else(PoisonError::into_inner) = upper;
+        Ok(())
     }
 
     pub(super) fn publish(&self, head: Head) {
@@ -366,6 +385,21 @@ impl Store {
         };
         Ok((count(NODE)?, count(VALUE)?))
     }
+}
+
+/// Opens the database such that its thread gives way to those that execute blocks: a thread begins with the priority of
+/// the one that starts it, which ends here.
+fn behind_blocks<T: Send>(open: impl FnOnce() -> T + Send) -> T {
+    let opened = std::thread::scope(|scope| {
+        let opener = scope.spawn(|| {
+            // Of one thread on Linux, of the process elsewhere. Where it is refused, blocks share the cores with it.
+            #[cfg(target_os = "linux")]
+            let _ = rustix::process::setpriority_process(None, NICE);
+            open()
+        });
+        opener.join()
+    });
+    opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// A row of the table of the rest, which there may be.

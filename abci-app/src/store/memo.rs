@@ -1,24 +1,34 @@
 //! A state that is asked once for each key: what a block's transactions, its invariants and its staging read again and
 //! again, and those of the next blocks too, costs a search of the database the first time only.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::state::{Changes, Order, PairIter, StateRead};
 
 /// Keys that are remembered at most: some 20 MB of them.
 const KEYS_MAX: usize = 1 << 17;
+/// Parts of what is remembered, each with a lock of its own.
+const PARTS: usize = 16;
 
-/// Remembers what the state below has answered, which does not change meanwhile. Full, it forgets all.
+type Answers = HashMap<Vec<u8>, Option<Vec<u8>>>;
+
+/// Remembers what the state below has answered, which does not change meanwhile. A part that is full forgets all.
 pub struct Memo<R> {
     base: R,
-    answers: RefCell<HashMap<Vec<u8>, Option<Vec<u8>>>>,
+    answers: [Mutex<Answers>; PARTS],
 }
 
 impl<R: StateRead> Memo<R> {
     /// Over a state that stays as it is.
     pub fn new(base: R) -> Self {
-        Memo { base, answers: RefCell::default() }
+        Memo { base, answers: Default::default() }
+    }
+
+    /// The part that a key belongs to.
+    fn part(&self, key: &[u8]) -> MutexGuard<'_, Answers> {
+        let mixed = key.iter().fold(0_usize, |mixed, byte| mixed.wrapping_mul(31).wrapping_add((*byte).into()));
+        self.answers[mixed % PARTS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The state below.
@@ -29,27 +39,23 @@ impl<R: StateRead> Memo<R> {
     /// Over the state that `changes` make of the one below.
     #[must_use]
     pub fn advance<S>(self, base: S, changes: &Changes) -> Memo<S> {
-        let Memo { answers, .. } = self;
-        {
-            let mut answers = answers.borrow_mut();
-            for (key, value) in changes {
-                if let Some(answer) = answers.get_mut(key) {
-                    answer.clone_from(value);
-                }
+        for (key, value) in changes {
+            if let Some(answer) = self.part(key).get_mut(key) {
+                answer.clone_from(value);
             }
         }
-        Memo { base, answers }
+        Memo { base, answers: self.answers }
     }
 }
 
 impl<R: StateRead> StateRead for Memo<R> {
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        if let Some(answer) = self.answers.borrow().get(key) {
+        if let Some(answer) = self.part(key).get(key) {
             return answer.clone();
         }
         let answer = self.base.get(key);
-        let mut answers = self.answers.borrow_mut();
-        if answers.len() >= KEYS_MAX {
+        let mut answers = self.part(key);
+        if answers.len() >= KEYS_MAX / PARTS {
             answers.clear();
         }
         answers.insert(key.to_vec(), answer.clone());
@@ -88,8 +94,10 @@ mod tests {
         assert_eq!(memo.base().0.get(), 2);
         for key in 0..KEYS_MAX as u32 {
             memo.get(&key.to_be_bytes());
-            assert!(memo.answers.borrow().len() <= KEYS_MAX);
         }
+        memo.get(&KEYS_MAX.to_be_bytes());
+        let known: usize = memo.answers.iter().map(|part| part.lock().unwrap().len()).sum();
+        assert!((KEYS_MAX / 2..=KEYS_MAX).contains(&known), "{known}");
         assert_eq!(memo.get(&[7]), Some(vec![7]), "also when it has forgotten");
     }
 

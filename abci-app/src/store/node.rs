@@ -69,9 +69,14 @@ pub(super) fn row_of(key: &NodeKey) -> Slice {
 
 /// How a child of a node of `jmt` would be called if it had a row.
 pub(super) fn child_row_of(key: &NodeKey, nibble: usize, version: u64) -> Slice {
-    let (mut path, nibbles) = path_of(key);
+    let (path, nibbles) = path_of(key);
+    row(&below(path, nibbles, nibble), nibbles + 1, version)
+}
+
+/// A path of so many nibbles, and one more.
+fn below(mut path: [u8; 32], nibbles: usize, nibble: usize) -> [u8; 32] {
     path[nibbles / 2] |= (nibble as u8) << if nibbles.is_multiple_of(2) { 4 } else { 0 };
-    row(&path, nibbles + 1, version)
+    path
 }
 
 /// The version and the path of a node's row.
@@ -196,6 +201,15 @@ impl Branch {
             Some(Child::Leaf { leaf, version }) => Some((at, *leaf, *version)),
             _ => None,
         })
+    }
+
+    /// The paths and versions of the branches below one at the first `nibbles` of `path`.
+    pub(super) fn branches(&self, path: &[u8; 32], nibbles: usize) -> Vec<([u8; 32], u64)> {
+        let of = |(at, child)| match child {
+            Some(Child::Branch { version, .. }) => Some((below(*path, nibbles, at), version)),
+            _ => None,
+        };
+        (0..16).map(|at| (at, self.child(at))).filter_map(of).collect()
     }
 
     pub(super) fn set(&mut self, nibble: usize, child: Option<Child>) {

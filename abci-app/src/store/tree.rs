@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use fjall::{Keyspace, Readable, Slice};
 use jmt::storage::{HasPreimage, LeafNode, Node, NodeKey, TreeReader};
 use jmt::{KeyHash, OwnedValue, RootHash, Sha256Jmt, Version};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::AppHash;
@@ -75,8 +76,9 @@ pub(super) fn encode_value(value: Option<&[u8]>) -> Vec<u8> {
 }
 
 /// The nodes next to the root, of the committed tree: every block walks through them. They are at most
-/// 16^0 + … + 16^4 of some 700 bytes, and known once a block has written them.
-#[derive(Default)]
+/// 16^0 + … + 16^4 of some 700 bytes, read at once where blocks will be executed, and else known once a block has written
+/// them.
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct Upper(Vec<[Option<(u64, Slice)>; 2]>);
 
 /// Nibbles of the path of a node that is kept.
@@ -96,6 +98,37 @@ impl Upper {
     pub(super) fn get(&self, path: &[u8; 32], nibbles: usize, version: u64) -> Option<Slice> {
         let rows = self.0.get(Self::index(path, nibbles)?)?;
         rows.iter().flatten().find(|(of, _)| *of == version).map(|(_, row)| row.clone())
+    }
+
+    /// Reads those of a tree, level by level, on all cores.
+    pub(super) fn load(tables: &Tables, snapshot: &fjall::Snapshot, root: u64) -> Result<Self> {
+        let mut upper = Upper(vec![[None, None]; UPPER_NODES]);
+        let mut level = vec![([0; 32], root)];
+        for nibbles in 0..=UPPER_NIBBLES {
+            let read = |(path, version): &([u8; 32], u64)| {
+                let mut rows = [None, None];
+                let mut row = |of| {
+                    let found = snapshot.get(&tables.nodes, node::row(path, nibbles, of))?;
+                    // Of its own: what a table gives keeps the whole block that it lies in.
+                    let found = found.map(|row| Slice::from(&*row));
+                    rows[usize::from(of != *version)] = found.clone().map(|row| (of, row));
+                    Ok::<_, fjall::Error>(found)
+                };
+                let below = match read_node(&mut row, *version)?.context("a tree node is missing")? {
+                    Stored::Branch(branch) => branch.branches(path, nibbles),
+                    _ => Vec::new(),
+                };
+                Ok::<_, anyhow::Error>((rows, below))
+            };
+            let found = level.par_iter().map(read).collect::<Result<Vec<_>>>()?;
+            for ((path, _), (rows, _)) in level.iter().zip(&found) {
+                if let Some(at) = Self::index(path, nibbles) {
+                    upper.0[at].clone_from(rows);
+                }
+            }
+            level = found.into_iter().flat_map(|(_, below)| below).collect();
+        }
+        Ok(upper)
     }
 
     /// Follows a commit.

@@ -8,7 +8,7 @@ use jmt::{KeyHash, OwnedValue, Sha256Jmt, Version};
 use proptest::prelude::*;
 
 use super::super::node::{self, Child, Leaf, Stored};
-use super::super::tree::{key_hash, read_node};
+use super::super::tree::{Upper, key_hash, read_node};
 use super::super::{Changes, EMPTY_ROOT, KeyBuilder};
 use super::{commit, open};
 
@@ -195,4 +195,26 @@ fn what_is_no_node_is_refused() {
     assert!(bad(&[2, 0, 0, 0, 1], None), "a leaf that is not there");
     assert!(bad(&patch, None) && bad(&patch, Some(&patch)), "a patch on nothing, and on a patch");
     assert!(bad(&[3, 0, 0, 0, 0, 0, 0, 0], Some(&whole)), "on itself");
+}
+
+#[test]
+fn what_is_read_ahead_is_what_blocks_have_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = |n: u32| n.wrapping_mul(2_654_435_761).to_be_bytes().to_vec();
+    // Many keys; then few, so that branches next to the root are patches; then some less.
+    let blocks = [0..3_000_u32, 5..17, 0..0, 900..905, 40..60, 41..44];
+    let block = |at: usize| -> Changes {
+        let value = |n: u32| (at < 4).then(|| vec![at as u8, n as u8]);
+        blocks[at].clone().map(|n| (key(n), value(n))).collect()
+    };
+    let store = open(&dir, 3);
+    for height in 1..=blocks.len() as u64 {
+        commit(&store, block(height as usize - 1), height);
+    }
+    let written = std::mem::take(&mut *store.0.upper.write().unwrap());
+    assert_ne!(written, Upper::default());
+    store.warm().unwrap();
+    assert!(*store.0.upper.read().unwrap() == written, "what is read ahead is not what was written");
+    let nothing = tempfile::tempdir().unwrap();
+    open(&nothing, 3).warm().unwrap();
 }
