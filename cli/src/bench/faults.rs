@@ -13,7 +13,7 @@ use super::ledger::Removed;
 use crate::error::CliError;
 use crate::files;
 use crate::home::Home;
-use crate::node::{NodeSettings, ensure_keys, find_binary, node_id, write_config};
+use crate::node::{NodeSettings, ensure_keys, environment, find_binary, node_id, write_config};
 use crate::output::Output;
 use crate::shutdown::SUPERVISED;
 use crate::testnet::{self, Member, Plan};
@@ -204,7 +204,11 @@ fn lying(member: &Member, comet: &Path) -> Result<Lying, CliError> {
     Ok(Lying {
         node: Node {
             app: Some((ledger, home.socket())),
-            node: Program { path: comet.to_owned(), args: args(&["start", "--home"], &home.node()), env: vec![] },
+            node: Program {
+                path: comet.to_owned(),
+                args: args(&["start", "--home"], &home.node()),
+                env: environment(),
+            },
             rpc: format!("http://127.0.0.1:{}", settings.rpc_port),
         },
         config: home.node().join("config/config.toml"),

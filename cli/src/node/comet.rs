@@ -20,6 +20,16 @@ use crate::keys::random_bytes;
 /// The line that the ledger, tendermint-rpc and CosmJS all speak.
 const VERSION_LINE: &str = "0.38.";
 
+/// Processors that Go's scheduler is told of at least.
+const PROCESSORS_MIN: usize = 4;
+
+/// Variables that CometBFT runs with, where they are not set: `cometbft-config/README.md` says why.
+pub fn environment() -> Vec<(String, String)> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from).max(PROCESSORS_MIN);
+    let ours = [("GOMAXPROCS", processors.to_string()), ("GOGC", "400".into()), ("GOMEMLIMIT", "1GiB".into())];
+    ours.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).map(|(n, v)| (n.to_owned(), v)).collect()
+}
+
 /// What the supervisor decides about a node.
 #[derive(Clone, Debug)]
 pub struct NodeSettings {

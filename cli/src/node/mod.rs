@@ -18,7 +18,9 @@ use crate::rest;
 use crate::shutdown;
 use crate::supervise::{Role, Supervisor};
 
-pub use comet::{NodeSettings, ensure_keys, find_binary, find_tool, node_id, parse_peers, write_config, write_genesis};
+pub use comet::{
+    NodeSettings, ensure_keys, environment, find_binary, find_tool, node_id, parse_peers, write_config, write_genesis,
+};
 pub use ledger::{LedgerArgs, ledger};
 
 /// From SIGTERM to SIGKILL for node and ledger.
@@ -77,7 +79,7 @@ pub fn roles(home: &Home, binary: &Path) -> Result<[Role; 2], CliError> {
         name: "node".into(),
         program: binary.to_owned(),
         args: vec!["start".into(), "--home".into(), text(&home.node())],
-        env: vec![],
+        env: environment(),
         log: home.log("node"),
         stop_deadline: STOP_DEADLINE,
     };

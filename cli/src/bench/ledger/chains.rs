@@ -10,7 +10,7 @@ use polylink_protocol::Amount;
 
 use crate::error::CliError;
 use crate::files;
-use crate::node::{NodeSettings, find_binary, find_tool, write_config};
+use crate::node::{NodeSettings, environment, find_binary, find_tool, write_config};
 use crate::shutdown::SUPERVISED;
 use crate::testnet::{self, Member, Plan};
 
@@ -106,7 +106,7 @@ fn node(member: &Member, comet: &Path, app: &App, validators: &[Value]) -> Resul
         }
         App::Socket(tool) => {
             let args = ["kvstore", "--address", &socket, "--log_level", "error"];
-            Some(Program { path: tool.clone(), args: args.map(str::to_owned).to_vec(), env: vec![] })
+            Some(Program { path: tool.clone(), args: args.map(str::to_owned).to_vec(), env: environment() })
         }
         App::InNode => None,
     };
@@ -115,7 +115,7 @@ fn node(member: &Member, comet: &Path, app: &App, validators: &[Value]) -> Resul
         node: Program {
             path: comet.to_owned(),
             args: [vec!["start".to_owned()], home_flag(&home.node())].concat(),
-            env: vec![],
+            env: environment(),
         },
         rpc: format!("http://127.0.0.1:{}", settings.rpc_port),
     })
