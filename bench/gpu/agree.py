@@ -32,6 +32,7 @@ EXACT_ERROR_MAX = 1e-3
 PROFILES = {
     "f32": ["--dtype", "f32"],
     "f32, cache of 8 bits": ["--dtype", "f32", "--kv-dtype", "int8"],
+    "f32, cache of e4m3": ["--dtype", "f32", "--kv-dtype", "fp8"],
     "q8_0": ["--quantize", "q8_0"],
     "q4_0": ["--quantize", "q4_0"],
     "sm90-bf16": ["--dtype", "sm90-bf16", "--kv-dtype", "bf16"],

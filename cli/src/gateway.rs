@@ -173,7 +173,7 @@ fn text_models(names: &[String]) -> Result<Vec<GatewayModel>, CliError> {
         let text = TextModel::of(&model);
         // Only the profile's word on how it is computed differs: the files are the same.
         let precisions = std::iter::once(Precision::F32).chain(model.other_precisions().iter().copied());
-        let caches = [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8];
+        let caches = [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8, KvDtype::Fp8];
         let computations = precisions.flat_map(|precision| caches.map(|kv_dtype| Computation { precision, kv_dtype }));
         found.extend(computations.map(|computation| GatewayModel {
             profile: ModelProfile {

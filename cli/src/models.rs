@@ -57,6 +57,8 @@ pub enum Cache {
     Bf16,
     /// 8-bit integers: a quarter of the memory; exact, a profile of its own
     Int8,
+    /// 8-bit floats (e4m3): a quarter of the memory; exact, a profile of its own
+    Fp8,
 }
 
 /// How a model is held and computed with.
@@ -98,6 +100,7 @@ impl PrecisionArgs {
             Cache::F32 => KvDtype::F32,
             Cache::Bf16 => KvDtype::Bf16,
             Cache::Int8 => KvDtype::Int8,
+            Cache::Fp8 => KvDtype::Fp8,
         };
         Ok(Computation { precision, kv_dtype })
     }

@@ -61,7 +61,7 @@ fn kernels() -> Vec<(&'static str, String, Kernel)> {
             all.push(("convert", format!("for {form:?} {rows} × {MLP}"), kernel));
         }
     }
-    for kv in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
+    for kv in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8, KvDtype::Fp8] {
         for (count, rows, context) in [(1, 512, 512), (1, 512, 4096), (32, 1, 192), (1, 1, 4096), (1, 1, 32_768)] {
             let sequences = Sequences { count, rows, context, heads: HEADS, kv };
             let name = format!("{kv:?} {count} × {rows} rows of {context}");

@@ -3,12 +3,13 @@
 //
 // A warp per row and head; a head's values lie in shared memory between the steps. Queries are written back in place; keys
 // and values only go to the cache, where attention reads them.
+#include "fp8.cuh"
 #include "kv_layout.cuh"
 #include "row_store.cuh"
 
 namespace polylink {
 
-enum class KvForm { F32, Bf16, Int8 };
+enum class KvForm { F32, Bf16, Int8, Fp8, Fp8Paired };
 
 constexpr uint32_t APPEND_WARPS = 4;
 
@@ -120,10 +121,25 @@ __device__ __forceinline__ void append_head(const AppendParams& p) {
     } else {
         float largest = 0.0f;
         for (uint32_t four = lane; four * 4 < dim; four += 32) largest = fmaxf(largest, magnitude_of_four(fours[four]));
-        const float scale = quantise_scale(largest_of_lanes<32>(largest));
-        uint8_t* start = p.cache + kv_int8_start(p.shape, block, p.layer, part, kv_head);
+        largest = largest_of_lanes<32>(largest);
+        uint8_t* start = p.cache + kv_byte_start(p.shape, block, p.layer, part, kv_head);
         uint32_t* to = reinterpret_cast<uint32_t*>(start + (uint64_t)token * dim);
-        for (uint32_t four = lane; four * 4 < dim; four += 32) to[four] = quantise_four(fours[four], scale);
+        float scale;
+        if (form == KvForm::Int8) {
+            scale = quantise_scale(largest);
+            for (uint32_t four = lane; four * 4 < dim; four += 32) to[four] = quantise_four(fours[four], scale);
+        } else {
+            const E4m3Scale both = e4m3_scale(largest);
+            scale = both.scale;
+            for (uint32_t four = lane; four * 4 < dim; four += 32) {
+                float4 v = fours[four];
+                if (form == KvForm::Fp8Paired) {
+                    const float* pair = own + kv_paired(4 * four);
+                    v = make_float4(pair[0], pair[8], pair[1], pair[9]);
+                }
+                to[four] = e4m3_four(v, both);
+            }
+        }
         if (lane == 0) reinterpret_cast<float*>(start + (uint64_t)KV_BLOCK_TOKENS * dim)[token] = scale;
     }
 }
@@ -151,9 +167,13 @@ using namespace polylink;
 POLYLINK_APPEND(append_f32_4, KvForm::F32, 4)
 POLYLINK_APPEND(append_bf16_4, KvForm::Bf16, 4)
 POLYLINK_APPEND(append_int8_4, KvForm::Int8, 4)
+POLYLINK_APPEND(append_fp8_4, KvForm::Fp8, 4)
+POLYLINK_APPEND(append_fp8_paired_4, KvForm::Fp8Paired, 4)
 POLYLINK_APPEND(append_f32_16, KvForm::F32, 16)
 POLYLINK_APPEND(append_bf16_16, KvForm::Bf16, 16)
 POLYLINK_APPEND(append_int8_16, KvForm::Int8, 16)
+POLYLINK_APPEND(append_fp8_16, KvForm::Fp8, 16)
+POLYLINK_APPEND(append_fp8_paired_16, KvForm::Fp8Paired, 16)
 
 // The norm of heads alone: a warp per row and head.
 extern "C" __global__ void __launch_bounds__(32 * APPEND_WARPS) head_norm(const __grid_constant__ HeadNormParams p) {

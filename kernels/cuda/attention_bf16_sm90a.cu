@@ -295,7 +295,7 @@ __device__ __forceinline__ void attention(const AttentionParams& p) {
 
 }  // namespace
 
-// Mirrored by `WIDE_HOPPER` in kernels/src/cuda/attention.rs.
+// Mirrored by `WIDE_HOPPER` in kernels/src/cuda/attention/tiles.rs.
 #define ATTENTION(NAME, D, CAP)                                             \
     extern "C" __global__ void __launch_bounds__(COPIERS + COMPUTERS, 1)    \
         attention_bf16_##NAME(const __grid_constant__ AttentionParams p) {  \

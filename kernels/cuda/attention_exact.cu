@@ -64,6 +64,9 @@ POLYLINK_EXACT_ATTENTION(attention_bf16_512, Bf16, 4, 32, 3, 1)
 POLYLINK_EXACT_ATTENTION(attention_int8_128, Int8, 1, 64, 9, 2)
 POLYLINK_EXACT_ATTENTION(attention_int8_256, Int8, 2, 64, 4, 1)
 POLYLINK_EXACT_ATTENTION(attention_int8_512, Int8, 4, 64, 3, 1)
+POLYLINK_EXACT_ATTENTION(attention_fp8_128, Fp8, 1, 64, 9, 2)
+POLYLINK_EXACT_ATTENTION(attention_fp8_256, Fp8, 2, 64, 4, 1)
+POLYLINK_EXACT_ATTENTION(attention_fp8_512, Fp8, 4, 64, 3, 1)
 
 extern "C" __global__ void __launch_bounds__(256) attention_fold(
     const __grid_constant__ polylink::exact::ExactAttentionParams p) {

@@ -88,7 +88,7 @@ struct ExactAttention {
 
     static __device__ __forceinline__ uint32_t row_bytes(uint32_t dim) { return dim * V::BYTES + 16; }
     static __device__ __forceinline__ uint32_t buffer_bytes(uint32_t dim) {
-        return CHUNK * row_bytes(dim) + (kind == Kv::Int8 ? CHUNK * 4 : 0);
+        return CHUNK * row_bytes(dim) + (SCALED<kind> ? CHUNK * 4 : 0);
     }
 
     // What a block knows of its item.
@@ -111,8 +111,8 @@ struct ExactAttention {
                 const uint32_t block = p.block_tables[work.item.table + position / KV_BLOCK_TOKENS];
                 const uint32_t token = position % KV_BLOCK_TOKENS;
                 const uint8_t* from;
-                if constexpr (kind == Kv::Int8) {
-                    const uint8_t* start = p.cache + kv_int8_start(p.shape, block, p.layer, part, work.kv_head);
+                if constexpr (SCALED<kind>) {
+                    const uint8_t* start = p.cache + kv_byte_start(p.shape, block, p.layer, part, work.kv_head);
                     from = start + token * dim;
                     if (threadIdx.x % SHARERS == 0) {
                         copy_4(buffer + CHUNK * row_bytes(dim) + row * 4, start + KV_BLOCK_TOKENS * dim + token * 4);
@@ -243,7 +243,7 @@ struct ExactAttention {
         }
         const uint8_t* row = buffer + in_chunk * row_bytes(dim);
         float key_scale = 1.0f;
-        if constexpr (kind == Kv::Int8) {
+        if constexpr (SCALED<kind>) {
             key_scale = reinterpret_cast<const float*>(buffer + CHUNK * row_bytes(dim))[in_chunk];
         }
         // Of a position that a query does not see, whatever lies there is summed, and not used.
@@ -386,7 +386,7 @@ struct ExactAttention {
                     const float4 all_four = probabilities[at];
                     weights[0] = all_four.x, weights[1] = all_four.y, weights[2] = all_four.z, weights[3] = all_four.w;
                 }
-                if constexpr (kind == Kv::Int8) {
+                if constexpr (SCALED<kind>) {
                     const float scale = scales[at];
 #pragma unroll
                     for (int i = 0; i < per; ++i) {

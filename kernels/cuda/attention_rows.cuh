@@ -56,7 +56,7 @@ struct AttentionRows : PieceWords<KEEP> {
 
     __device__ __forceinline__ static void meet() {
         if constexpr (PART) {
-            asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory");
+            meet_at_1<THREADS>();
         } else {
             __syncthreads();
         }
@@ -253,9 +253,7 @@ struct AttentionRows : PieceWords<KEEP> {
         meet();  // what the block's threads have left is released by the one that arrives for them
         if (thread == 0) {
             uint32_t* counter = p.arrivals + (uint64_t)item.partials * p.kv_heads + head;
-            uint32_t before;
-            asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
-            last = before + 1 == item.counts >> 16;
+            last = arrive_at(counter) + 1 == item.counts >> 16;
             if (last) {
                 *counter = 0;
             }

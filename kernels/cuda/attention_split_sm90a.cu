@@ -311,7 +311,7 @@ struct Split {
 
 }  // namespace
 
-// Mirrored by `SPLIT_HOPPER` in kernels/src/cuda/attention.rs.
+// Mirrored by `SPLIT_HOPPER` in kernels/src/cuda/attention/tiles.rs.
 #define ATTENTION(NAME, D, SLOTS, CAP)                                        \
     extern "C" __global__ void __launch_bounds__(COPIERS + COMPUTERS, 1)      \
         attention_bf16_##NAME(const __grid_constant__ AttentionParams p) {    \

@@ -5,7 +5,11 @@
 
 namespace polylink::exact {
 
-enum class Kv { F32, Bf16, Int8 };
+enum class Kv { F32, Bf16, Int8, Fp8 };
+
+// Whether each row has a scale.
+template <Kv kind>
+constexpr bool SCALED = kind == Kv::Int8 || kind == Kv::Fp8;
 
 // Two neighbouring values of a row, and four or more scores' worth of one.
 template <Kv kind>
@@ -54,6 +58,23 @@ struct Values<Kv::Int8> {
     static __device__ __forceinline__ float4 four(const uint8_t* row, uint32_t i) {
         const uint32_t word = reinterpret_cast<const uint32_t*>(row)[i] ^ 0x80808080u;
         return make_float4(widen<0>(word), widen<1>(word), widen<2>(word), widen<3>(word));
+    }
+};
+
+template <>
+struct Values<Kv::Fp8> {
+    static constexpr uint32_t BYTES = 1;
+    // The highest byte of a word: its bits are those of an f32 of 2⁻¹²⁰ of it, a denormal one too.
+    static __device__ __forceinline__ float widen(uint32_t word) {
+        return __fmul_rn(from_bits((word & 0x80000000u) | (word & 0x7f000000u) >> 4), from_bits(247u << 23));
+    }
+    static __device__ __forceinline__ float2 two(const uint8_t* row, uint32_t pair) {
+        const uint32_t word = reinterpret_cast<const uint16_t*>(row)[pair];
+        return make_float2(widen(word << 24), widen(word << 16));
+    }
+    static __device__ __forceinline__ float4 four(const uint8_t* row, uint32_t i) {
+        const uint32_t word = reinterpret_cast<const uint32_t*>(row)[i];
+        return make_float4(widen(word << 24), widen(word << 16), widen(word << 8), widen(word));
     }
 };
 

@@ -224,6 +224,8 @@ pub enum KvDtype {
     Bf16,
     /// 8-bit integers, one f32 scale per position, head, and key or value (numerics rule 5): about a quarter of the bytes.
     Int8,
+    /// Numbers of e4m3, one power of two per position, head, and key or value (numerics rule 5): as many bytes as `Int8`.
+    Fp8,
 }
 
 /// Shape of the KV cache of one device.

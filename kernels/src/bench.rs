@@ -104,7 +104,7 @@ impl Kernel {
                 let position = match kv {
                     KvDtype::F32 => 4 * dim,
                     KvDtype::Bf16 => 2 * dim,
-                    KvDtype::Int8 => 4 + dim,
+                    KvDtype::Int8 | KvDtype::Fp8 => 4 + dim,
                 };
                 Work {
                     operations: 4.0 * (count * seen * query_heads * dim) as f64,

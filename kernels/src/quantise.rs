@@ -8,7 +8,7 @@
 //!
 //! f16 scales are rounded to nearest even, saturating. A scale of 0 makes its block 0.
 
-use polylink_protocol::exact_math::{f16_to_f32, f32_to_f16_saturating};
+use polylink_protocol::exact_math::{f16_to_f32, f32_to_e4m3_saturating, f32_to_f16_saturating};
 
 pub(crate) mod superblocks;
 
@@ -79,6 +79,28 @@ pub fn vector(values: &[f32], quants: &mut [i8]) -> f32 {
     scale
 }
 
+/// The power of two that values whose largest magnitude is this are kept in multiples of, as e4m3, and its inverse: the largest
+/// lies in 128 … 256 of it. At most 2⁷, and `None` below 2⁻¹¹⁰, so that bf16 holds every multiple exactly.
+#[inline(always)]
+fn e4m3_scale(largest: f32) -> Option<(f32, f32)> {
+    let exponent = largest.to_bits() >> 23;
+    let scale = (exponent.saturating_sub(7)).min(127 + 7);
+    (exponent >= 127 - 110).then(|| (f32::from_bits(scale << 23), f32::from_bits((254 - scale) << 23)))
+}
+
+/// Brings a vector of any length to e4m3 under one power of two; returns that (numerics rule 5).
+#[inline(always)]
+pub fn vector_e4m3(values: &[f32], numbers: &mut [u8]) -> f32 {
+    let Some((scale, inverse)) = e4m3_scale(largest_magnitude(values)) else {
+        numbers.fill(0);
+        return 0.0;
+    };
+    for (number, value) in numbers.iter_mut().zip(values) {
+        *number = f32_to_e4m3_saturating(value * inverse);
+    }
+    scale
+}
+
 /// Nearest integer, ties to even, of |x| < 2²²: the addition does the rounding, whatever the instruction set.
 #[inline(always)]
 pub(crate) fn round_to_integer(x: f32) -> i32 {
@@ -88,6 +110,8 @@ pub(crate) fn round_to_integer(x: f32) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use polylink_protocol::exact_math::{bf16_to_f32, e4m3_to_f32, f32_to_bf16};
+
     use super::*;
 
     fn block(f: impl Fn(usize) -> f32) -> [f32; BLOCK] {
@@ -126,5 +150,30 @@ mod tests {
         assert_eq!((scale, &quants[..6]), (1.0, &[127, -127, 0, 2, 2, 0][..]));
         assert_eq!(activations(&block(|_| 1e-37), &mut quants), 0.0);
         assert_eq!(quants, [0; BLOCK]);
+    }
+
+    #[test]
+    fn e4m3_vectors_are_multiples_of_a_power_of_two_that_bf16_holds() {
+        let mut numbers = [0u8; 4];
+        for exponent in -126..=127 {
+            for mantissa in [1.0, 1.5, 2.0 - f32::EPSILON] {
+                let largest = mantissa * 2f32.powi(exponent);
+                let values = [largest / 3.0, -largest, largest / 1000.0, -0.0];
+                let scale = vector_e4m3(&values, &mut numbers);
+                if exponent < -110 {
+                    assert_eq!((scale, numbers), (0.0, [0; 4]), "{largest:e}");
+                    continue;
+                }
+                assert_eq!(scale, 2f32.powi((exponent - 7).min(7)), "{largest:e}");
+                for (value, number) in values.into_iter().zip(numbers) {
+                    let kept = e4m3_to_f32(number) * scale;
+                    assert_eq!(bf16_to_f32(f32_to_bf16(kept)), kept, "{kept:e} of {value:e}");
+                    // Half a step of 3 bits of mantissa, or of the denormals; beyond 448 × 2⁷ what is kept is that.
+                    let allowed = (value.abs() / 17.0).max(scale / 1024.0);
+                    let nearest = value.clamp(-57_344.0, 57_344.0);
+                    assert!((kept - nearest).abs() <= allowed, "{kept:e} of {value:e}");
+                }
+            }
+        }
     }
 }

@@ -4,7 +4,9 @@
 //! implementation must give the same bits. Fused multiply-adds are `f32::mul_add` (on machines without the instruction
 //! the C library computes it, correctly rounded).
 
-use polylink_protocol::exact_math::{bf16_to_f32, exp, f32_to_bf16, f32_to_f16_saturating, gelu_tanh, silu, soft_cap};
+use polylink_protocol::exact_math::{
+    bf16_to_f32, e4m3_to_f32, exp, f32_to_bf16, f32_to_f16_saturating, gelu_tanh, silu, soft_cap,
+};
 
 use crate::backend::{KvDtype, KvSpec, PairOrder};
 use crate::blocks::{KBlock, KKind};
@@ -157,6 +159,11 @@ fn kept(values: &[f32], dtype: KvDtype, to: &mut [f32]) {
             let mut quants = vec![0i8; values.len()];
             scale[0] = quantise::vector(values, &mut quants);
             numbers.iter_mut().zip(quants).for_each(|(number, quant)| *number = quant as f32);
+        }
+        KvDtype::Fp8 => {
+            let mut bytes = vec![0u8; values.len()];
+            scale[0] = quantise::vector_e4m3(values, &mut bytes);
+            numbers.iter_mut().zip(bytes).for_each(|(number, byte)| *number = e4m3_to_f32(byte));
         }
     }
 }

@@ -46,7 +46,7 @@ fn built(mut backend: Box<dyn Backend>, sizes: &Sizes, dtype: Dtype, form: Weigh
     backend
 }
 
-const FORMS: [(&Sizes, Dtype, WeightForm); 8] = [
+const FORMS: [(&Sizes, Dtype, WeightForm); 9] = [
     (&TINY, Dtype::F32, WeightForm::Float),
     (&TINY, Dtype::Bf16, WeightForm::Float),
     (&TINY, Dtype::Bf16, WeightForm::Q8_0),
@@ -55,6 +55,7 @@ const FORMS: [(&Sizes, Dtype, WeightForm); 8] = [
     (&TINY, Dtype::F32, WeightForm::AmxBf16),
     (&TINY_KV16, Dtype::Bf16, WeightForm::Bf16),
     (&TINY_KV8, Dtype::Bf16, WeightForm::Q8_0),
+    (&TINY_KVF8, Dtype::Bf16, WeightForm::Q8_0),
 ];
 
 #[test]
@@ -106,7 +107,8 @@ fn blocks_and_superblocks_give_the_reference_bits_whatever_the_batch() {
 #[test]
 fn rows_do_not_depend_on_batch_chunks_or_cache() {
     let all = || backends_for(WeightForm::Float).into_iter();
-    let both = || [&TINY, &TINY_KV16, &TINY_KV8].into_iter().flat_map(|sizes| all().map(move |b| (sizes, b)));
+    let both =
+        || [&TINY, &TINY_KV16, &TINY_KV8, &TINY_KVF8].into_iter().flat_map(|sizes| all().map(move |b| (sizes, b)));
     for (sizes, backend) in both() {
         let kv = sizes.kv();
         let mut backend = built(backend, sizes, Dtype::Bf16, WeightForm::Float);

@@ -10,29 +10,33 @@ use common::*;
 use polylink_kernels::*;
 
 /// Grouped heads of 64 and 128 values, a model whose sizes are no multiples of a tile, a window.
-const SIZES: [Sizes; 3] = [
-    Sizes {
-        layers: 2,
-        hidden: 256,
-        query_heads: 8,
-        kv_heads: 2,
-        head_dim: 64,
-        mlp: 704,
-        vocabulary: 1003,
-        window: None,
-        kv_dtype: KvDtype::Bf16,
-    },
-    Sizes {
-        layers: 2,
-        hidden: 208,
-        query_heads: 6,
-        kv_heads: 2,
-        head_dim: 128,
-        mlp: 336,
-        vocabulary: 517,
-        window: Some(100),
-        kv_dtype: KvDtype::Bf16,
-    },
+const OF_64: Sizes = Sizes {
+    layers: 2,
+    hidden: 256,
+    query_heads: 8,
+    kv_heads: 2,
+    head_dim: 64,
+    mlp: 704,
+    vocabulary: 1003,
+    window: None,
+    kv_dtype: KvDtype::Bf16,
+};
+const OF_128: Sizes = Sizes {
+    layers: 2,
+    hidden: 208,
+    query_heads: 6,
+    kv_heads: 2,
+    head_dim: 128,
+    mlp: 336,
+    vocabulary: 517,
+    window: Some(100),
+    kv_dtype: KvDtype::Bf16,
+};
+const SIZES: [Sizes; 5] = [
+    OF_64,
+    OF_128,
+    Sizes { kv_dtype: KvDtype::Fp8, ..OF_64 },
+    Sizes { kv_dtype: KvDtype::Fp8, ..OF_128 },
     // Exact attention behind products of bf16.
     Sizes {
         layers: 1,
@@ -83,7 +87,7 @@ fn rows_do_not_depend_on_batch_chunks_or_graphs() {
                 wrong.push(format!("row {position}: {different} logits of {width}"));
             }
         }
-        assert!(wrong.is_empty(), "head dimension {}: {wrong:?}", sizes.head_dim);
+        assert!(wrong.is_empty(), "head dimension {}, {:?}: {wrong:?}", sizes.head_dim, sizes.kv_dtype);
     }
 }
 
@@ -107,22 +111,23 @@ fn logits_are_near_those_of_a_cpu() {
     }
 }
 
+/// Llama 3.1 8B's.
+const EIGHT: Sizes = Sizes {
+    layers: 32,
+    hidden: 4096,
+    query_heads: 32,
+    kv_heads: 8,
+    head_dim: 128,
+    mlp: 14336,
+    vocabulary: 128_256,
+    window: None,
+    kv_dtype: KvDtype::Bf16,
+};
+
 /// Sizes of models whose steps are timed, with random weights: name, sizes.
-const TIMED: [(&str, Sizes); 3] = [
-    (
-        "8b",
-        Sizes {
-            layers: 32,
-            hidden: 4096,
-            query_heads: 32,
-            kv_heads: 8,
-            head_dim: 128,
-            mlp: 14336,
-            vocabulary: 128_256,
-            window: None,
-            kv_dtype: KvDtype::Bf16,
-        },
-    ),
+const TIMED: [(&str, Sizes); 4] = [
+    ("8b", EIGHT),
+    ("8b-kv-fp8", Sizes { kv_dtype: KvDtype::Fp8, ..EIGHT }),
     (
         "1b",
         Sizes {
@@ -292,7 +297,7 @@ fn times_of_steps() {
     for (name, sizes) in TIMED.iter().filter(|(name, _)| wanted.split(',').any(|wanted| wanted == *name)) {
         for form in [WeightForm::TensorBf16, WeightForm::Q8_0] {
             let Ok(mut backend) = CudaBackend::open(0) else { return };
-            let (begun, large) = (std::time::Instant::now(), *name == "8b");
+            let (begun, large) = (std::time::Instant::now(), name.starts_with("8b"));
             let limits = Limits { rows: 8192, wanted_rows: 256, slots: 256, kv_blocks: 11_000, positions: 9_000 };
             let bytes = build_timed(&mut backend, sizes, form, limits);
             println!(
@@ -300,7 +305,8 @@ fn times_of_steps() {
                 bytes as f64 * 1e-9,
                 begun.elapsed().as_secs_f64()
             );
-            let kv = 4.0 * (sizes.layers * sizes.kv_heads * sizes.head_dim) as f64;
+            let head_bytes = if sizes.kv_dtype == KvDtype::Fp8 { sizes.head_dim + 4 } else { 2 * sizes.head_dim };
+            let kv = 2.0 * (sizes.layers * sizes.kv_heads * head_bytes) as f64;
             let q_all = sizes.query_heads * sizes.head_dim;
             let weights = bytes as f64 / if form == WeightForm::Q8_0 { 1.0625 } else { 2.0 };
             for (batch, before) in [(1, 127), (1, 8000), (8, 1023), (32, 255), (64, 1023), (256, 1023)] {

@@ -120,9 +120,14 @@ fn error(sizes: &Sizes, form: WeightForm) -> f64 {
 fn quantised_logits_are_near_the_unquantised_ones() {
     let (eight, four) = (error(&TINY, WeightForm::Q8_0), error(&TINY, WeightForm::Q4_0));
     let (cache, half) = (error(&TINY_KV8, WeightForm::Float), error(&TINY_KV16, WeightForm::Float));
-    println!("relative error of logits: Q8_0 {eight:.4}, Q4_0 {four:.4}, 8-bit cache {cache:.4}, of bf16 {half:.4}");
+    let float = error(&TINY_KVF8, WeightForm::Float);
+    println!(
+        "relative error of logits: Q8_0 {eight:.4}, Q4_0 {four:.4}, 8-bit cache {cache:.4}, of bf16 {half:.4}, of e4m3 {float:.4}"
+    );
     assert!(eight > 1e-4 && eight < 0.03 && four > eight && four < 0.4);
     assert!(half > 1e-5 && half < cache && cache < 0.03);
+    // Four bits of mantissa fewer than bf16: each key and value is off by 16 times as much of itself, to first order logits too.
+    assert!(float > 8.0 * half && float < 32.0 * half);
     let [four, five, six] = [WeightForm::Q4K, WeightForm::Q5K, WeightForm::Q6K].map(|form| error(&SUPER, form));
     println!("superblocks: Q4_K {four:.4}, Q5_K {five:.4}, Q6_K {six:.4}");
     assert!(six > 1e-3 && six < five && five < 0.7 * four && four < 0.3);

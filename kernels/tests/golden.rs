@@ -77,6 +77,7 @@ fn lines(make: &dyn Fn() -> Box<dyn Backend>, takes: &dyn Fn(WeightForm) -> bool
         ("wide", &WIDE, &forms, 530),
         ("tiny-kv16", &TINY_KV16, &forms[1..2], 530),
         ("tiny-kv8", &TINY_KV8, &forms[2..3], 530),
+        ("tiny-kvf8", &TINY_KVF8, &forms[1..2], 530),
         ("super", &SUPER, &superblocks, 45),
     ] {
         for &(dtype, form) in forms.iter().filter(|(_, form)| takes(*form)) {

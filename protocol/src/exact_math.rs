@@ -162,6 +162,36 @@ pub fn f16_to_f32(bits: u16) -> f32 {
     f32::from_bits(magnitude.to_bits() | sign)
 }
 
+/// f32 → e4m3 (a sign, 4 bits of exponent with bias 7, 3 of mantissa; no infinities), nearest-even by integers,
+/// saturating: beyond ±448 the result is ±448. NaN becomes `0x7f`.
+#[inline(always)]
+pub fn f32_to_e4m3_saturating(x: f32) -> u8 {
+    let sign = ((x.to_bits() >> 24) & 0x80) as u8;
+    let magnitude = x.to_bits() & 0x7fff_ffff;
+    if magnitude > 0x7f80_0000 {
+        return 0x7f;
+    }
+    if magnitude < 0x3c80_0000 {
+        // Denormal in e4m3: the value in units of 2⁻⁹, rounded to the nearest integer by the addition to 2²³·2⁻⁹.
+        let rounded = f32::from_bits(magnitude) + 16_384.0;
+        return sign | (rounded.to_bits() - 16_384f32.to_bits()) as u8;
+    }
+    let rounded = (magnitude + 0x7_ffff + ((magnitude >> 20) & 1)) >> 20;
+    sign | (rounded.min(0x43e) - 0x3c0) as u8
+}
+
+/// e4m3 → f32, exact.
+#[inline(always)]
+pub fn e4m3_to_f32(bits: u8) -> f32 {
+    let (sign, magnitude) = ((bits as u32 & 0x80) << 24, bits as u32 & 0x7f);
+    let value = match magnitude {
+        0x7f => f32::NAN,
+        0..=7 => magnitude as f32 * f32::from_bits(0x3b00_0000),
+        _ => f32::from_bits((magnitude << 20) + 0x3c00_0000),
+    };
+    f32::from_bits(value.to_bits() | sign)
+}
+
 /// eˣ in f64 for |x| ≤ 700.
 pub fn exp_f64(x: f64) -> f64 {
     let n = (x * std::f64::consts::LOG2_E + ROUND_F64) - ROUND_F64;

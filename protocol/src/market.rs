@@ -87,7 +87,7 @@ pub fn check_profile(profile: &ModelProfile) -> Result<(), ObjectError> {
     for (field, text, known) in [
         ("weight_quantization", &profile.weight_quantization, &WEIGHT_QUANTIZATIONS[..]),
         ("compute_dtype", &profile.compute_dtype, &["f32", "int8", "bf16"][..]),
-        ("kv_dtype", &profile.kv_dtype, &["f32", "int8", "bf16"][..]),
+        ("kv_dtype", &profile.kv_dtype, &["f32", "int8", "bf16", "fp8"][..]),
     ] {
         if !known.contains(&text.as_str()) {
             return Err(wrong(field, &format!("one of {known:?} is expected")));

@@ -17,12 +17,13 @@ impl From<Precision> for Computation {
     }
 }
 
-/// Type of the cache as profiles name it: `f32`, `bf16` or `int8`.
+/// Type of the cache as profiles name it: `f32`, `bf16`, `int8` or `fp8`.
 pub fn kv_dtype_name(dtype: KvDtype) -> &'static str {
     match dtype {
         KvDtype::F32 => "f32",
         KvDtype::Bf16 => "bf16",
         KvDtype::Int8 => "int8",
+        KvDtype::Fp8 => "fp8",
     }
 }
 

@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 
 use polylink_kernels::Dtype;
-use polylink_protocol::exact_math::{bf16_to_f32, f16_to_f32};
+use polylink_protocol::exact_math::{bf16_to_f32, e4m3_to_f32, f16_to_f32};
 use safetensors::Dtype as Stored;
 use serde_json::Value;
 
@@ -188,17 +188,6 @@ fn floats(dtype: Stored, bytes: &[u8]) -> Vec<f32> {
 
 fn words(bytes: &[u8]) -> Vec<u32> {
     bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
-}
-
-/// E4M3 without infinities: sign, 4 bits of exponent (bias 7), 3 of mantissa; all ones is no number.
-fn e4m3_to_f32(byte: u8) -> f32 {
-    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
-    let magnitude = match (exponent, byte & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => mantissa / 512.0,
-        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
-    };
-    if byte & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
 impl Expansion {

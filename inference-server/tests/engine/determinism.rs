@@ -85,7 +85,8 @@ fn same_bits_after_a_forced_preemption() {
 
 #[test]
 fn quantised_models_have_the_same_bits_too() {
-    let caches = [KvDtype::Bf16, KvDtype::Int8].map(|kv_dtype| Computation { precision: Precision::F32, kv_dtype });
+    let caches = [KvDtype::Bf16, KvDtype::Int8, KvDtype::Fp8]
+        .map(|kv_dtype| Computation { precision: Precision::F32, kv_dtype });
     let others = [Precision::Q8_0, Precision::Q4_0, Precision::Bf16, Precision::AmxBf16].map(Computation::from);
     for quantization in others.into_iter().chain(caches) {
         let start =

@@ -41,6 +41,7 @@ const Kernel KERNELS[] = {
     ATTENTION(attention_f32_128) ATTENTION(attention_f32_256) ATTENTION(attention_f32_512)
     ATTENTION(attention_bf16_128) ATTENTION(attention_bf16_256) ATTENTION(attention_bf16_512)
     ATTENTION(attention_int8_128) ATTENTION(attention_int8_256) ATTENTION(attention_int8_512)
+    ATTENTION(attention_fp8_128) ATTENTION(attention_fp8_256) ATTENTION(attention_fp8_512)
     ATTENTION(attention_fold)
 };
 

@@ -1,9 +1,9 @@
-//! How the CPU keeps keys and values: blocks of 16 positions, f32, bf16 or 8-bit integers.
+//! How the CPU keeps keys and values: blocks of 16 positions, f32, bf16, 8-bit integers or e4m3.
 //!
-//! Within a block, per layer, key or value, and head: for integers first the 16 positions' scales, f32; then keys
+//! Within a block, per layer, key or value, and head: for numbers of a byte first the 16 positions' scales, f32; then keys
 //! `[head_dim][16]`, so that one load gives one dimension of 16 keys and every score has its own chain, or values
 //! `[16][head_dim]`, so that lanes are dimensions and every output has its own chain over the keys. The cache is one slice
-//! of f32 words; bf16 lie two to a word, integers four.
+//! of f32 words; bf16 lie two to a word, bytes four.
 #![allow(unsafe_code)]
 // smaller numbers within words
 // Adapters of iterators are compiled apart, and called.
@@ -87,13 +87,34 @@ impl Element for i8 {
     }
 }
 
+/// A number of e4m3.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct E4m3(u8);
+
+impl Element for E4m3 {
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    fn numbers(words: &[f32]) -> &[E4m3] {
+        // SAFETY: a word is four bytes, and every byte is an `E4m3`, which is one.
+        unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), 4 * words.len()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const E4m3) -> L::F32 {
+        // SAFETY: as the caller's.
+        unsafe { L::load_e4m3(from.cast()) }
+    }
+}
+
 /// Words of one block's keys, or values, of one layer and head.
 #[inline(always)]
 pub(crate) fn part_words(kv: &KvSpec) -> usize {
     match kv.dtype {
         KvDtype::F32 => BLOCK_TOKENS * kv.head_dim,
         KvDtype::Bf16 => BLOCK_TOKENS * kv.head_dim / 2,
-        KvDtype::Int8 => BLOCK_TOKENS + BLOCK_TOKENS * kv.head_dim / 4,
+        KvDtype::Int8 | KvDtype::Fp8 => BLOCK_TOKENS + BLOCK_TOKENS * kv.head_dim / 4,
     }
 }
 
@@ -140,6 +161,16 @@ pub(crate) fn keep(kv: &KvSpec, part: usize, token: usize, vector: &[f32], words
             let numbers: &mut [i8] =
                 unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), 4 * words.len()) };
             place(part, token, quants, numbers);
+        }
+        KvDtype::Fp8 => {
+            let (scales, words) = words.split_at_mut(BLOCK_TOKENS);
+            let mut bytes = [0u8; HEAD_DIM_MAX];
+            let bytes = &mut bytes[..vector.len()];
+            scales[token] = quantise::vector_e4m3(vector, bytes);
+            // SAFETY: a word is four bytes; they are borrowed mutably.
+            let numbers: &mut [u8] =
+                unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), 4 * words.len()) };
+            place(part, token, bytes, numbers);
         }
     }
 }

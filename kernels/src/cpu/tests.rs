@@ -289,7 +289,7 @@ fn attention_of_awkward_lengths_heads_and_windows() {
         let scale = 1.0 / (head_dim as f32).sqrt();
         let soft_cap = (group != 1).then_some(0.7);
         let spec = AttentionSpec { query_heads: 2 * group, kv_heads: 2, head_dim, scale, window, soft_cap };
-        for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
+        for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8, KvDtype::Fp8] {
             let expected = attend(&mut reference, &spec, dtype, length);
             for mut operations in packed() {
                 let found = attend(&mut operations, &spec, dtype, length);

@@ -1,6 +1,6 @@
 //! Attention of a program: one of two families, its memory, and the plan of each step.
 //!
-//! A cache of bf16 behind products of bf16 is read by tensor cores (`attention.rs`); every other one by the exact kernels
+//! A cache of bf16 or e4m3 behind products of bf16 is read by tensor cores (`attention.rs`); every other one by the exact kernels
 //! (`exact/attention.rs`), whose bits are the CPU's.
 
 use std::ops::Range;
@@ -43,8 +43,8 @@ enum Family {
 
 struct Tensor {
     kernels: AttentionKernels,
-    /// `[rows][query_heads × head_dim]` bf16.
-    query: DeviceBuffer,
+    /// `[rows][query_heads × head_dim]` bf16; none where the cache is of e4m3.
+    query: Option<DeviceBuffer>,
     values: DeviceBuffer,
     folds: DeviceBuffer,
     arrivals: DeviceBuffer,
@@ -103,15 +103,19 @@ impl Attend {
         if !specs(program).all(alike) {
             return Err(BackendError::Unavailable("layers with unlike numbers of heads are not made on a GPU".into()));
         }
-        if tensor && program.kv.dtype == KvDtype::Bf16 {
-            match AttentionKernels::new(device, shape(spec), PARTIAL_ROWS) {
+        if tensor {
+            match AttentionKernels::new(device, shape(spec), program.kv.dtype, PARTIAL_ROWS) {
                 Ok(kernels) => {
                     let arrivals = device.alloc(kernels.arrival_bytes())?;
                     arrivals.fill(0)?;
                     let scratch = PlanScratch::with_limits(kernels.planner(), limits.rows, limits.slots);
+                    let query = match program.kv.dtype {
+                        KvDtype::Bf16 => Some(device.alloc(limits.rows * spec.query_heads * spec.head_dim * 2)?),
+                        _ => None,
+                    };
                     return Ok(Self {
                         family: Family::Tensor(Box::new(Tensor {
-                            query: device.alloc(limits.rows * spec.query_heads * spec.head_dim * 2)?,
+                            query,
                             values: device.alloc(kernels.partial_value_bytes())?,
                             folds: device.alloc(kernels.partial_fold_bytes())?,
                             arrivals,
@@ -121,7 +125,7 @@ impl Attend {
                     });
                 }
                 Err(Unsupported::Driver(error)) => return Err(error.into()),
-                // The exact attention takes every shape.
+                // The exact attention takes every shape and cache.
                 Err(_) => {}
             }
         }
@@ -148,9 +152,8 @@ impl Attend {
 
     /// Whether tensor cores would compute it, behind products of bf16.
     pub fn is_tensor(device: &Arc<Device>, program: &Program) -> bool {
-        let of_bf16 = program.kv.dtype == KvDtype::Bf16;
-        let takes = |spec: &AttentionSpec| AttentionKernels::new(device, shape(spec), PARTIAL_ROWS).is_ok();
-        of_bf16 && specs(program).next().is_some_and(takes)
+        let takes = |spec| AttentionKernels::new(device, shape(spec), program.kv.dtype, PARTIAL_ROWS).is_ok();
+        specs(program).next().is_some_and(takes)
     }
 
     /// Words of the plans of steps of so many rows and sequences.
@@ -192,6 +195,7 @@ impl Attend {
     /// Norms of heads, rotary embedding and the cache's append.
     pub fn append(&self, rows: &RowKernels, append: &Append<'_>, count: usize) -> Launch {
         let Family::Tensor(tensor) = &self.family else { return rows.append(count, append) };
+        let Some(query) = &tensor.query else { return rows.append(count, &Append { paired: true, ..*append }) };
         let Append { kv, layer, qkv, norms, rope, inputs, cache, .. } = *append;
         let row_inputs = RowInputs {
             counts: inputs.counts,
@@ -209,7 +213,7 @@ impl Attend {
             long: (rope.long_sine != 0).then_some((rope.long_sine, rope.long_cosine)),
         };
         let norms = norms.map(|(query, key, eps)| HeadNorms { query, key, eps });
-        tensor.kernels.append(&row_inputs, &cache, &tables, norms, [qkv, tensor.query.ptr()], count)
+        tensor.kernels.append(&row_inputs, &cache, &tables, norms, [qkv, query.ptr()], count)
     }
 
     /// One layer's attention, `layer` of `layers` of the cache: of `qkv` (f32, turned) into `output`; returns the form that it
@@ -232,7 +236,7 @@ impl Attend {
                     (output.tiled(), OutputForm::Bf16Tiled { row_capacity }, RowForm::Bf16Tiled)
                 };
                 let layer = AttentionLayer {
-                    query: tensor.query.ptr(),
+                    query: tensor.query.as_ref().map_or(qkv, DeviceBuffer::ptr),
                     cache: CacheLayer { cache, layer: layer as u32, layers: layers as u32 },
                     plan: inputs.plan,
                     block_tables: inputs.block_tables,

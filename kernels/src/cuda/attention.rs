@@ -1,4 +1,5 @@
-//! Attention of the `sm90-bf16` family over a paged cache of bf16, and the append before it.
+//! Attention of the `sm90-bf16` family over a paged cache of bf16, and the append before it; over one of e4m3, which is written by
+//! the append of all families (`rows`, in pairs), the same attention of the values that it stands for.
 //!
 //! `kernels/cuda/attention_bf16.cuh` fixes the order of sums: splits of 256 absolute positions, each from nothing, folded
 //! ascending. So how the work is cut ([`plan`]) changes no bit, and is chosen by what keeps the device busy.
@@ -11,8 +12,11 @@ use super::driver::{CudaError, Device, DevicePtr, Function, Launch};
 mod plan;
 #[cfg(test)]
 mod tests;
+mod tiles;
 
 pub(crate) use self::plan::{PlanScratch, PlanSequence, Planner};
+use self::tiles::{Block, NARROW_TILE, Tiles};
+use crate::backend::KvDtype;
 
 /// Positions of a split; every split is computed from nothing.
 pub(crate) const SPLIT: u32 = 256;
@@ -30,89 +34,6 @@ pub(crate) enum OutputForm {
         /// Rows.
         row_capacity: u32,
     },
-}
-
-/// One head dimension's kernels; mirrors the list at the end of `attention_bf16.cu`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Tiles {
-    head_dim: u32,
-    /// Steps of 64 keys in shared memory: narrow, wide.
-    stages: [u32; 2],
-    /// Warps along the rows of a wide tile (16 rows each).
-    wide_row_warps: u32,
-    /// Blocks of narrow tiles that a multiprocessor holds by its registers.
-    narrow_blocks: u32,
-}
-
-const TILES: [Tiles; 5] = [
-    Tiles { head_dim: 64, stages: [4, 4], wide_row_warps: 8, narrow_blocks: 3 },
-    Tiles { head_dim: 80, stages: [3, 3], wide_row_warps: 8, narrow_blocks: 3 },
-    Tiles { head_dim: 96, stages: [2, 3], wide_row_warps: 8, narrow_blocks: 3 },
-    Tiles { head_dim: 128, stages: [2, 3], wide_row_warps: 8, narrow_blocks: 3 },
-    Tiles { head_dim: 256, stages: [2, 2], wide_row_warps: 4, narrow_blocks: 1 },
-];
-
-/// Head dimensions whose wide tiles have a kernel of their own on sm_90, and its steps of 64 keys in shared memory; mirrors
-/// `Layout` and the list at the end of `attention_bf16_sm90a.cu`.
-const WIDE_HOPPER: [(u32, u32); 2] = [(64, 8), (128, 4)];
-
-/// The same of narrow tiles, and the halves of splits in shared memory: `attention_split_sm90a.cu`.
-const SPLIT_HOPPER: [(u32, u32); 4] = [(64, 5), (80, 4), (96, 3), (128, 3)];
-
-const NARROW_TILE: u32 = 16;
-
-impl Tiles {
-    fn of(head_dim: u32) -> Result<&'static Self, Unsupported> {
-        TILES.iter().find(|tiles| tiles.head_dim == head_dim).ok_or(Unsupported::HeadDim(head_dim))
-    }
-
-    /// Bytes of shared memory of a block: its rows of queries, and the ring of keys and values; rows padded by 16 bytes.
-    fn shared_bytes(&self, wide: bool) -> u32 {
-        let rows = if wide { 16 * self.wide_row_warps } else { NARROW_TILE };
-        (rows + self.stages[usize::from(wide)] * 2 * 64) * (2 * self.head_dim + 16)
-    }
-}
-
-/// Where the kernel of narrow or wide tiles is, and what a block of it has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Block {
-    module: &'static str,
-    threads: u32,
-    shared_bytes: u32,
-    /// How many a multiprocessor holds by its registers.
-    at_once: u32,
-}
-
-impl Block {
-    /// The kernel of all devices.
-    fn portable(tiles: &Tiles, wide: bool) -> Self {
-        let (threads, at_once) = if wide { (256, 1) } else { (128, tiles.narrow_blocks) };
-        Self { module: "attention_bf16", threads, shared_bytes: tiles.shared_bytes(wide), at_once }
-    }
-
-    /// That of sm_90, where there is one.
-    fn hopper(tiles: &Tiles, wide: bool) -> Option<Self> {
-        let dim = tiles.head_dim;
-        let of = |list: &[(u32, u32)]| list.iter().find(|(head_dim, _)| *head_dim == dim).map(|(_, stages)| *stages);
-        let (module, shared_bytes) = if wide {
-            // Queries, the ring, and f32 totals, at a multiple of 1024 bytes.
-            let stages = of(&WIDE_HOPPER)?;
-            ("attention_bf16_sm90a", 1024 + 128 * dim * 2 + stages * 2 * 64 * dim * 2 + 128 * dim * 4)
-        } else {
-            // Halves of splits with room for queries behind them; weights of 16 rows; maxima of 8 warps.
-            let slots = of(&SPLIT_HOPPER)?;
-            let half = (SPLIT + NARROW_TILE) * (2 * dim + 16);
-            ("attention_split_sm90a", slots * half + NARROW_TILE * (2 * SPLIT + 16) + 8 * NARROW_TILE * 4)
-        };
-        Some(Self { module, threads: 384, shared_bytes, at_once: 1 })
-    }
-
-    fn kernel(&self, device: &Device, head_dim: u32, wide: bool, cap: &str) -> Result<Function, CudaError> {
-        let width = if wide { "wide" } else { "narrow" };
-        let function = device.function(self.module, &format!("attention_bf16_{head_dim}_{width}{cap}"))?;
-        function.allow_shared(self.shared_bytes)?;
-        Ok(function)
-    }
 }
 
 /// What all attention layers that share a plan have in common.
@@ -133,6 +54,9 @@ impl AttentionShape {
 /// Why a shape has no kernel here; the exact family computes it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unsupported {
+    /// Another cache.
+    #[error("attention on tensor cores: a cache of {0:?} is none of Bf16, Fp8")]
+    Cache(KvDtype),
     /// Another head dimension than those that were compiled.
     #[error("attention on tensor cores: head dimension {0} is none of 64, 80, 96, 128, 256")]
     HeadDim(u32),
@@ -260,7 +184,8 @@ pub(crate) struct HeadNorms {
 /// What one layer's attention reads and writes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AttentionLayer {
-    /// bf16 `[rows][query_heads × head_dim]`, as the append leaves it.
+    /// Over a cache of bf16 bf16 `[rows][query_heads × head_dim]`, as its append leaves it; over e4m3 f32
+    /// `[rows][(query_heads + 2 kv_heads) × head_dim]`, turned.
     pub query: DevicePtr,
     pub cache: CacheLayer,
     pub plan: DevicePtr,
@@ -284,6 +209,39 @@ pub(crate) struct AttentionScratch {
     pub arrivals: DevicePtr,
 }
 
+impl AttentionParams {
+    fn new(shape: AttentionShape, layer: &AttentionLayer, scratch: &AttentionScratch, wide: bool) -> Self {
+        let log2_e = std::f32::consts::LOG2_E;
+        let (output_form, row_capacity) = match layer.form {
+            OutputForm::F32 => (0, 0),
+            OutputForm::Bf16Tiled { row_capacity } => (1, row_capacity),
+        };
+        let cap = layer.soft_cap.unwrap_or(0.0);
+        Self {
+            query: layer.query,
+            cache: layer.cache.cache,
+            plan: layer.plan,
+            block_tables: layer.block_tables,
+            output: layer.output,
+            partial_values: scratch.values,
+            partial_folds: scratch.folds,
+            arrivals: scratch.arrivals,
+            query_heads: shape.query_heads,
+            kv_heads: shape.kv_heads,
+            layer: layer.cache.layer,
+            layers: layer.cache.layers,
+            window: layer.window.unwrap_or(u32::MAX),
+            output_form,
+            row_capacity,
+            wide: u32::from(wide),
+            scale_log2: layer.scale * log2_e,
+            cap_log2: cap * log2_e,
+            cap_slope: if cap == 0.0 { 0.0 } else { 2.0 * layer.scale / cap * log2_e },
+            spare: 0,
+        }
+    }
+}
+
 /// The kernels of one shape, and what their planner must know.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AttentionKernels {
@@ -292,8 +250,8 @@ pub(crate) struct AttentionKernels {
     blocks: [Block; 2],
     plain: [Function; 2],
     capped: [Function; 2],
+    /// Of a cache of bf16; for heads that are turned whole, where there is one.
     append: Function,
-    /// For heads that are turned whole, where there is one.
     append_whole: Option<Function>,
     planner: Planner,
 }
@@ -304,17 +262,17 @@ impl AttentionKernels {
     ///
     /// # Errors
     /// [`Unsupported`]: the caller takes the exact attention.
-    pub fn new(device: &Device, shape: AttentionShape, partial_rows: u32) -> Result<Self, Unsupported> {
+    pub fn new(device: &Device, shape: AttentionShape, cache: KvDtype, partial_rows: u32) -> Result<Self, Unsupported> {
         let AttentionShape { query_heads, kv_heads, head_dim } = shape;
-        let tiles = Tiles::of(head_dim)?;
+        let tiles = Tiles::of(cache, head_dim)?;
         if kv_heads == 0 || query_heads == 0 || query_heads % kv_heads != 0 {
             return Err(Unsupported::Heads(query_heads, kv_heads));
         }
         let of = |wide: bool| {
-            let own = if device.hopper() { Block::hopper(tiles, wide) } else { None };
-            own.unwrap_or_else(|| Block::portable(tiles, wide))
+            let own = if device.hopper() { Block::hopper(&tiles, wide) } else { None };
+            own.unwrap_or_else(|| Block::portable(&tiles, wide))
         };
-        Self::with_blocks(device, shape, tiles, [of(false), of(true)], partial_rows)
+        Self::with_blocks(device, shape, &tiles, [of(false), of(true)], partial_rows)
     }
 
     fn with_blocks(
@@ -330,7 +288,7 @@ impl AttentionKernels {
         }
         let kernels = |cap: &str| -> Result<[Function; 2], CudaError> {
             let [narrow, wide] = &blocks;
-            Ok([narrow.kernel(device, head_dim, false, cap)?, wide.kernel(device, head_dim, true, cap)?])
+            Ok([narrow.kernel(device, tiles, false, cap)?, wide.kernel(device, tiles, true, cap)?])
         };
         // A block takes 1 KiB beside what it asks for, of a memory that is 1 KiB larger than one block may ask for.
         let at_once = |block: &Block| ((there + 1024) / (block.shared_bytes + 1024)).clamp(1, block.at_once);
@@ -357,9 +315,10 @@ impl AttentionKernels {
     /// The same by the kernels of all devices.
     #[cfg(test)]
     fn portable(&self, device: &Device) -> Result<Self, Unsupported> {
-        let tiles = Tiles::of(self.shape.head_dim)?;
-        let blocks = [false, true].map(|wide| Block::portable(tiles, wide));
-        Self::with_blocks(device, self.shape, tiles, blocks, self.planner.partial_rows)
+        // Only for a cache of bf16 there are others.
+        let tiles = Tiles::of(KvDtype::Bf16, self.shape.head_dim)?;
+        let blocks = [false, true].map(|wide| Block::portable(&tiles, wide));
+        Self::with_blocks(device, self.shape, &tiles, blocks, self.planner.partial_rows)
     }
 
     /// Cuts a step's attention into pieces.
@@ -394,41 +353,14 @@ impl AttentionKernels {
         rows: usize,
         sequences: usize,
     ) -> Vec<Launch> {
-        let log2_e = std::f32::consts::LOG2_E;
-        let (output_form, row_capacity) = match layer.form {
-            OutputForm::F32 => (0, 0),
-            OutputForm::Bf16Tiled { row_capacity } => (1, row_capacity),
-        };
-        let cap = layer.soft_cap.unwrap_or(0.0);
-        let params = |wide: bool| AttentionParams {
-            query: layer.query,
-            cache: layer.cache.cache,
-            plan: layer.plan,
-            block_tables: layer.block_tables,
-            output: layer.output,
-            partial_values: scratch.values,
-            partial_folds: scratch.folds,
-            arrivals: scratch.arrivals,
-            query_heads: self.shape.query_heads,
-            kv_heads: self.shape.kv_heads,
-            layer: layer.cache.layer,
-            layers: layer.cache.layers,
-            window: layer.window.unwrap_or(u32::MAX),
-            output_form,
-            row_capacity,
-            wide: u32::from(wide),
-            scale_log2: layer.scale * log2_e,
-            cap_log2: cap * log2_e,
-            cap_slope: if cap == 0.0 { 0.0 } else { 2.0 * layer.scale / cap * log2_e },
-            spare: 0,
-        };
         let functions = if layer.soft_cap.is_some() { &self.capped } else { &self.plain };
         let items = self.planner.items_max(rows, sequences);
         let launch = |wide: bool| {
             let which = usize::from(wide);
             let blocks = self.planner.blocks[which].min(items[which].saturating_mul(self.shape.kv_heads));
             let Block { threads, shared_bytes, .. } = self.blocks[which];
-            Launch::new(&functions[which], [blocks, 1, 1], threads, shared_bytes, params(wide))
+            let params = AttentionParams::new(self.shape, layer, scratch, wide);
+            Launch::new(&functions[which], [blocks, 1, 1], threads, shared_bytes, params)
         };
         if rows > NARROW_ROWS_MAX { vec![launch(true), launch(false)] } else { vec![launch(false)] }
     }

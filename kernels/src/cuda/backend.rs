@@ -279,7 +279,7 @@ fn block_bytes(kv: &KvSpec) -> usize {
     let position = match kv.dtype {
         KvDtype::F32 => 4 * kv.head_dim,
         KvDtype::Bf16 => 2 * kv.head_dim,
-        KvDtype::Int8 => kv.head_dim + 4,
+        KvDtype::Int8 | KvDtype::Fp8 => kv.head_dim + 4,
     };
     2 * kv.layers * kv.heads * BLOCK_TOKENS * position
 }

@@ -10,7 +10,7 @@ pub(crate) mod attention;
 pub(crate) mod packing;
 pub(crate) mod products;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 /// Why a weight cannot be computed with here.
 #[derive(Debug, thiserror::Error)]

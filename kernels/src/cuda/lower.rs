@@ -331,6 +331,7 @@ impl Lowering<'_> {
             },
             inputs: &self.inputs,
             cache: self.cache,
+            paired: false,
         }
     }
 }

@@ -46,6 +46,9 @@ pub const TINY_KV16: Sizes = Sizes { kv_dtype: KvDtype::Bf16, ..TINY };
 /// The same with a cache of 8-bit integers.
 pub const TINY_KV8: Sizes = Sizes { kv_dtype: KvDtype::Int8, ..TINY };
 
+/// The same with a cache of e4m3.
+pub const TINY_KVF8: Sizes = Sizes { kv_dtype: KvDtype::Fp8, ..TINY };
+
 /// Inputs in whole superblocks, but ranges that end within them.
 pub const SUPER: Sizes = Sizes {
     layers: 1,

@@ -157,6 +157,40 @@ fn half_conversions_are_exact_or_nearest_even() {
     assert_eq!(f32_to_bf16(f32::from_bits(0x0000_8001)), 0x0001, "denormals are kept");
 }
 
+#[test]
+fn e4m3_conversions_are_exact_or_nearest_even_and_saturate() {
+    for sign in [0, 0x80] {
+        for bits in 0..0x7fu8 {
+            let value = e4m3_to_f32(sign | bits);
+            assert_eq!(f32_to_e4m3_saturating(value), sign | bits, "{value:e}");
+            // By its definition: 4 bits of exponent with bias 7, 3 of mantissa; exponent 0 without a leading one.
+            let (exponent, mantissa) = (i32::from(bits >> 3), f64::from(bits & 7) / 8.0);
+            let (leading, power) = if exponent == 0 { (0.0, -6) } else { (1.0, exponent - 7) };
+            let defined = (leading + mantissa) * 2f64.powi(power) * if sign == 0 { 1.0 } else { -1.0 };
+            assert_eq!((f64::from(value), value.is_sign_negative()), (defined, sign != 0), "{bits:#x}");
+        }
+        assert!(e4m3_to_f32(sign | 0x7f).is_nan());
+        let signed = |x: f32| if sign == 0 { x } else { -x };
+        // Halfway between neighbours goes to the even one, just beside it to the nearer one.
+        for bits in 0..0x7eu8 {
+            let middle = (e4m3_to_f32(bits) + e4m3_to_f32(bits + 1)) / 2.0;
+            let even = bits + bits % 2;
+            assert_eq!(f32_to_e4m3_saturating(signed(middle)), sign | even, "{middle:e}");
+            for (step, nearer) in [(-1, bits), (1, bits + 1)] {
+                let beside = f32::from_bits(middle.to_bits().wrapping_add_signed(step));
+                assert_eq!(f32_to_e4m3_saturating(signed(beside)), sign | nearer, "{beside:e}");
+            }
+        }
+        for x in [449.0, 464.0, 480.0, 1e30, f32::MAX, f32::INFINITY] {
+            assert_eq!(f32_to_e4m3_saturating(signed(x)), sign | 0x7e, "{x:e}");
+        }
+        for x in [0.0, f32::from_bits(1), f32::MIN_POSITIVE, 1.0 / 1024.0] {
+            assert_eq!(f32_to_e4m3_saturating(signed(x)), sign, "{x:e}");
+        }
+    }
+    assert_eq!(f32_to_e4m3_saturating(f32::NAN), 0x7f);
+}
+
 /// The bits of version 1: they may only change together with the numerics version. To regenerate after such a change,
 /// copy the digests that the failing assertion prints.
 #[test]

@@ -3,7 +3,7 @@
 
 use super::{Queries, SHARED, Scratch};
 use crate::backend::KvDtype;
-use crate::cpu::cache::Element;
+use crate::cpu::cache::{E4m3, Element};
 use crate::cpu::isa::{InstructionSet, multiversioned};
 use crate::cpu::lanes::Lanes;
 use crate::cpu::pool::SharedSlice;
@@ -54,6 +54,7 @@ pub(crate) unsafe fn attend(
             KvDtype::F32 => over_f32::attend(set, queries, scratch, output, offset, stride),
             KvDtype::Bf16 => over_bf16::attend(set, queries, scratch, output, offset, stride),
             KvDtype::Int8 => over_int8::attend(set, queries, scratch, output, offset, stride),
+            KvDtype::Fp8 => over_e4m3::attend(set, queries, scratch, output, offset, stride),
         }
     }
 }
@@ -96,3 +97,4 @@ macro_rules! over {
 over!(over_f32, f32);
 over!(over_bf16, u16);
 over!(over_int8, i8);
+over!(over_e4m3, E4m3);

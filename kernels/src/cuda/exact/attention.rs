@@ -228,9 +228,10 @@ pub(crate) fn kernel(dtype: KvDtype, head_dim: usize) -> Result<(&'static str, u
         KvDtype::Int8 => {
             (1, [("attention_int8_128", 64, 9), ("attention_int8_256", 64, 4), ("attention_int8_512", 64, 3)])
         }
+        KvDtype::Fp8 => (1, [("attention_fp8_128", 64, 9), ("attention_fp8_256", 64, 4), ("attention_fp8_512", 64, 3)]),
     };
     let (name, chunk, ring) = kernels[size];
-    let scales = if dtype == KvDtype::Int8 { 4 } else { 0 };
+    let scales = if bytes == 1 { 4 } else { 0 };
     let shared = ring * chunk * (head_dim * bytes + 16 + scales)
         + QUERIES * head_dim * 4
         + QUERIES * ATTENTION_TILE * 4

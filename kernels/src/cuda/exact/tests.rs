@@ -12,7 +12,7 @@ use super::*;
 use crate::cuda::driver::{Device, DeviceBuffer, DevicePtr};
 
 mod attention;
-mod machine;
+pub(in crate::cuda) mod machine;
 mod products;
 mod times;
 

@@ -34,6 +34,8 @@ pub(crate) struct Append<'a> {
     pub rope: RopeAddresses,
     pub inputs: &'a StepInputs,
     pub cache: DevicePtr,
+    /// Numbers of e4m3 in pairs, as the tensor cores' attention reads them (`kv_layout.cuh`).
+    pub paired: bool,
 }
 
 /// `AppendParams`.
@@ -63,14 +65,17 @@ struct AppendParams {
     spare: u32,
 }
 
-/// Of heads up to 128 and up to 512 values; f32, bf16, int8.
+/// Of heads up to 128 and up to 512 values; f32, bf16, int8, e4m3, e4m3 in pairs.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Functions([[Function; 3]; 2]);
+pub(super) struct Functions([[Function; 5]; 2]);
 
 impl Functions {
     pub fn load(from: Load<'_>) -> Result<Self, CudaError> {
         let load = |form: &str, items: u32| from("append", &format!("append_{form}_{items}"));
-        let all = |items| Ok::<_, CudaError>([load("f32", items)?, load("bf16", items)?, load("int8", items)?]);
+        let all = |items| {
+            let [float, half, integer] = [load("f32", items)?, load("bf16", items)?, load("int8", items)?];
+            Ok::<_, CudaError>([float, half, integer, load("fp8", items)?, load("fp8_paired", items)?])
+        };
         Ok(Self([all(4)?, all(16)?]))
     }
 }
@@ -78,7 +83,7 @@ impl Functions {
 impl RowKernels {
     /// So many rows.
     pub fn append(&self, rows: usize, append: &Append<'_>) -> Launch {
-        let Append { spec, kv, layer, qkv, norms, rope, inputs, cache } = *append;
+        let Append { spec, kv, layer, qkv, norms, rope, inputs, cache, paired } = *append;
         let (query_weight, key_weight, eps) = norms.unwrap_or((0, 0, 0.0));
         let params = AppendParams {
             qkv,
@@ -106,6 +111,7 @@ impl RowKernels {
             KvDtype::F32 => 0,
             KvDtype::Bf16 => 1,
             KvDtype::Int8 => 2,
+            KvDtype::Fp8 => 3 + usize::from(paired),
         };
         let function = &self.append.0[usize::from(spec.head_dim > 128)][form];
         let heads = (spec.query_heads + 2 * spec.kv_heads) as u32;

@@ -62,7 +62,8 @@ fn check(device: &std::sync::Arc<Device>, shape: &Shape, random: &mut Random, fo
     let (query_heads, kv_heads, dim) = shape.heads;
     let Shape { norms, long, pairs, capacity, .. } = *shape;
     let name = format!("{:?}, {pairs} pairs, norms {norms}, long {long}, {capacity} rows", shape.heads);
-    let kernels = AttentionKernels::new(device, AttentionShape { query_heads, kv_heads, head_dim: dim }, 64).unwrap();
+    let heads = AttentionShape { query_heads, kv_heads, head_dim: dim };
+    let kernels = AttentionKernels::new(device, heads, KvDtype::Bf16, 64).unwrap();
     // Two sequences: rows 0 … 30 from position 5, then the rest from 100.
     let split = 31;
     let place = |row: u32| if row < split { (0, 5 + row) } else { (1, 100 + row - split) };

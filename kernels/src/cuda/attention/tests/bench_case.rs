@@ -110,7 +110,7 @@ impl Bench {
     pub fn new(device: &Arc<Device>, case: &Case, random: &mut Random) -> Self {
         let (query_heads, kv_heads, head_dim) = case.shape;
         let shape = AttentionShape { query_heads, kv_heads, head_dim };
-        let kernels = AttentionKernels::new(device, shape, PARTIAL_ROWS).unwrap();
+        let kernels = AttentionKernels::new(device, shape, KvDtype::Bf16, PARTIAL_ROWS).unwrap();
         let needed: Vec<u32> =
             case.sequences.iter().map(|(first, rows)| (first + rows).div_ceil(BLOCK_TOKENS as u32)).collect();
         let total = needed.iter().sum::<u32>();

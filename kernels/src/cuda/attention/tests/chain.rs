@@ -21,7 +21,7 @@ fn check(
     found: &mut Vec<String>,
 ) {
     let AttentionShape { query_heads, kv_heads, head_dim } = shape;
-    let kernels = AttentionKernels::new(device, shape, 1 << 14).unwrap();
+    let kernels = AttentionKernels::new(device, shape, KvDtype::Bf16, 1 << 14).unwrap();
     let (mut tables, mut starts, mut positions, mut sequence_of) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let total: u32 = sequences.iter().map(|(first, rows)| (first + rows).div_ceil(32)).sum();
     let mut blocks: Vec<u32> = (0..total).collect();

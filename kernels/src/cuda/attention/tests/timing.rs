@@ -30,7 +30,7 @@ fn fill(buffer: &DeviceBuffer, random: &mut Random) {
 
 /// Seconds of one layer's attention over `sequences` of (first position, rows), by a graph over several layers.
 fn time(device: &Arc<Device>, name: &str, sequences: &[(u32, u32)], portable: bool, random: &mut Random) {
-    let mut kernels = AttentionKernels::new(device, SHAPE, 1 << 14).unwrap();
+    let mut kernels = AttentionKernels::new(device, SHAPE, KvDtype::Bf16, 1 << 14).unwrap();
     if portable {
         kernels = kernels.portable(device).unwrap();
     }
@@ -160,7 +160,7 @@ fn times() {
 }
 
 fn time_append(device: &Arc<Device>, rows: u32, random: &mut Random) {
-    let kernels = AttentionKernels::new(device, SHAPE, 64).unwrap();
+    let kernels = AttentionKernels::new(device, SHAPE, KvDtype::Bf16, 64).unwrap();
     let width = (SHAPE.query_heads + 2 * SHAPE.kv_heads) * SHAPE.head_dim;
     let buffer = |bytes: u32| {
         let buffer = device.alloc(bytes as usize).unwrap();

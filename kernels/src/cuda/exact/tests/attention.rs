@@ -90,7 +90,7 @@ fn device_cache(
         * match kv.dtype {
             KvDtype::F32 => 4 * dim,
             KvDtype::Bf16 => 2 * dim,
-            KvDtype::Int8 => dim + 4,
+            KvDtype::Int8 | KvDtype::Fp8 => dim + 4,
         };
     let mut cache = vec![0xff; blocks * kv.layers * 2 * kv.heads * head_bytes];
     for (index, sequence) in sequences.iter().enumerate() {
@@ -115,6 +115,10 @@ fn device_cache(
                         let mut quants = vec![0i8; dim];
                         let scale = quantise::vector(values, &mut quants);
                         to[token * dim..][..dim].copy_from_slice(&quants.iter().map(|&q| q as u8).collect::<Vec<_>>());
+                        to[BLOCK_TOKENS * dim + token * 4..][..4].copy_from_slice(&scale.to_le_bytes());
+                    }
+                    KvDtype::Fp8 => {
+                        let scale = quantise::vector_e4m3(values, &mut to[token * dim..][..dim]);
                         to[BLOCK_TOKENS * dim + token * 4..][..4].copy_from_slice(&scale.to_le_bytes());
                     }
                 }
@@ -251,7 +255,7 @@ fn attention_has_the_bits_of_the_definition() {
         (2, 1, 320, None, None, false),
     ];
     for machine in Machine::all() {
-        for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
+        for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8, KvDtype::Fp8] {
             for (query_heads, kv_heads, head_dim, window, soft_cap, many) in specs {
                 let scale = 1.0 / (head_dim as f32).sqrt();
                 let spec = AttentionSpec { query_heads, kv_heads, head_dim, scale, window, soft_cap };

@@ -25,9 +25,17 @@ pub(crate) enum Memory {
     Host(Aligned<f32>, usize),
 }
 
-fn load() -> Option<Run> {
-    let source = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/cuda/emulator/exact.cpp"));
-    let library = std::env::temp_dir().join(format!("polylink-emulated-exact-{}.so", std::process::id()));
+/// A file of the emulator whose kernels are known by their names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Emulated {
+    Exact,
+    Attention,
+}
+
+fn load(file: Emulated) -> Option<Run> {
+    let stem = format!("{file:?}").to_lowercase();
+    let source = PathBuf::from(format!("{}/cuda/emulator/{stem}.cpp", env!("CARGO_MANIFEST_DIR")));
+    let library = std::env::temp_dir().join(format!("polylink-emulated-{stem}-{}.so", std::process::id()));
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let arguments =
         ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"];
@@ -56,11 +64,17 @@ fn load() -> Option<Run> {
 impl Machine {
     /// The device; where there is none, the emulator, if it can be built. (A device's time is worth more than both.)
     pub fn all() -> Vec<Machine> {
-        static LOADED: OnceLock<Option<Mutex<Run>>> = OnceLock::new();
+        Self::all_for(Emulated::Exact)
+    }
+
+    /// The same for the kernels of another file of the emulator.
+    pub fn all_for(file: Emulated) -> Vec<Machine> {
+        static LOADED: [OnceLock<Option<Mutex<Run>>>; 2] = [const { OnceLock::new() }; 2];
         if let Some(device) = Device::for_tests() {
             return vec![Machine::Device(device)];
         }
-        let emulator = LOADED.get_or_init(|| if cfg!(target_arch = "x86_64") { load().map(Mutex::new) } else { None });
+        let loaded = || if cfg!(target_arch = "x86_64") { load(file).map(Mutex::new) } else { None };
+        let emulator = LOADED[file as usize].get_or_init(loaded);
         let emulator = emulator.as_ref().map(|run| run.lock().unwrap_or_else(PoisonError::into_inner));
         emulator.map(Machine::Emulator).into_iter().collect()
     }

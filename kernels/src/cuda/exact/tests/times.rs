@@ -111,12 +111,12 @@ fn times_of_attention() {
     let mut random = Random::new("times of attention");
     let spec =
         AttentionSpec { query_heads: 32, kv_heads: 8, head_dim: 128, scale: 0.088_388, window: None, soft_cap: None };
-    for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
+    for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8, KvDtype::Fp8] {
         let kernels = ExactAttention::new(&device, dtype, 128).unwrap();
         let position = match dtype {
             KvDtype::F32 => 4 * 128,
             KvDtype::Bf16 => 2 * 128,
-            KvDtype::Int8 => 128 + 4,
+            KvDtype::Int8 | KvDtype::Fp8 => 128 + 4,
         };
         // Sequences, first position, rows of each.
         for (sequences, first, rows) in [(1, 1023, 1), (8, 1023, 1), (64, 1023, 1), (1, 32767, 1), (1, 0, 2048)] {

@@ -8,7 +8,7 @@ use crate::operations::{Batch, Operations, RopeTable};
 use crate::program::{AttentionSpec, RopeSpec};
 use crate::reference::ReferenceOperations;
 use crate::step::{SequenceRows, Span};
-use polylink_protocol::exact_math::{f32_to_bf16, rope_frequencies};
+use polylink_protocol::exact_math::{f32_to_bf16, f32_to_e4m3_saturating, rope_frequencies};
 use polylink_protocol::noise::NoiseKey;
 
 /// Positions of a block on the device, and of one in the definition's cache.
@@ -77,7 +77,15 @@ impl Rows {
     }
 }
 
-fn check(bench: &Bench, random: &mut Random, report: &mut Report, shape: Shape, dtype: KvDtype, spare: usize) {
+/// `paired`: numbers of e4m3 in pairs.
+fn check(
+    bench: &Bench,
+    random: &mut Random,
+    report: &mut Report,
+    shape: Shape,
+    (dtype, paired): (KvDtype, bool),
+    spare: usize,
+) {
     let Shape { query_heads, kv_heads, head_dim, pairs, layers, layer, norms, long } = shape;
     let spans = [(0, 5, false), (31, 2, true), (64, 1, long), (100, 170, false), (399, 1, true)];
     let step = rows(random, &spans);
@@ -113,7 +121,7 @@ fn check(bench: &Bench, random: &mut Random, report: &mut Report, shape: Shape, 
     let part_bytes = match dtype {
         KvDtype::F32 => BLOCK * head_dim * 4,
         KvDtype::Bf16 => BLOCK * head_dim * 2,
-        KvDtype::Int8 => BLOCK * (head_dim + 4),
+        KvDtype::Int8 | KvDtype::Fp8 => BLOCK * (head_dim + 4),
     };
     let cache_bytes = step.blocks * layers * 2 * kv_heads * part_bytes;
     let (held, cache) = (bench.upload(&qkv), bench.poisoned(cache_bytes));
@@ -160,8 +168,9 @@ fn check(bench: &Bench, random: &mut Random, report: &mut Report, shape: Shape, 
         },
         inputs: &inputs,
         cache: cache.ptr(),
+        paired,
     };
-    let what = format!("{dtype:?} {shape:?} {used} of {bucket} rows");
+    let what = format!("{dtype:?}{} {shape:?} {used} of {bucket} rows", if paired { " in pairs" } else { "" });
     bench.run(&what, &bench.kernels.append(bucket, &append));
 
     let got = held.read::<f32>(0, used * width).expect("a copy");
@@ -189,9 +198,14 @@ fn check(bench: &Bench, random: &mut Random, report: &mut Report, shape: Shape, 
                         KvDtype::F32 => put((token * head_dim + d) * 4, &value.to_le_bytes()),
                         KvDtype::Bf16 => put((token * head_dim + d) * 2, &f32_to_bf16(value).to_le_bytes()),
                         KvDtype::Int8 => put(token * head_dim + d, &(value as i8).to_le_bytes()),
+                        KvDtype::Fp8 => {
+                            // Of 16 values, the one of number j lies beside that of number j + 8.
+                            let place = if paired { d / 16 * 16 + d % 8 * 2 + d % 16 / 8 } else { d };
+                            put(token * head_dim + place, &[f32_to_e4m3_saturating(value)]);
+                        }
                     }
                 }
-                if dtype == KvDtype::Int8 {
+                if matches!(dtype, KvDtype::Int8 | KvDtype::Fp8) {
                     put(BLOCK * head_dim + 4 * token, &scale.to_le_bytes());
                 }
             }
@@ -221,7 +235,8 @@ fn appended_keys_values_and_turned_queries_have_the_references_bits(bench: &Benc
         Shape { query_heads: 2, kv_heads: 1, head_dim: 512, pairs: 200, norms: true, long: true, ..llama },
     ];
     for shape in shapes {
-        for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
+        let whole = [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8, KvDtype::Fp8].map(|dtype| (dtype, false));
+        for dtype in whole.into_iter().chain([(KvDtype::Fp8, true)]) {
             for spare in [0, 13] {
                 check(bench, &mut random, &mut report, shape, dtype, spare);
             }

@@ -62,7 +62,7 @@ fn times() {
 fn appends(bench: &Bench, random: &mut Random) {
     let spec = AttentionSpec { query_heads: 32, kv_heads: 8, head_dim: 128, scale: 1.0, window: None, soft_cap: None };
     let width = 48 * 128;
-    for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
+    for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8, KvDtype::Fp8] {
         let kv = KvSpec { layers: 1, heads: 8, head_dim: 128, dtype };
         for rows in [1usize, 64, 2048] {
             let blocks = rows.div_ceil(32).max(64);
@@ -98,6 +98,7 @@ fn appends(bench: &Bench, random: &mut Random) {
                 rope: RopeAddresses { pairs: 64, sine: turns.ptr(), cosine: turns.ptr(), ..RopeAddresses::default() },
                 inputs: &inputs,
                 cache: cache.ptr(),
+                paired: false,
             };
             let what = format!("append {dtype:?}, {rows} rows of 32 + 2 × 8 heads of 128");
             time(bench, &what, &bench.kernels.append(rows, &append), 2 * rows * width * 4);
