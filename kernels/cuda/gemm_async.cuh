@@ -1,7 +1,10 @@
-// Barriers in shared memory, bulk copies that complete on them, and clusters: thin names for the PTX (sm_90).
+// Barriers in shared memory, bulk copies that complete on them, and clusters: thin names for the PTX (sm_90). The emulator has
+// its own of those that it can do (emulator/gemm.h).
 #pragma once
 
 #include <cstdint>
+
+#ifndef POLYLINK_EMULATED
 
 namespace polylink {
 
@@ -111,3 +114,5 @@ __device__ __forceinline__ void named_barrier(uint32_t number, uint32_t threads)
 }
 
 }  // namespace polylink
+
+#endif

@@ -27,7 +27,7 @@ __device__ __forceinline__ float4 add(float4 a, float4 b) {
     return make_float4(__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w));
 }
 
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high) { return to_bf16(low) | (uint32_t)to_bf16(high) << 16; }
+__device__ __forceinline__ uint32_t pack_two(float low, float high) { return to_bf16(low) | (uint32_t)to_bf16(high) << 16; }
 
 // Four neighbouring outputs of a token. `output` counts the outputs of the product (behind the gate).
 __device__ __forceinline__ void store_outputs(const GemmParams& p, uint32_t token, uint32_t output, uint32_t valid, float4 v) {
@@ -36,7 +36,7 @@ __device__ __forceinline__ void store_outputs(const GemmParams& p, uint32_t toke
             *reinterpret_cast<float4*>(reinterpret_cast<float*>(p.output) + (uint64_t)token * p.output_pitch + output) = v;
         }
     } else {
-        uint2 packed = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+        uint2 packed = make_uint2(pack_two(v.x, v.y), pack_two(v.z, v.w));
         *reinterpret_cast<uint2*>(p.output + tiled_offset(token, output, p.output_capacity)) = packed;
     }
 }

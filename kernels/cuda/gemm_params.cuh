@@ -1,4 +1,4 @@
-// What a product of bf16 is given; mirrored by kernels/src/cuda/gemm.rs.
+// What a product of bf16 is given, the weight's numbers in bf16 or e4m3; mirrored by kernels/src/cuda/gemm.rs.
 #pragma once
 
 #include "common.cuh"
@@ -12,7 +12,7 @@ enum class Gate : uint32_t { None = 0, Silu = 1, GeluTanh = 2 };
 // With a gate, rows 16 i + (0…7) of the weight are gates and rows 16 i + 8 + (0…7) their ups, and
 // output[t][8 i + j] = gate(sum of row 16 i + j) × (sum of row 16 i + 8 + j), biases added before, no residual.
 struct GemmParams {
-    const uint8_t* weights;      // weight_tile_offset; both sizes padded to tiles with zeros
+    const uint8_t* weights;      // weight_tile_offset, or that of gemm_fp8.cuh; both sizes padded to tiles with zeros
     const uint8_t* input;        // tiled_offset, k padded with zeros
     const float* bias;           // [outputs], or null
     const float* residual;       // [rows][output_pitch], may be the output itself; or null
@@ -48,10 +48,11 @@ struct GemmRows {
     uint32_t tokens, first_row;
 };
 
-// After pdl_wait.
+// After pdl_wait. ROW_BYTES: what a k tile of an output takes of the weight.
+template <uint32_t ROW_BYTES>
 __device__ __forceinline__ GemmRows gemm_rows(const GemmParams& p) {
     const StepCounts& counts = p.counts[p.grouped ? blockIdx.z : 0];
-    const uint64_t weight_bytes = (uint64_t)p.padded_outputs * p.k_tiles * 128;
+    const uint64_t weight_bytes = (uint64_t)p.padded_outputs * p.k_tiles * ROW_BYTES;
     return {p.weights + (p.grouped ? counts.matrix * weight_bytes : 0), p.wanted ? counts.wanted : counts.rows,
             p.grouped ? counts.first_row : 0};
 }

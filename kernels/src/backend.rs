@@ -43,6 +43,9 @@ pub enum Dtype {
     Q5K,
     /// 256 integers of 6 bits; a scale of 8 bits per 16.
     Q6K,
+    /// 128 numbers of e4m3 and their scale, an f32 behind them; values are numbers × scale in f32. (Not ggml's: what a folder
+    /// of fp8 is read as.)
+    Fp8,
 }
 
 impl Dtype {
@@ -56,12 +59,18 @@ impl Dtype {
             Dtype::Q4K => (256, 144),
             Dtype::Q5K => (256, 176),
             Dtype::Q6K => (256, 210),
+            Dtype::Fp8 => (128, 132),
         }
     }
 
     /// Whether its values are plain floats, not blocks.
     pub const fn is_float(self) -> bool {
         self.block().0 == 1
+    }
+
+    /// Whether it is blocks of integers, which [`WeightForm::Stored`] computes with in exact int8.
+    pub const fn is_integers(self) -> bool {
+        !self.is_float() && !matches!(self, Dtype::Fp8)
     }
 
     /// Bytes of a row of `values`; None if they are no whole blocks, or too many to count.
@@ -173,14 +182,14 @@ impl KRanges {
 pub enum WeightForm {
     /// A vector of f32 (norm weights, biases).
     Vector,
-    /// A matrix of f32 or bf16 (as the tensor is), computed in exact f32.
+    /// A matrix of f32, bf16 or e4m3 (as the tensor is), computed in exact f32.
     Float,
     /// A matrix of bf16 (rounded to it if the tensor is wider), computed in bf16 pairs: numerics `vdp-bf16`, not exact.
     Bf16,
     /// As [`WeightForm::Bf16`], in the order of AMX tiles: numerics `amx-bf16`.
     AmxBf16,
-    /// A matrix of bf16 for the tensor cores of a GPU: numerics `sm90-bf16`, not exact. A CPU, which has none, computes it as
-    /// [`WeightForm::Bf16`]: other bits, near enough for a judge's margins.
+    /// A matrix of bf16 for the tensor cores of a GPU: numerics `sm90-bf16`, not exact; of e4m3 it is kept, and rounded where it
+    /// is used. A CPU, which has none, computes it as [`WeightForm::Bf16`]: other bits, near enough for a judge's margins.
     TensorBf16,
     /// A matrix of 8-bit integers, one f16 scale per 32 inputs; quantised here unless given so; exact int8.
     Q8_0,

@@ -17,7 +17,7 @@ use crate::program::{Activation, AttentionSpec};
 use crate::quantise::{self, BLOCK};
 use crate::sampler::{self, SampleContext, SampleJob, SampleScratch, fold_lanes};
 use crate::step::{SKETCH_VALUES, Sampled};
-use crate::weights::{MatrixShape, PlainMatrix, PlainValues};
+use crate::weights::{FP8_BLOCK, MatrixShape, PlainMatrix, PlainValues, fp8_blocks};
 
 /// Absolute positions per attention tile (rule 5).
 pub(crate) const ATTENTION_TILE: usize = 256;
@@ -38,6 +38,10 @@ impl PlainMatrix {
             PlainValues::Bf16(values) | PlainValues::Bf16Pairs(values, _) => bf16_to_f32(values[index]),
             PlainValues::Int8 { quants, scales, .. } => quants[index] as f32 * scales[index / BLOCK],
             PlainValues::K { kind, blocks, .. } => blocks[index / BLOCK].value(*kind, index % BLOCK),
+            PlainValues::Fp8 { numbers, scales, first } => {
+                let blocks = fp8_blocks(*first, self.shape.inputs);
+                e4m3_to_f32(numbers[index]) * scales[n * blocks + (first + k) / FP8_BLOCK]
+            }
             PlainValues::Stack(_) => {
                 let (section, n) = self.section(n);
                 section.value(n, k)

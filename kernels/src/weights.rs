@@ -6,7 +6,7 @@ use crate::backend::{BackendError, Dtype, KRanges, PairOrder, Part, Shard, Tenso
 use crate::blocks::{self, KBlock, KKind, SUPER, SUPER_BLOCKS};
 use crate::operations::to_bf16_flushed;
 use crate::quantise::{self, BLOCK, superblocks::superblock};
-use polylink_protocol::exact_math::{bf16_to_f32, f16_to_f32, f32_to_bf16};
+use polylink_protocol::exact_math::{bf16_to_f32, e4m3_to_f32, f16_to_f32, f32_to_bf16};
 use std::ops::Range;
 
 /// Size of a matrix shard and the K ranges it holds.
@@ -64,6 +64,9 @@ pub(crate) enum PlainValues {
     Int8 { quants: Vec<i8>, scales: Vec<f32>, nibbles: bool },
     /// Blocks of 32 inputs, `[outputs][inputs / 32]`; the first one is block `first` of its superblock.
     K { kind: KKind, blocks: Vec<KBlock>, first: usize },
+    /// Numbers of e4m3, none of them NaN, and a scale for each [`FP8_BLOCK`] inputs of the unsharded tensor: `scales` is
+    /// `[outputs][blocks]`; the first input held is number `first` of its block.
+    Fp8 { numbers: Vec<u8>, scales: Vec<f32>, first: usize },
     /// Matrices of the same inputs and ranges and unlike forms, stacked along the outputs.
     Stack(Vec<PlainMatrix>),
 }
@@ -72,6 +75,15 @@ pub(crate) enum PlainValues {
 pub(crate) struct PlainMatrix {
     pub shape: MatrixShape,
     pub values: PlainValues,
+}
+
+/// Inputs that have a scale in common, of e4m3.
+pub(crate) const FP8_BLOCK: usize = Dtype::Fp8.block().0;
+
+/// Blocks of e4m3 that so many inputs lie in, the first of which is number `first` of its block.
+#[inline(always)]
+pub(crate) const fn fp8_blocks(first: usize, inputs: usize) -> usize {
+    (first + inputs).div_ceil(FP8_BLOCK)
 }
 
 fn wrong(tensor: &TensorView<'_>, reason: String) -> BackendError {
@@ -112,6 +124,13 @@ pub(crate) fn read_row(tensor: &TensorView<'_>, k: usize, row: usize, columns: R
         return;
     }
     let row = &tensor.data[row * (k / block * size)..][..k / block * size];
+    if tensor.dtype == Dtype::Fp8 {
+        for column in columns {
+            let (numbers, scale) = fp8_block(&row[column / block * size..][..size]);
+            out.push(e4m3_to_f32(numbers[column % block]) * scale);
+        }
+        return;
+    }
     let (first, last) = (columns.start / BLOCK, columns.end.div_ceil(BLOCK));
     for number in first..last {
         let mut values = [0f32; BLOCK];
@@ -128,6 +147,12 @@ pub(crate) fn read_row(tensor: &TensorView<'_>, k: usize, row: usize, columns: R
             columns.start.max(number * BLOCK) - number * BLOCK..columns.end.min((number + 1) * BLOCK) - number * BLOCK;
         out.extend_from_slice(&values[held]);
     }
+}
+
+/// Numbers and scale of a block of e4m3.
+pub(crate) fn fp8_block(block: &[u8]) -> (&[u8], f32) {
+    let (numbers, scale) = block.split_at(FP8_BLOCK);
+    (numbers, f32::from_le_bytes([scale[0], scale[1], scale[2], scale[3]]))
 }
 
 /// Reads the rows of all parts in order, checking that they are finite.
@@ -235,7 +260,7 @@ pub(crate) fn matrix(parts: &[Part<'_>], ranges: KRanges, form: WeightForm) -> R
 /// The form that a tensor of this type is computed in as it is.
 fn stored_form(dtype: Dtype) -> WeightForm {
     match dtype {
-        Dtype::F32 | Dtype::Bf16 | Dtype::F16 => WeightForm::Float,
+        Dtype::F32 | Dtype::Bf16 | Dtype::F16 | Dtype::Fp8 => WeightForm::Float,
         Dtype::Q8_0 => WeightForm::Q8_0,
         Dtype::Q4_0 => WeightForm::Q4_0,
         Dtype::Q4K => WeightForm::Q4K,
@@ -309,6 +334,8 @@ fn one_form(
         let mut values = Vec::with_capacity(count);
         for_each_row(parts, 2, |row| values.extend(row.iter().map(|&value| to_bf16_flushed(value))))?;
         PlainValues::Bf16Pairs(values, order)
+    } else if parts.iter().all(|part| part.tensor.dtype == Dtype::Fp8) {
+        fp8_values(parts, columns)?
     } else if parts.iter().all(|part| part.tensor.dtype == Dtype::Bf16) {
         let mut values = Vec::with_capacity(count);
         for_each_row(parts, 2, |row| values.extend(row.iter().map(|&value| f32_to_bf16(value))))?;
@@ -355,6 +382,37 @@ fn int8_values(parts: &[Part<'_>], count: usize, nibbles: bool) -> Result<PlainV
         }
     }
     Ok(PlainValues::Int8 { quants, scales, nibbles })
+}
+
+/// Numbers of e4m3 and their scales, as they are.
+fn fp8_values(parts: &[Part<'_>], columns: &Range<usize>) -> Result<PlainValues, BackendError> {
+    let size = Dtype::Fp8.block().1;
+    let outputs: usize = parts.iter().map(|part| part.shard.rows.len()).sum();
+    let blocks = columns.start / FP8_BLOCK..columns.end.div_ceil(FP8_BLOCK);
+    let (mut numbers, mut scales) =
+        (Vec::with_capacity(outputs * columns.len()), Vec::with_capacity(outputs * blocks.len()));
+    for part in parts {
+        let (tensor, row_bytes) = (&part.tensor, part.tensor.shape[1] / FP8_BLOCK * size);
+        for row in part.shard.rows.clone() {
+            for block in blocks.clone() {
+                let (values, scale) = fp8_block(&tensor.data[row * row_bytes + block * size..][..size]);
+                // Of the largest number too.
+                if !(448.0 * scale).is_finite() {
+                    return Err(bad_scale(tensor, row, block * FP8_BLOCK));
+                }
+                let start = block * FP8_BLOCK;
+                let held = columns.start.max(start) - start..columns.end.min(start + FP8_BLOCK) - start;
+                if let Some(bad) = values[held.clone()].iter().position(|number| number & 0x7f == 0x7f) {
+                    let column = start + held.start + bad;
+                    let reason = format!("element ({row}, {column}) is NaN: the file is damaged");
+                    return Err(wrong(tensor, reason));
+                }
+                numbers.extend_from_slice(&values[held]);
+                scales.push(scale);
+            }
+        }
+    }
+    Ok(PlainValues::Fp8 { numbers, scales, first: columns.start % FP8_BLOCK })
 }
 
 /// Superblocks: a file's, or quantised here. A shard may begin within one: it is made of the whole tensor's.

@@ -83,8 +83,8 @@ fn every_instruction_set_and_thread_count_gives_the_reference_bits() {
 #[test]
 fn blocks_and_superblocks_give_the_reference_bits_whatever_the_batch() {
     let kv = SUPER.kv();
-    let stored =
-        [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K].map(|dtype| (dtype, WeightForm::Stored));
+    let stored = [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K, Dtype::Fp8]
+        .map(|dtype| (dtype, WeightForm::Stored));
     let made = [WeightForm::Q4K, WeightForm::Q5K, WeightForm::Q6K].map(|form| (Dtype::Bf16, form));
     for (dtype, form) in stored.into_iter().chain(made) {
         let mut expected: Option<Forward> = None;

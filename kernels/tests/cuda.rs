@@ -158,9 +158,9 @@ const TIMED: [(&str, Sizes); 4] = [
     ),
 ];
 
-/// Builds a model whose layers are copies of one random layer, each with memory of its own. Returns the bytes of weights that
-/// a step reads.
-fn build_timed(backend: &mut dyn Backend, sizes: &Sizes, form: WeightForm, limits: Limits) -> usize {
+/// Builds a model whose layers are copies of one random layer, each with memory of its own, of fp8 where `eight` says so. Returns
+/// the bytes of weights that a step reads.
+fn build_timed(backend: &mut dyn Backend, sizes: &Sizes, form: WeightForm, eight: bool, limits: Limits) -> usize {
     let Sizes { layers, hidden, query_heads, kv_heads, head_dim, mlp, vocabulary, .. } = *sizes;
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = |n: usize, k: usize| -> Vec<u8> {
@@ -184,9 +184,22 @@ fn build_timed(backend: &mut dyn Backend, sizes: &Sizes, form: WeightForm, limit
         [hidden, mlp],
         [vocabulary, hidden],
     ];
-    let data = shapes.map(|[n, k]| random(n, k));
+    let dtypes: [Dtype; 8] = std::array::from_fn(|index| if eight && index < 7 { Dtype::Fp8 } else { Dtype::Bf16 });
+    let data: [Vec<u8>; 8] = std::array::from_fn(|index| {
+        let [n, k] = shapes[index];
+        let mut data = random(n, k);
+        if dtypes[index] == Dtype::Fp8 {
+            // Blocks of the same bytes, without NaN, and small scales.
+            let block = |bytes: &[u8]| {
+                let numbers: Vec<u8> = bytes.iter().map(|byte| if byte & 0x7f == 0x7f { 0 } else { *byte }).collect();
+                [&numbers[..], &(0.01 / (k as f32).sqrt()).to_le_bytes()].concat()
+            };
+            data = data[..n * k].chunks(128).flat_map(block).collect();
+        }
+        data
+    });
     let part = |index: usize| Part {
-        tensor: TensorView { name: "random", shape: &shapes[index], dtype: Dtype::Bf16, data: &data[index] },
+        tensor: TensorView { name: "random", shape: &shapes[index], dtype: dtypes[index], data: &data[index] },
         shard: Shard::whole(&shapes[index]),
     };
     let ones: Vec<u8> = (0..hidden).flat_map(|_| 1f32.to_le_bytes()).collect();
@@ -235,8 +248,9 @@ fn build_timed(backend: &mut dyn Backend, sizes: &Sizes, form: WeightForm, limit
     builder.push(Op::Gemm { weight: head, input: normed, output: logits, epilogue: Epilogue::default() });
     backend.build(builder.finish(logits), limits, Box::new(Solo)).unwrap();
     let bits = if form == WeightForm::Q8_0 { 8.5 } else { 16.0 };
-    let values: usize = shapes[..7].iter().map(|[n, k]| n * k).sum::<usize>() * layers + vocabulary * hidden;
-    (values as f64 * bits / 8.0) as usize
+    let values = shapes[..7].iter().map(|[n, k]| n * k).sum::<usize>() * layers;
+    let bits = [if eight { 8.25 } else { bits }, bits].map(|bits| bits / 8.0);
+    (values as f64 * bits[0] + (vocabulary * hidden) as f64 * bits[1]) as usize
 }
 
 /// Seconds, all and on the device, of a step of `batch` sequences of `rows` rows that follow `before` others, and of their draws; the median of
@@ -295,11 +309,14 @@ fn step_seconds(backend: &mut CudaBackend, batch: usize, before: usize, rows: us
 fn times_of_steps() {
     let Ok(wanted) = std::env::var("POLYLINK_GPU_TIMES") else { return };
     for (name, sizes) in TIMED.iter().filter(|(name, _)| wanted.split(',').any(|wanted| wanted == *name)) {
-        for form in [WeightForm::TensorBf16, WeightForm::Q8_0] {
+        for (form, eight) in
+            [(WeightForm::TensorBf16, false), (WeightForm::TensorBf16, true), (WeightForm::Q8_0, false)]
+        {
             let Ok(mut backend) = CudaBackend::open(0) else { return };
             let (begun, large) = (std::time::Instant::now(), name.starts_with("8b"));
             let limits = Limits { rows: 8192, wanted_rows: 256, slots: 256, kv_blocks: 11_000, positions: 9_000 };
-            let bytes = build_timed(&mut backend, sizes, form, limits);
+            let bytes = build_timed(&mut backend, sizes, form, eight, limits);
+            let name = if eight { format!("{name} of fp8") } else { (*name).to_owned() };
             println!(
                 "{name} {form:?}: {:.2} GB of weights, built in {:.1} s",
                 bytes as f64 * 1e-9,
@@ -308,7 +325,9 @@ fn times_of_steps() {
             let head_bytes = if sizes.kv_dtype == KvDtype::Fp8 { sizes.head_dim + 4 } else { 2 * sizes.head_dim };
             let kv = 2.0 * (sizes.layers * sizes.kv_heads * head_bytes) as f64;
             let q_all = sizes.query_heads * sizes.head_dim;
-            let weights = bytes as f64 / if form == WeightForm::Q8_0 { 1.0625 } else { 2.0 };
+            let Sizes { layers, hidden, mlp, kv_heads, head_dim, vocabulary, .. } = *sizes;
+            let weights =
+                (layers * hidden * (2 * q_all + 2 * kv_heads * head_dim + 3 * mlp) + vocabulary * hidden) as f64;
             for (batch, before) in [(1, 127), (1, 8000), (8, 1023), (32, 255), (64, 1023), (256, 1023)] {
                 let [seconds, device] = step_seconds(&mut backend, batch, before, 1, 20);
                 let read = bytes as f64 + kv * (batch * (before + 1)) as f64;

@@ -71,6 +71,7 @@ fn lines(make: &dyn Fn() -> Box<dyn Backend>, takes: &dyn Fn(WeightForm) -> bool
         (Dtype::Q4K, WeightForm::Stored),
         (Dtype::Q5K, WeightForm::Stored),
         (Dtype::Q6K, WeightForm::Stored),
+        (Dtype::Fp8, WeightForm::Stored),
     ];
     for (model, sizes, forms, rows) in [
         ("tiny", &TINY, &forms[..], 530),

@@ -1,4 +1,5 @@
-//! Quantised folders: fp8 with scales, and 4-bit integers as GPTQ and AWQ lay them out; expanded to f32 when read.
+//! Quantised folders: fp8 with scales, handed on in blocks; and 4-bit integers as GPTQ and AWQ lay them out, expanded to f32
+//! when read.
 //!
 //! `quantization_config` of `config.json` names the method. What a matrix `[n, k]` is stored as:
 //!
@@ -10,8 +11,9 @@
 //! * **AWQ** (`gemm`): `qweight` `[k, n / 8]`, `qzeros` `[groups, n / 8]`, the outputs of a word in the order 0 2 4 6 1 3 5
 //!   7; `scales` `[groups, n]`; groups are equal runs of inputs: `w = (q − zero) × scale`.
 //!
-//! Tensors that are not quantised lie beside them as in any folder. Products are computed with the expanded values, which
-//! take 4 bytes each in f32 and 2 in bf16; scales of activations are not used.
+//! Tensors that are not quantised lie beside them as in any folder. Products are computed with the expanded values, all the same
+//! bits; scales of activations are not used. fp8 whose inputs, and whose tiles', are multiples of 128 is read as [`Dtype::Fp8`]
+//! (an embedding is not: it is no product's); all else takes 4 bytes a value in f32 and 2 in bf16.
 
 use std::collections::BTreeMap;
 
@@ -156,13 +158,14 @@ impl Scheme {
         };
         let expansion = Expansion { scheme: self, parts };
         expansion.check(name, n, k)?;
-        let bytes = Dtype::F32.bytes(&[n, k]).ok_or_else(|| refuse(name, "its sizes overflow".into()))?;
+        let dtype = if expansion.in_blocks(k) && !name.ends_with("embed_tokens") { Dtype::Fp8 } else { Dtype::F32 };
+        let bytes = dtype.bytes(&[n, k]).ok_or_else(|| refuse(name, "its sizes overflow".into()))?;
         Ok(TensorPlace {
             shard: expansion.parts[0].shard,
             offset: expansion.parts[0].offset,
             bytes,
             shape: vec![n, k],
-            dtype: Dtype::F32,
+            dtype,
             reading: Reading::Expanded(Box::new(expansion)),
         })
     }
@@ -258,17 +261,42 @@ impl Expansion {
         Ok(())
     }
 
-    fn fp8<'a>(&self, tile: [usize; 2], k: usize, parts: &'a [Vec<u8>]) -> Element<'a> {
-        let (shape, scales) = (&self.parts[1].shape, floats(self.parts[1].dtype, &parts[1]));
-        let table: Vec<f32> = (0..=255).map(e4m3_to_f32).collect();
-        let outputs = self.parts[0].shape[0];
-        // Outputs and inputs that have a scale in common, and scales of an output.
-        let (high, wide, row) = match scales.len() {
+    /// Of fp8: outputs and inputs that have a scale in common, and scales of an output.
+    fn fp8_tiles(&self, tile: [usize; 2], k: usize) -> (usize, usize, usize) {
+        let (shape, outputs) = (&self.parts[1].shape, self.parts[0].shape[0]);
+        match shape.iter().product::<usize>() {
             1 => (usize::MAX, usize::MAX, 0),
             count if count == outputs && (shape.len() == 1 || shape[1] == 1) => (1, usize::MAX, 1),
             _ => (tile[0], tile[1], k.div_ceil(tile[1])),
-        };
+        }
+    }
+
+    fn fp8<'a>(&self, tile: [usize; 2], k: usize, parts: &'a [Vec<u8>]) -> Element<'a> {
+        let scales = floats(self.parts[1].dtype, &parts[1]);
+        let table: Vec<f32> = (0..=255).map(e4m3_to_f32).collect();
+        let (high, wide, row) = self.fp8_tiles(tile, k);
         Box::new(move |n, i| table[usize::from(parts[0][n * k + i])] * scales[n / high * row + i / wide])
+    }
+
+    /// Whether [`Expansion::blocks`] can be made of it.
+    fn in_blocks(&self, k: usize) -> bool {
+        let Scheme::Fp8 { tile } = self.scheme else { return false };
+        let (_, wide, _) = self.fp8_tiles(tile, k);
+        let block = Dtype::Fp8.block().0;
+        k.is_multiple_of(block) && (wide == usize::MAX || wide.is_multiple_of(block))
+    }
+
+    /// The matrix `[n, k]` in blocks of e4m3, from the bytes of the parts; [`Expansion::in_blocks`].
+    pub(super) fn blocks(&self, k: usize, parts: &[Vec<u8>], out: &mut [u8]) -> Result<(), ModelError> {
+        let Scheme::Fp8 { tile } = self.scheme else { return Err(refuse("weight", "it is not of fp8".into())) };
+        let (scales, (high, wide, row)) = (floats(self.parts[1].dtype, &parts[1]), self.fp8_tiles(tile, k));
+        let (block, bytes) = Dtype::Fp8.block();
+        for (index, (out, numbers)) in out.chunks_exact_mut(bytes).zip(parts[0].chunks_exact(block)).enumerate() {
+            let (n, i) = (index / (k / block), index % (k / block) * block);
+            out[..block].copy_from_slice(numbers);
+            out[block..].copy_from_slice(&scales[n / high * row + i / wide].to_le_bytes());
+        }
+        Ok(())
     }
 
     fn gptq<'a>(

@@ -33,7 +33,7 @@ pub(super) enum Reading {
     },
     /// Of f32: the file holds 1 + weight.
     PlusOne,
-    /// The place is that of the first of several parts, which make a matrix of f32.
+    /// The place is that of the first of several parts, which make a matrix of f32, or of blocks of e4m3.
     Expanded(Box<Expansion>),
 }
 
@@ -68,7 +68,7 @@ impl Weights {
 
     pub(super) fn of(files: Vec<PathBuf>, tensors: BTreeMap<String, TensorPlace>) -> Self {
         let total = tensors.values().map(|place| place.bytes as u64).sum();
-        let has_blocks = tensors.values().any(|place| !place.dtype.is_float());
+        let has_blocks = tensors.values().any(|place| place.dtype.is_integers());
         let progress = Progress { total, ..Progress::default() };
         Self { files, tensors, has_blocks, quantization: has_blocks.then_some("gguf"), progress }
     }
@@ -110,7 +110,10 @@ impl Weights {
                 self.fill(name, part.shard, part.offset, &mut data).map(|()| data)
             };
             let parts = expansion.parts.iter().map(part).collect::<Result<Vec<_>, _>>()?;
-            return expansion.expand(name, place.shape[1], &parts, buffer);
+            return match place.dtype {
+                Dtype::Fp8 => expansion.blocks(place.shape[1], &parts, buffer),
+                _ => expansion.expand(name, place.shape[1], &parts, buffer),
+            };
         }
         self.fill(name, place.shard, place.offset, buffer)?;
         match place.reading {

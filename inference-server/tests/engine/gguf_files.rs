@@ -87,6 +87,7 @@ fn tensor(name: &str, dtype: Dtype, shape: &[usize]) -> Vec<u8> {
         Dtype::Q4K => &[(0, 12), (2, 9)],
         Dtype::Q5K => &[(0, 13), (2, 9)],
         Dtype::Q6K => &[(208, 14)],
+        Dtype::Fp8 => unreachable!("no type of a GGUF"),
     };
     for block in data.chunks_exact_mut(dtype.block().1) {
         for &(at, power) in scales {

@@ -30,15 +30,15 @@ impl View for Tensor {
 }
 
 /// Pico with these tensors, and this written into its `config.json`.
-fn pico_with(tensors: &BTreeMap<String, Tensor>, config: Option<serde_json::Value>) -> TempDir {
+fn pico_with(tensors: &BTreeMap<String, Tensor>, config: &[(&str, serde_json::Value)]) -> TempDir {
     let copy = tempfile::tempdir().unwrap();
     for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
         std::fs::copy(folder("pico").join(name), copy.path().join(name)).unwrap();
     }
     let file = copy.path().join("config.json");
     let mut text: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-    if let Some(config) = config {
-        text["quantization_config"] = config;
+    for (field, value) in config {
+        text[*field] = value.clone();
     }
     std::fs::write(&file, text.to_string()).unwrap();
     let file = copy.path().join("model.safetensors");
@@ -139,7 +139,7 @@ fn quantised_folders_are_served_as_their_expanded_values() {
             };
             plain.insert(name, Tensor(Dtype::F32, own.1, f32_bytes(&expanded)));
         }
-        let (plain, with) = (pico_with(&plain, None), pico_with(&quantised, Some(config)));
+        let (plain, with) = (pico_with(&plain, &[]), pico_with(&quantised, &[("quantization_config", config)]));
         assert!(logits(plain.path()) == logits(with.path()), "{method}: the same bits");
         assert!(logits(plain.path()) != logits(&folder("pico")), "{method} changes the weights");
         let profile = LoadedModel::open(with.path(), Precision::Bf16).unwrap().profile("polylink/pico@1").unwrap();
@@ -147,8 +147,64 @@ fn quantised_folders_are_served_as_their_expanded_values() {
         assert_eq!((&*profile.weight_quantization, &*profile.compute_dtype), (method, "bf16"));
         let refused = LoadedModel::open(with.path(), Precision::Q8_0).unwrap_err().to_string();
         assert!(refused.contains("quantised already"), "{refused}");
-        let unnamed = pico_with(&quantised, None);
+        let unnamed = pico_with(&quantised, &[]);
         let refused = LoadedModel::open(unnamed.path(), Precision::F32).unwrap_err().to_string();
         assert!(refused.contains("F8_E4M3 is not built") || refused.contains("I32 is not built"), "{refused}");
     }
+}
+
+/// Inputs in whole blocks, which are kept as they are: two layers of tiles with a scale each.
+#[test]
+fn fp8_in_blocks_is_served_as_its_expanded_values() {
+    let (hidden, mlp) = (128, 256);
+    let mut plain = BTreeMap::new();
+    let mut state = 7u32;
+    let mut random = move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state >> 16
+    };
+    let table: Vec<f32> = (0..2048 * hidden).map(|_| random() as f32 / 32_768.0 - 1.0).collect();
+    plain.insert("model.embed_tokens.weight".to_owned(), Tensor(Dtype::F32, vec![2048, hidden], f32_bytes(&table)));
+    let norms =
+        (0..2).flat_map(|layer| ["input", "post_attention"].map(|norm| format!("layers.{layer}.{norm}_layernorm")));
+    for norm in norms.chain(["norm".into()]) {
+        plain.insert(format!("model.{norm}.weight"), Tensor(Dtype::F32, vec![hidden], f32_bytes(&vec![1.0; hidden])));
+    }
+    let mut quantised = plain.clone();
+    for layer in 0..2 {
+        let square = ["q", "k", "v", "o"].map(|name| (format!("self_attn.{name}_proj"), hidden, hidden));
+        let wide = [("gate", mlp, hidden), ("up", mlp, hidden), ("down", hidden, mlp)];
+        for (name, n, k) in square.into_iter().chain(wide.map(|(name, n, k)| (format!("mlp.{name}_proj"), n, k))) {
+            let name = format!("model.layers.{layer}.{name}.weight");
+            // All numbers but NaN.
+            let bytes: Vec<u8> =
+                (0..n * k).map(|_| (random() % 254) as u8).map(|b| if b < 127 { b } else { b + 1 }).collect();
+            let tiles = [n / 128, k / 128];
+            let scales: Vec<f32> =
+                (0..tiles[0] * tiles[1]).map(|_| (1.0 + random() as f32 / 65_536.0) / 1000.0).collect();
+            let value = |i: usize| e4m3(bytes[i]) * scales[i / k / 128 * tiles[1] + i % k / 128];
+            let expanded: Vec<f32> = (0..n * k).map(value).collect();
+            plain.insert(name.clone(), Tensor(Dtype::F32, vec![n, k], f32_bytes(&expanded)));
+            quantised.insert(format!("{name}_scale_inv"), Tensor(Dtype::F32, tiles.to_vec(), f32_bytes(&scales)));
+            quantised.insert(name, Tensor(Dtype::F8_E4M3, vec![n, k], bytes));
+        }
+    }
+    let sizes = [
+        ("hidden_size", hidden),
+        ("intermediate_size", mlp),
+        ("num_hidden_layers", 2),
+        ("num_attention_heads", 4),
+        ("num_key_value_heads", 4),
+    ];
+    let mut config: Vec<(&str, serde_json::Value)> = sizes.map(|(name, size)| (name, size.into())).to_vec();
+    let plain = pico_with(&plain, &config);
+    config.push(("quantization_config", serde_json::json!({"quant_method": "fp8", "weight_block_size": [128, 128]})));
+    let with = pico_with(&quantised, &config);
+    let (expected, found) = (logits(plain.path()), logits(with.path()));
+    assert!(expected == found, "the same bits");
+    assert!(expected.iter().flatten().all(|logit| logit.is_finite()));
+    let model = LoadedModel::open(with.path(), Precision::F32).unwrap();
+    let profile = model.profile("polylink/pico@1").unwrap();
+    assert_eq!((&*profile.weight_quantization, &*profile.compute_dtype, &*profile.numerics), ("fp8", "f32", "exact-1"));
+    assert_eq!(model.other_precisions(), [Precision::Bf16, Precision::AmxBf16, Precision::TensorBf16]);
 }

@@ -9,9 +9,9 @@
 
 use super::isa::multiversioned;
 use super::lanes::{Lanes, WIDTH};
-use super::packed::{Packed, PackedValues, Quants};
+use super::packed::{Fp8, Packed, PackedValues, Quants};
 use super::pool::SharedSlice;
-use super::register_blocks::{Kept, Part, Places, Stored, float_block, integer_block, pair_block};
+use super::register_blocks::{Kept, Part, Places, Stored, float_block, fp8_block, integer_block, pair_block};
 use super::tiles::Laid;
 use crate::memory::Aligned;
 use crate::operations::finish;
@@ -183,6 +183,22 @@ impl<W: Stored> Form for &[W] {
     }
 }
 
+impl Form for &Fp8 {
+    const INTEGERS: bool = false;
+    const PAIR_BYTES: usize = 2 * WIDTH;
+    #[inline(always)]
+    unsafe fn block<L: Lanes, const R: usize, const S: usize>(
+        self,
+        product: &Product<'_>,
+        at: (usize, usize),
+        part: Part,
+        kept: Places<L>,
+    ) {
+        // SAFETY: as the caller's.
+        unsafe { fp8_block::<L, R, S>(product, self, at, part, kept) }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Pairs<'a>(&'a [u16]);
 
@@ -304,6 +320,7 @@ unsafe fn tile_body<L: Lanes>(product: &Product<'_>, rows: (usize, usize), strip
         match &product.matrix.values {
             PackedValues::F32(values) => blocks::<L, _>(&values[..], product, rows, strips),
             PackedValues::Bf16(values) => blocks::<L, _>(&values[..], product, rows, strips),
+            PackedValues::Fp8(fp8) => blocks::<L, _>(fp8, product, rows, strips),
             PackedValues::Bf16Pairs(values, _) => blocks::<L, _>(Pairs(values), product, rows, strips),
             PackedValues::Quants(quants) if quants.nibbles => {
                 blocks::<L, _>(Integers::<true>(quants), product, rows, strips);

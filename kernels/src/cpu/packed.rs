@@ -5,19 +5,20 @@
 //! * 8-bit: `[strip][block of 32][quad of inputs][16][4]` bytes, each 128 + the integer;
 //! * 4-bit: as 8-bit, each 8 + the integer, quads q and q + 4 of a block in the low and high halves of the same bytes;
 //! * scales: `[strip][block][16]`, f16;
-//! * superblocks: [`super::kquants`].
+//! * superblocks: [`super::kquants`];
+//! * e4m3: `[strip][k][16]` bytes; their scales `[strip][block of 128][16]`, f32.
 //!
 //! So an 8-bit weight takes 1.0625 bytes and a 4-bit one 0.5625, as in their files. The offset makes the bytes unsigned,
 //! as byte dot products want one side; products take it off by the sums of the activations.
 
-use polylink_protocol::exact_math::{bf16_to_f32, f16_to_f32, f32_to_f16_saturating};
+use polylink_protocol::exact_math::{bf16_to_f32, e4m3_to_f32, f16_to_f32, f32_to_f16_saturating};
 
 use super::kquants::KQuants;
 use super::lanes::WIDTH;
 use crate::backend::PairOrder;
 use crate::memory::{Aligned, Plain};
 use crate::quantise::BLOCK;
-use crate::weights::{MatrixShape, PlainMatrix, PlainValues};
+use crate::weights::{FP8_BLOCK, MatrixShape, PlainMatrix, PlainValues, fp8_blocks};
 
 /// Integers and their scales.
 pub(crate) struct Quants {
@@ -86,6 +87,31 @@ impl Quants {
     }
 }
 
+/// Numbers of e4m3 and their scales.
+pub(crate) struct Fp8 {
+    pub numbers: Aligned<u8>,
+    pub scales: Aligned<f32>,
+    /// Place of the first input in its block.
+    pub first: usize,
+}
+
+impl Fp8 {
+    fn pack(shape: MatrixShape, numbers: &[u8], scales: &[f32], first: usize) -> Self {
+        let blocks = fp8_blocks(first, shape.inputs);
+        let of_scales = MatrixShape { inputs: blocks, ..shape };
+        Self { numbers: pack_strips(shape, numbers), scales: pack_strips(of_scales, scales), first }
+    }
+
+    /// Output `n` as f32.
+    fn row(&self, n: usize, inputs: usize, output: &mut [f32]) {
+        let (strip, lane, blocks) = (n / WIDTH, n % WIDTH, fp8_blocks(self.first, inputs));
+        for (k, out) in output.iter_mut().enumerate() {
+            let scale = self.scales[(strip * blocks + (self.first + k) / FP8_BLOCK) * WIDTH + lane];
+            *out = e4m3_to_f32(self.numbers[(strip * inputs + k) * WIDTH + lane]) * scale;
+        }
+    }
+}
+
 /// Packed values of a matrix.
 pub(crate) enum PackedValues {
     F32(Aligned<f32>),
@@ -93,6 +119,7 @@ pub(crate) enum PackedValues {
     Bf16Pairs(Aligned<u16>, PairOrder),
     Quants(Quants),
     K(KQuants),
+    Fp8(Fp8),
     /// Of the same inputs and ranges, stacked along the outputs.
     Stack(Vec<Packed>),
 }
@@ -145,6 +172,9 @@ impl Packed {
                 PackedValues::Quants(Quants::pack(shape, &quants, &scales, nibbles))
             }
             PlainValues::K { kind, blocks, first } => PackedValues::K(KQuants::pack(shape, kind, &blocks, first)),
+            PlainValues::Fp8 { numbers, scales, first } => {
+                PackedValues::Fp8(Fp8::pack(shape, &numbers, &scales, first))
+            }
             PlainValues::Stack(sections) => PackedValues::Stack(sections.into_iter().map(Packed::new).collect()),
         };
         Self { shape, values }
@@ -165,6 +195,10 @@ impl Packed {
                 PackedValues::Quants(Quants { bytes, scales, nibbles: quants.nibbles })
             }
             PackedValues::K(quants) => PackedValues::K(quants.with(space(&quants.bytes, strips))),
+            PackedValues::Fp8(Fp8 { numbers, scales, first }) => {
+                let (numbers, scales) = (space(numbers, strips), space(scales, strips));
+                PackedValues::Fp8(Fp8 { numbers, scales, first: *first })
+            }
             PackedValues::Stack(_) => unreachable!("a stack is not packed in parts"),
         };
         Self { shape: MatrixShape { outputs, ..self.shape }, values }
@@ -186,6 +220,10 @@ impl Packed {
                 copy(&mut to.scales, &part.scales, strip, strips);
             }
             (PackedValues::K(to), PackedValues::K(part)) => copy(&mut to.bytes, &part.bytes, strip, strips),
+            (PackedValues::Fp8(to), PackedValues::Fp8(part)) => {
+                copy(&mut to.numbers, &part.numbers, strip, strips);
+                copy(&mut to.scales, &part.scales, strip, strips);
+            }
             _ => unreachable!("parts of a matrix have its form"),
         }
     }
@@ -201,7 +239,7 @@ impl Packed {
     /// Of a stack: what its first matrix takes that is not floats.
     pub fn takes(&self) -> Takes {
         match &self.values {
-            PackedValues::F32(_) | PackedValues::Bf16(_) => Takes::Floats,
+            PackedValues::F32(_) | PackedValues::Bf16(_) | PackedValues::Fp8(_) => Takes::Floats,
             PackedValues::Bf16Pairs(..) => Takes::Pairs,
             PackedValues::Quants(_) | PackedValues::K(_) => Takes::Integers,
             PackedValues::Stack(sections) => {
@@ -232,6 +270,7 @@ impl Packed {
             }
             PackedValues::Quants(quants) => quants.row(n, inputs / BLOCK, output),
             PackedValues::K(quants) => quants.row(n, output),
+            PackedValues::Fp8(fp8) => fp8.row(n, inputs, output),
             PackedValues::Stack(sections) => {
                 let mut n = n;
                 for section in sections {

@@ -9,9 +9,9 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 use super::gemm::{Activations, Product, TILE_ROWS, TOGETHER};
 use super::lanes::{Lanes, WIDTH};
-use super::packed::Quants;
+use super::packed::{Fp8, Quants};
 use crate::quantise::BLOCK;
-use crate::weights::MatrixShape;
+use crate::weights::{FP8_BLOCK, MatrixShape, fp8_blocks};
 
 /// Quads (four inputs) in a block of integers.
 const QUADS: usize = BLOCK / 4;
@@ -167,6 +167,63 @@ pub(super) unsafe fn float_block<L: Lanes, W: Stored, const R: usize, const S: u
                     for s in 0..S {
                         sums[r][s] = L::fma(x, w[s], sums[r][s]);
                     }
+                }
+            }
+            kept[0].cast::<[[L::F32; S]; R]>().write(sums);
+            if ends {
+                product.end_range::<L>((row, strip), (R, S), (index, to == inputs), kept);
+            }
+        }
+    }
+}
+
+/// R rows by S strips of a product of e4m3: what [`float_block`] makes of each number × its scale, in f32.
+///
+/// # Safety
+/// As [`float_block`].
+#[inline(always)]
+pub(super) unsafe fn fp8_block<L: Lanes, const R: usize, const S: usize>(
+    product: &Product<'_>,
+    weights: &Fp8,
+    (row, strip): (usize, usize),
+    part: Part,
+    kept: Places<L>,
+) {
+    let shape = product.matrix.shape;
+    let (inputs, first) = (shape.inputs, weights.first);
+    let blocks = fp8_blocks(first, inputs);
+    let input = &product.input[row * inputs..][..R * inputs];
+    let numbers = &weights.numbers[strip * WIDTH * inputs..][..S * WIDTH * inputs];
+    let scales = &weights.scales[strip * WIDTH * blocks..][..S * WIDTH * blocks];
+    let ahead = part.ahead::<u8, R, S>(numbers.as_ptr(), inputs);
+    // SAFETY: the three slices above bound every access: k < inputs, block < blocks, r < R, s < S; what is kept was left by the
+    // part before.
+    unsafe {
+        for (index, from, to, begins, ends) in ranges(&shape, part) {
+            let mut sums = if begins { [[L::zero(); S]; R] } else { kept[0].cast::<[[L::F32; S]; R]>().read() };
+            let mut k = from;
+            while k < to {
+                let block = (first + k) / FP8_BLOCK;
+                let end = to.min((block + 1) * FP8_BLOCK - first);
+                let mut scale = [L::zero(); S];
+                for s in 0..S {
+                    scale[s] = L::load(scales.as_ptr().add((s * blocks + block) * WIDTH));
+                }
+                while k < end {
+                    let mut w = [L::zero(); S];
+                    for s in 0..S {
+                        if !ahead[s].is_null() && k % (LINE / WIDTH) == 0 {
+                            L::prefetch(ahead[s].wrapping_add((k - part.from) * WIDTH));
+                        }
+                        w[s] = L::mul(L::load_e4m3(numbers.as_ptr().add((s * inputs + k) * WIDTH)), scale[s]);
+                    }
+                    for r in 0..R {
+                        let x = L::splat(*input.as_ptr().add(r * inputs + k));
+                        for s in 0..S {
+                            sums[r][s] = L::fma(x, w[s], sums[r][s]);
+                        }
+                    }
+                    k += 1;
                 }
             }
             kept[0].cast::<[[L::F32; S]; R]>().write(sums);

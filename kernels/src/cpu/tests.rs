@@ -1,14 +1,15 @@
 //! Packed operations against the plain ones, bit by bit, over awkward sizes, on every instruction set of this machine.
 
 use super::*;
+use crate::backend::{Dtype, Shard, TensorView};
 use crate::backend::{KvDtype, Limits, PairOrder};
 use crate::blocks::{KKind, SUPER, SUPER_BLOCKS, k_block};
 use crate::quantise::{BLOCK, superblocks::superblock};
 use crate::reference::ReferenceOperations;
 use crate::sampler::Math;
 use crate::step::{SequenceRows, Span};
-use crate::weights::PlainValues;
-use polylink_protocol::exact_math::f32_to_bf16;
+use crate::weights::{self, FP8_BLOCK, PlainValues, fp8_blocks};
+use polylink_protocol::exact_math::{e4m3_to_f32, f32_to_bf16, f32_to_e4m3_saturating};
 use polylink_protocol::noise::{NoiseKey, noise_key};
 
 const LIMITS: Limits = Limits { rows: 128, wanted_rows: 64, slots: 8, kv_blocks: 64, positions: 1024 };
@@ -36,6 +37,11 @@ fn packed() -> Vec<CpuOperations> {
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Scales of e4m3, a few of them small enough that values are denormal.
+fn e4m3_scales(count: usize) -> Vec<f32> {
+    values(8, count).into_iter().enumerate().map(|(i, value)| if i % 7 == 3 { value * 1e-38 } else { value }).collect()
 }
 
 fn plain(shape: MatrixShape, kind: usize) -> PlainMatrix {
@@ -71,6 +77,11 @@ fn plain(shape: MatrixShape, kind: usize) -> PlainMatrix {
             let parts = parts.into_iter().filter(|(outputs, _)| *outputs > 0);
             PlainValues::Stack(parts.map(|(outputs, kind)| part(outputs, kind)).collect())
         }
+        10 => {
+            let first = shape.outputs * 37 % FP8_BLOCK;
+            let scales = e4m3_scales(shape.outputs * fp8_blocks(first, shape.inputs));
+            PlainValues::Fp8 { numbers: values.into_iter().map(f32_to_e4m3_saturating).collect(), scales, first }
+        }
         _ => {
             let mut quants = vec![0; values.len()];
             let blocks = values.as_chunks::<BLOCK>().0.iter().zip(quants.chunks_exact_mut(BLOCK));
@@ -99,11 +110,11 @@ fn products_of_awkward_sizes() {
             (33, 45, 45),
             (5, 7, 3),
         ] {
-            for (rows, kind) in (0..10).flat_map(|kind| [0, 1, 2, 5, 6, 8, 13, 20, 101].map(|rows| (rows, kind))) {
+            for (rows, kind) in (0..11).flat_map(|kind| [0, 1, 2, 5, 6, 8, 13, 20, 101].map(|rows| (rows, kind))) {
                 if kind == 4 && (inputs % 2 != 0 || range_length % 2 != 0) {
                     continue;
                 }
-                if (kind == 2 || kind == 3 || kind > 4) && (inputs % BLOCK != 0 || range_length % BLOCK != 0) {
+                if matches!(kind, 2 | 3 | 5..10) && (inputs % BLOCK != 0 || range_length % BLOCK != 0) {
                     continue;
                 }
                 case += 1;
@@ -128,13 +139,77 @@ fn products_of_awkward_sizes() {
     }
 }
 
+/// What is kept in e4m3 has the bits of the same values in f32, and is refused where it is damaged.
+#[test]
+fn numbers_of_e4m3_are_their_values_in_f32() {
+    // The second tensor's rows are held in part; columns begin and end within blocks.
+    let (inputs, held, shapes) = (384, 96..320, [[21, 384], [40, 384]]);
+    let (mut blocks, mut wide) = (Vec::new(), Vec::new());
+    for (stream, shape) in (11..).zip(shapes) {
+        let scales = e4m3_scales(shape[0] * inputs / FP8_BLOCK);
+        let (mut eight, mut floats) = (Vec::new(), Vec::new());
+        let numbers: Vec<u8> =
+            values(stream, shape[0] * inputs).into_iter().map(|value| f32_to_e4m3_saturating(20.0 * value)).collect();
+        for (numbers, scale) in numbers.chunks(FP8_BLOCK).zip(scales) {
+            eight.extend_from_slice(numbers);
+            eight.extend(scale.to_le_bytes());
+            floats.extend(numbers.iter().flat_map(|&number| (e4m3_to_f32(number) * scale).to_le_bytes()));
+        }
+        blocks.push(eight);
+        wide.push(floats);
+    }
+    let parts = |data: &'static [Vec<u8>], dtype| {
+        let rows = [0..21, 3..40];
+        let part = |i: usize| {
+            let shape: &'static [usize] = [&[21, 384], &[40, 384]][i];
+            let tensor = TensorView { name: "w", shape, dtype, data: &data[i] };
+            Part { tensor, shard: Shard { rows: rows[i].clone(), columns: held.clone() } }
+        };
+        [part(0), part(1)]
+    };
+    let ranges = KRanges { inputs, length: 32 };
+    let [blocks, wide]: [&'static [Vec<u8>]; 2] = [blocks, wide].map(|data| &*data.leak());
+    let expanded = weights::matrix(&parts(wide, Dtype::F32), ranges, WeightForm::Float).unwrap();
+    let mut reference = ReferenceOperations::default();
+    let rows = 3;
+    let input = values(13, rows * held.len());
+    let mut expected = vec![f32::NAN; rows * expanded.shape.outputs * expanded.shape.planes];
+    let expanded = reference.pack(expanded);
+    reference.gemm(&expanded, &input, &mut expected, None, false).unwrap();
+    for form in [WeightForm::Stored, WeightForm::Float] {
+        let kept = || weights::matrix(&parts(blocks, Dtype::Fp8), ranges, form).unwrap();
+        assert!(matches!(kept().values, PlainValues::Fp8 { .. }), "{form:?}: expanded");
+        for mut operations in packed() {
+            let mut found = vec![f32::NAN; expected.len()];
+            let matrix = operations.pack(kept());
+            operations.gemm(&matrix, &input, &mut found, None, false).unwrap();
+            assert_eq!(bits(&expected), bits(&found), "{} {form:?}", operations.name());
+        }
+    }
+    // To integers it is not brought; to bf16 it is.
+    let refused = |form| weights::matrix(&parts(blocks, Dtype::Fp8), ranges, form).err().map(|error| error.to_string());
+    assert!(refused(WeightForm::Q8_0).is_some_and(|reason| reason.contains("is quantised already (Fp8)")));
+    assert!(refused(WeightForm::Bf16).is_none());
+    let damage = |at: usize, bytes: &[u8]| {
+        let mut data = blocks[0].clone();
+        data[at..at + bytes.len()].copy_from_slice(bytes);
+        let part = Part {
+            tensor: TensorView { data: &data, ..parts(blocks, Dtype::Fp8)[0].tensor },
+            shard: Shard::whole(&[21, 384]),
+        };
+        weights::matrix(&[part], KRanges::whole(inputs), WeightForm::Stored).err().unwrap().to_string()
+    };
+    assert!(damage(132 + 5, &[0xff]).contains("element (0, 133) is NaN"));
+    assert!(damage(3 * 132 + 128, &1e36f32.to_le_bytes()).contains("the scale of block (1, 0) is not finite"));
+}
+
 /// A gate and the product that reads it, together as one after the other; of a stack some matrices may read floats.
 #[test]
 fn gates_joined_to_their_products() {
     let mut reference = ReferenceOperations::default();
     let shape = MatrixShape { outputs: 50, inputs: 288, range_length: 96, planes: 1 };
     for mut operations in packed() {
-        for (kind, rows) in (0..10).flat_map(|kind| [1, 3, 20, 101].map(|rows| (kind, rows))) {
+        for (kind, rows) in (0..11).flat_map(|kind| [1, 3, 20, 101].map(|rows| (kind, rows))) {
             let input = values(kind as u32, rows * 2 * shape.inputs);
             let start = values(2, rows * shape.outputs);
             let [mut expected, mut found] = [start.clone(), start];

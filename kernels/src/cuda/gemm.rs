@@ -1,4 +1,4 @@
-//! Products of bf16 on tensor cores: `output[t][n] = residual[t][n] + (Σ_k input[t][k] × weight[n][k] + bias[n])`.
+//! Products of bf16 on tensor cores, their weights in bf16 or e4m3: `output[t][n] = residual[t][n] + (Σ_k input[t][k] × weight[n][k] + bias[n])`.
 //!
 //! One chain per output, k ascending, for any number of rows: on Hopper of `wgmma` m64nNk16 (weights are the 64), elsewhere
 //! of `mma.sync` m16n8k16. Nothing chosen here changes a bit; it only says which block takes which outputs and tokens:
@@ -7,7 +7,8 @@
 //! * *tiles*: up to 256 tokens × 128 outputs per turn; a group of token tiles is walked before the next outputs.
 //!
 //! Layouts (`common.cuh`): the input in panels of 64 columns, the weight in tiles of 64 × 64, both swizzled and padded with
-//! zeros. Behind a gate the weight's rows are interleaved: 8 gates, their 8 ups, and so on, so that a thread meets a gate with
+//! zeros; numbers of e4m3 as the products' registers take them (`gemm_fp8.cuh`). These become bf16 where they are used: the
+//! bits are those of the weight that bf16 makes of the same values. Behind a gate the weight's rows are interleaved: 8 gates, their 8 ups, and so on, so that a thread meets a gate with
 //! its up; their biases alike.
 
 use std::sync::Arc;
@@ -24,6 +25,32 @@ pub(crate) use self::geometry::{Geometry, Machine, Tuning};
 /// Outputs and inputs of a tile of weights.
 pub(crate) const TILE: usize = 64;
 
+/// What a weight is held in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Numbers {
+    Bf16,
+    /// E4m3, a scale per output and 128 inputs; inputs are a multiple of 128.
+    Fp8,
+}
+
+impl Numbers {
+    /// Bytes of 64 inputs of one output.
+    pub const fn row_bytes(self) -> usize {
+        match self {
+            Numbers::Bf16 => 2 * TILE,
+            Numbers::Fp8 => TILE + 2,
+        }
+    }
+
+    /// k tiles that lie together.
+    pub const fn depth(self) -> usize {
+        match self {
+            Numbers::Bf16 => 1,
+            Numbers::Fp8 => 2,
+        }
+    }
+}
+
 /// A weight as the kernels see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GemmShape {
@@ -33,6 +60,8 @@ pub(crate) struct GemmShape {
     pub inputs: usize,
     /// Whether its rows are gates and ups, interleaved.
     pub gated: bool,
+    /// In which form.
+    pub numbers: Numbers,
 }
 
 impl GemmShape {
@@ -48,7 +77,7 @@ impl GemmShape {
 
     /// Bytes of the packed weight.
     pub const fn packed_bytes(&self) -> usize {
-        self.padded_outputs() * self.k_tiles() * TILE * 2
+        self.padded_outputs() * self.k_tiles() * self.numbers.row_bytes()
     }
 }
 
@@ -141,8 +170,8 @@ struct GemmParams {
 /// The kernels of a device.
 #[derive(Clone, Debug)]
 pub(crate) struct GemmKernels {
-    /// Tokens, warpgroups, function.
-    functions: Vec<(u32, u32, Function)>,
+    /// Of weights in which form, tokens, warpgroups, function.
+    functions: Vec<(Numbers, u32, u32, Function)>,
     machine: Machine,
     tuning: Tuning,
 }
@@ -158,18 +187,26 @@ impl GemmKernels {
         let wgmma = device.hopper() && !tuning.plain;
         let machine =
             Machine { multiprocessors: device.multiprocessors(), shared_bytes: device.shared_bytes_max(), wgmma };
-        let variants: &[(u32, u32)] = if wgmma { &geometry::WGMMA } else { &geometry::MMA };
-        let mut functions = Vec::with_capacity(variants.len());
-        for &(tokens, groups) in variants {
-            let function = if wgmma {
-                device.function("gemm_bf16_sm90a", &format!("gemm_n{tokens}_w{groups}"))?
-            } else {
-                device.function("gemm_bf16", &format!("gemm_n{tokens}"))?
-            };
-            function.allow_shared(machine.dynamic_shared(wgmma, tokens))?;
-            functions.push((tokens, groups, function));
+        let mut functions = Vec::new();
+        for numbers in [Numbers::Bf16, Numbers::Fp8] {
+            for &(tokens, groups) in geometry::variants(numbers, wgmma) {
+                let (module, name) = Self::names(numbers, wgmma, tokens, groups);
+                let function = device.function(module, &name)?;
+                function.allow_shared(machine.dynamic_shared(numbers, tokens))?;
+                functions.push((numbers, tokens, groups, function));
+            }
         }
         Ok(Self { functions, machine, tuning })
+    }
+
+    /// Where the kernel of a variant is.
+    fn names(numbers: Numbers, wgmma: bool, tokens: u32, groups: u32) -> (&'static str, String) {
+        match (numbers, wgmma) {
+            (Numbers::Bf16, true) => ("gemm_bf16_sm90a", format!("gemm_n{tokens}_w{groups}")),
+            (Numbers::Bf16, false) => ("gemm_bf16", format!("gemm_n{tokens}")),
+            (Numbers::Fp8, true) => ("gemm_fp8_sm90a", format!("gemm_fp8_n{tokens}_w{groups}")),
+            (Numbers::Fp8, false) => ("gemm_fp8", format!("gemm_fp8_n{tokens}")),
+        }
     }
 
     /// What a call would be launched with.
@@ -198,9 +235,20 @@ impl GemmKernels {
         let function = self
             .functions
             .iter()
-            .find(|(tokens, groups, _)| (*tokens, *groups) == (geometry.tokens, geometry.groups))
-            .map(|(_, _, function)| function)
+            .find(|(numbers, tokens, groups, _)| {
+                (*numbers, *tokens, *groups) == (call.shape.numbers, geometry.tokens, geometry.groups)
+            })
+            .map(|(.., function)| function)
             .expect("the geometry names a variant that was loaded");
+        let [x, y, _] = geometry.grid;
+        let params = GemmParams::new(call, &geometry, groups.is_some());
+        Launch::new(function, [x, y, groups.unwrap_or(1) as u32], geometry.threads, geometry.shared, params)
+            .cluster(geometry.cluster)
+    }
+}
+
+impl GemmParams {
+    fn new(call: &GemmCall, geometry: &Geometry, grouped: bool) -> Self {
         let (output, form, pitch, capacity) = match call.output {
             GemmOutput::F32 { to, pitch } => (to, 0, pitch, 0),
             GemmOutput::Tiled { to, capacity } => (to, 1, 0, capacity),
@@ -208,7 +256,7 @@ impl GemmKernels {
         debug_assert!(form == 0 || call.residual.is_none(), "a residual has the shape of rows of f32");
         debug_assert!(!call.shape.gated || call.shape.outputs.is_multiple_of(16), "gates come in eights");
         debug_assert_eq!(call.shape.gated, call.activation.is_some());
-        let params = GemmParams {
+        Self {
             weights: call.weights,
             input: call.input,
             bias: call.bias.unwrap_or(0),
@@ -237,10 +285,7 @@ impl GemmKernels {
             stages: geometry.stages,
             cluster: geometry.cluster,
             group: geometry.group,
-            grouped: u32::from(groups.is_some()),
-        };
-        let [x, y, _] = geometry.grid;
-        Launch::new(function, [x, y, groups.unwrap_or(1) as u32], geometry.threads, geometry.shared, params)
-            .cluster(geometry.cluster)
+            grouped: u32::from(grouped),
+        }
     }
 }

@@ -7,7 +7,7 @@ use super::activations::Activation;
 use super::attend::Attend;
 use super::driver::{DevicePtr, Launch};
 use super::exact::products::{ExactProducts, Product};
-use super::gemm::{GemmCall, GemmKernels, GemmOutput, RowsOf};
+use super::gemm::{GemmCall, GemmKernels, GemmOutput, Numbers, RowsOf};
 use super::inputs::{Bucket, StepInputs};
 use super::mixture::{Mixture, MixtureIo, MixtureKernels, MixtureMemory};
 use super::ropes::DeviceRope;
@@ -223,7 +223,10 @@ impl Lowering<'_> {
             unreachable!("the program was checked: a matrix stands here")
         };
         let (kind, address) = match &table.packed {
-            Packed::Tiles(tiles) => (EmbedTable::Tiles, tiles.buffer.ptr()),
+            Packed::Tiles(tiles) if tiles.shape.numbers == Numbers::Bf16 => (EmbedTable::Tiles, tiles.buffer.ptr()),
+            Packed::Tiles(_) => {
+                return Err(BackendError::Unavailable("a table of e4m3 is not read on a GPU".into()));
+            }
             // A table is one tensor, of one form.
             Packed::Exact(exact) => EmbedTable::of_exact(exact)
                 .ok_or_else(|| BackendError::Unavailable("a table of several forms is not read on a GPU".into()))?,

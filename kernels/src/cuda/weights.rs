@@ -1,7 +1,7 @@
 //! Weights on the device.
 //!
 //! Matrices for tensor cores are packed here, by several threads, while the copies before are under way: 64 × 64 tiles in the
-//! order in which shared memory wants them (`weight_tile_offset` in `common.cuh`). Exact forms are packed by their family
+//! order in which shared memory wants them (`weight_tile_offset` in `common.cuh`), or numbers of e4m3 ([`fp8`]). Exact forms are packed by their family
 //! from the same plain matrices as the CPU's, so that the integers agree by construction.
 
 use std::sync::Arc;
@@ -11,10 +11,12 @@ use polylink_protocol::exact_math::f32_to_bf16;
 use super::driver::{CudaError, Device, DeviceBuffer, DevicePtr, Launch};
 use super::exact::products::ExactMatrix;
 use super::exact::{ExactError, packing};
-use super::gemm::GemmShape;
+use super::gemm::{GemmShape, Numbers};
 use crate::backend::{BackendError, Dtype, KRanges, Part, WeightForm};
 use crate::plan::WeightKind;
 use crate::weights::{self, MatrixShape};
+
+pub(super) mod fp8;
 
 /// Side of a tile.
 const TILE: usize = 64;
@@ -49,7 +51,7 @@ pub(super) enum Packed {
     Exact(ExactMatrix),
 }
 
-/// A matrix of bf16 in tiles.
+/// A matrix of bf16 or e4m3 in tiles.
 #[derive(Debug)]
 pub(super) struct Tiles {
     pub buffer: DeviceBuffer,
@@ -64,6 +66,8 @@ struct InterleaveParams {
     to: DevicePtr,
     half: u32,
     k_tiles: u32,
+    pieces: u32,
+    spare: u32,
 }
 
 impl Matrix {
@@ -113,9 +117,11 @@ impl Tiles {
             from: self.buffer.ptr(),
             to: to.ptr(),
             half: (shape.outputs / 2) as u32,
-            k_tiles: shape.k_tiles() as u32,
+            k_tiles: (shape.k_tiles() / shape.numbers.depth()) as u32,
+            pieces: (8 * shape.numbers.row_bytes() * shape.numbers.depth() / 16) as u32,
+            spare: 0,
         };
-        let grid = [shape.padded_outputs() as u32 / 8, shape.k_tiles() as u32, 1];
+        let grid = [shape.padded_outputs() as u32 / 8, params.k_tiles, 1];
         device.bind()?;
         Launch::new(&device.function("tiles", "interleave_gates")?, grid, 64, 0, params).run(device)?;
         device.synchronize()?;
@@ -220,19 +226,13 @@ struct Stretch<'a> {
     first: usize,
 }
 
-/// Packs bf16 tiles: stretches of 64 outputs by as many threads as there are, uploaded in pieces.
+/// Packs tiles: stretches of 64 outputs by as many threads as there are, uploaded in pieces.
 fn tiles(device: &Arc<Device>, parts: &[Part<'_>], shape: MatrixShape) -> Result<Tiles, BackendError> {
-    let gemm = GemmShape { outputs: shape.outputs, inputs: shape.inputs, gated: false };
-    let padded = [shape.outputs, shape.inputs].map(|size| size.next_multiple_of(TILE));
-    let strip = TILE * padded[1];
-    let strips = padded[0] / TILE;
+    let numbers = if fp8::takes(parts) { Numbers::Fp8 } else { Numbers::Bf16 };
+    let gemm = GemmShape { outputs: shape.outputs, inputs: shape.inputs, gated: false, numbers };
+    let (strip, strips) = (strip_words(&gemm), gemm.padded_outputs() / TILE);
     let buffer = device.alloc(2 * strips * strip)?;
-    let mut stretches = Vec::with_capacity(parts.len());
-    let mut first = 0;
-    for part in parts {
-        stretches.push(Stretch { part, first });
-        first += part.shard.rows.len();
-    }
+    let stretches = stretches(parts);
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(32);
     // Pieces of about 64 MiB: one is packed while the other is copied.
     let piece = (32 * 1024 * 1024 / strip).clamp(1, strips);
@@ -254,7 +254,7 @@ fn tiles(device: &Arc<Device>, parts: &[Part<'_>], shape: MatrixShape) -> Result
                 .map(|(number, space)| {
                     scope.spawn(move || {
                         let rows = (begin + number * each) * TILE;
-                        pack_strips(stretches, shape, rows, padded[1], space)
+                        pack_strips(stretches, &gemm, rows, space)
                     })
                 })
                 .collect();
@@ -268,14 +268,40 @@ fn tiles(device: &Arc<Device>, parts: &[Part<'_>], shape: MatrixShape) -> Result
     Ok(Tiles { buffer, shape: gemm })
 }
 
+/// Words of 16 bits of 64 outputs.
+const fn strip_words(shape: &GemmShape) -> usize {
+    TILE * shape.k_tiles() * shape.numbers.row_bytes() / 2
+}
+
+/// Parts, each with its first output.
+fn stretches<'a>(parts: &'a [Part<'a>]) -> Vec<Stretch<'a>> {
+    let mut first = 0;
+    let mut next = |part: &'a Part<'a>| {
+        first += part.shard.rows.len();
+        Stretch { part, first: first - part.shard.rows.len() }
+    };
+    parts.iter().map(&mut next).collect()
+}
+
+impl<'a> Stretch<'a> {
+    /// The one that has an output, and its row there.
+    fn of(stretches: &[Stretch<'a>], output: usize) -> Option<(&'a Part<'a>, usize)> {
+        let stretch = stretches.iter().rev().find(|stretch| stretch.first <= output)?;
+        Some((stretch.part, stretch.part.shard.rows.start + output - stretch.first))
+    }
+}
+
 /// Fills whole strips of 64 outputs, from output `first` on.
 fn pack_strips(
     stretches: &[Stretch<'_>],
-    shape: MatrixShape,
+    shape: &GemmShape,
     first: usize,
-    inputs: usize,
     space: &mut [u16],
 ) -> Result<(), BackendError> {
+    if shape.numbers == Numbers::Fp8 {
+        return fp8::pack_strips(stretches, shape, first, space);
+    }
+    let inputs = shape.k_tiles() * TILE;
     let mut values = vec![0u16; inputs];
     let mut floats = Vec::new();
     for (number, strip) in space.chunks_mut(TILE * inputs).enumerate() {
@@ -303,9 +329,7 @@ fn read_bf16(
     values: &mut [u16],
     floats: &mut Vec<f32>,
 ) -> Result<(), BackendError> {
-    let stretch = stretches.iter().rev().find(|stretch| stretch.first <= output);
-    let Some(Stretch { part, first }) = stretch else { return Ok(()) };
-    let row = part.shard.rows.start + output - first;
+    let Some((part, row)) = Stretch::of(stretches, output) else { return Ok(()) };
     let bad = |column: usize| BackendError::Tensor {
         name: part.tensor.name.into(),
         reason: format!("element ({row}, {}) is not finite: the file is damaged", part.shard.columns.start + column),

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use polylink_kernels::*;
-use polylink_protocol::exact_math::{f32_to_bf16, f32_to_f16_saturating, rope_frequencies};
+use polylink_protocol::exact_math::{f32_to_bf16, f32_to_e4m3_saturating, f32_to_f16_saturating, rope_frequencies};
 use polylink_protocol::noise::{NoiseKey, noise_key, philox_4x32_10};
 
 /// Sizes of the model.
@@ -121,6 +121,9 @@ impl Tensor {
 
     /// Blocks of random integers and scales, as a file might hold them, with values about as large as `scale`.
     fn blocks(name: &str, stream: u32, shape: &[usize], dtype: Dtype, scale: f32) -> Self {
+        if dtype == Dtype::Fp8 {
+            return Self::fp8(name, stream, shape, scale);
+        }
         let count = dtype.bytes(shape).expect("whole blocks");
         let mut data: Vec<u8> = (0..count as u32).map(|i| ((uniform(stream, i) + 1.0) * 128.0) as u8).collect();
         // Where a block's f16 scales lie, and how many of them make a value of 1.
@@ -138,6 +141,18 @@ impl Tensor {
             }
         }
         Self { name: name.into(), shape: shape.to_vec(), dtype, data }
+    }
+
+    /// Numbers of e4m3 of all sizes, and scales.
+    fn fp8(name: &str, stream: u32, shape: &[usize], scale: f32) -> Self {
+        let mut data = Vec::new();
+        let (block, bytes) = Dtype::Fp8.block();
+        for index in 0..(Dtype::Fp8.bytes(shape).expect("whole blocks") / bytes) as u32 {
+            let values = (0..block as u32).map(|i| uniform(stream, index * block as u32 + i) * 256.0);
+            data.extend(values.map(f32_to_e4m3_saturating));
+            data.extend((scale / 256.0 * (1.25 + uniform(stream + 500, index) / 4.0)).to_le_bytes());
+        }
+        Self { name: name.into(), shape: shape.to_vec(), dtype: Dtype::Fp8, data }
     }
 
     pub fn view(&self) -> TensorView<'_> {

@@ -120,6 +120,58 @@ fn matrices_are_those_of_the_formats_own_formulas() {
     check(Scheme::Fp8 { tile: [16, 40] }, "tiles", &[weight, ("weight_scale_inv", "F32", &[2, 3])]);
 }
 
+/// fp8 with a scale per tensor, output or tile is handed on in blocks, whose numbers × scales are what is expanded; where blocks
+/// do not fit, and of an embedding, it is expanded.
+#[test]
+fn fp8_comes_in_blocks_where_they_fit() {
+    let (n, k) = (24, 256);
+    let scales: [(Scheme, &[usize]); 4] = [
+        (Scheme::Fp8 { tile: [128, 128] }, &[]),
+        (Scheme::Fp8 { tile: [128, 128] }, &[24, 1]),
+        (Scheme::Fp8 { tile: [16, 128] }, &[2, 2]),
+        (Scheme::Fp8 { tile: [16, 64] }, &[2, 4]),
+    ];
+    for (scheme, shape) in scales {
+        for name in ["x", "model.embed_tokens"] {
+            let [weight, scale] = ["weight", "weight_scale"].map(|part| format!("{name}.{part}"));
+            let folder = folder(&[(&weight, "F8_E4M3", &[n, k]), (&scale, "F32", shape)]);
+            let weights = Weights::open(folder.path(), Some(scheme)).unwrap();
+            let place = weights.expect(&weight, &[n, k]).unwrap();
+            let in_blocks = name == "x" && shape != [2, 4];
+            assert_eq!(place.dtype, if in_blocks { Dtype::Fp8 } else { Dtype::F32 }, "{name} {shape:?}");
+            let mut data = Vec::new();
+            weights.read(&weight, place, &mut data).unwrap();
+            assert_eq!(Some(data.len()), place.dtype.bytes(&[n, k]));
+            let float = |bytes: &[u8]| f32::from_le_bytes(bytes.try_into().unwrap());
+            let found: Vec<f32> = if in_blocks {
+                let value = |block: &[u8]| {
+                    block[..128].iter().map(|&q| e4m3_to_f32(q) * float(&block[128..])).collect::<Vec<_>>()
+                };
+                data.chunks(132).flat_map(value).collect()
+            } else {
+                data.chunks(4).map(float).collect()
+            };
+            // By the parts themselves.
+            let mut numbers = random_bytes(&weight, n * k);
+            numbers.iter_mut().filter(|byte| **byte & 0x7f == 0x7f).for_each(|byte| *byte ^= 1);
+            let mut scales = random_bytes(&scale, 4 * 24);
+            scales.as_chunks_mut::<4>().0.iter_mut().for_each(|b| {
+                *b = (u32::from_le_bytes(*b) & 0x7f_ffff | 120 << 23).to_le_bytes();
+            });
+            let scale = |n: usize, i: usize| match shape {
+                [] => 0,
+                [24, 1] => n,
+                [_, columns] => n / 16 * columns + i / (k / columns),
+                _ => unreachable!(),
+            };
+            let expected: Vec<f32> = (0..n * k)
+                .map(|at| e4m3_to_f32(numbers[at]) * float(&scales[4 * scale(at / k, at % k)..][..4]))
+                .collect();
+            assert!(found == expected, "{name} {shape:?}");
+        }
+    }
+}
+
 #[test]
 fn parts_that_do_not_fit_are_named() {
     let refusal = |scheme, parts: &[(&str, &str, &[usize])]| expanded(scheme, "x", parts).unwrap_err();

@@ -1,11 +1,11 @@
 //! Weights as the exact kernels read them: `int8_forms.cuh` says where what lies, `gemm_f32.cu` for floats.
 
-use polylink_protocol::exact_math::f32_to_f16_saturating;
+use polylink_protocol::exact_math::{e4m3_to_f32, f32_to_f16_saturating};
 
 use super::ExactError;
 use crate::blocks::{KBlock, KKind};
 use crate::quantise::BLOCK;
-use crate::weights::{PlainMatrix, PlainValues};
+use crate::weights::{FP8_BLOCK, PlainMatrix, PlainValues, fp8_blocks};
 
 /// Outputs of a strip of integers, blocks of a record.
 const STRIP: usize = 8;
@@ -92,6 +92,15 @@ pub(crate) fn pack(plain: &PlainMatrix) -> Result<Vec<Packed>, ExactError> {
             return Err(ExactError::Unsupported("products of bf16 pairs are a processor's family, not CUDA's".into()));
         }
         PlainValues::Int8 { quants, scales, nibbles } => plain_records(outputs, inputs, quants, scales, *nibbles),
+        // In f32 here.
+        PlainValues::Fp8 { numbers, scales, first } => {
+            let blocks = fp8_blocks(*first, inputs);
+            let value = |(i, &number): (usize, &u8)| {
+                e4m3_to_f32(number) * scales[i / inputs * blocks + (first + i % inputs) / FP8_BLOCK]
+            };
+            let values: Vec<f32> = numbers.iter().enumerate().map(value).collect();
+            (Form::F32, floats(outputs, inputs, &values, f32::to_le_bytes))
+        }
         PlainValues::K { first, .. } if *first != 0 => {
             return Err(ExactError::Unsupported("a shard that begins within a superblock has no kernel".into()));
         }

@@ -1,12 +1,24 @@
 //! Which block takes which outputs and tokens.
 
-use super::{GemmShape, TILE};
+use super::{GemmShape, Numbers, TILE};
 
 /// Variants by `wgmma`: tokens of an instruction, consumer warpgroups.
 pub(super) const WGMMA: [(u32, u32); 11] =
     [(8, 1), (8, 2), (16, 1), (16, 2), (32, 1), (32, 4), (64, 1), (64, 4), (128, 1), (128, 2), (256, 2)];
+/// The same of weights of e4m3, which take more registers.
+pub(super) const WGMMA_FP8: [(u32, u32); 11] =
+    [(8, 1), (8, 2), (16, 1), (16, 2), (32, 1), (32, 4), (64, 1), (64, 2), (128, 1), (128, 2), (256, 2)];
 /// Variants by `mma.sync`: tokens, one.
 pub(super) const MMA: [(u32, u32); 3] = [(8, 1), (32, 1), (64, 1)];
+
+/// Those of a weight's form.
+pub(super) const fn variants(numbers: Numbers, wgmma: bool) -> &'static [(u32, u32)] {
+    match (numbers, wgmma) {
+        (_, false) => &MMA,
+        (Numbers::Bf16, true) => &WGMMA,
+        (Numbers::Fp8, true) => &WGMMA_FP8,
+    }
+}
 
 /// Bytes of a block's barriers, which are static shared memory.
 const BARRIER_BYTES: u32 = 256;
@@ -33,8 +45,8 @@ impl Machine {
     }
 
     /// Most dynamic shared memory of a variant.
-    pub(super) fn dynamic_shared(&self, wgmma: bool, tokens: u32) -> u32 {
-        if wgmma { self.shared_bytes - BARRIER_BYTES } else { mma_shared(tokens) }
+    pub(super) fn dynamic_shared(&self, numbers: Numbers, tokens: u32) -> u32 {
+        if self.wgmma { self.shared_bytes - BARRIER_BYTES } else { mma_shared(numbers, tokens) }
     }
 }
 
@@ -124,8 +136,13 @@ fn staging_bytes(tokens: u32) -> u32 {
     tokens.min(32) * 68 * 4
 }
 
-fn mma_shared(tokens: u32) -> u32 {
-    staging_bytes(tokens) + 4 * (8192 + tokens * 128)
+/// Of e4m3 a k tile's stage has the scales of both that lie together.
+fn mma_shared(numbers: Numbers, tokens: u32) -> u32 {
+    let weights = match numbers {
+        Numbers::Bf16 => 8192,
+        Numbers::Fp8 => 8 * (512 + 32),
+    };
+    staging_bytes(tokens) + 4 * (weights + tokens * 128)
 }
 
 impl Geometry {
@@ -147,7 +164,7 @@ impl Geometry {
             return Self::plain(shape, rows_max);
         }
         let mut best: Option<(f64, Self)> = None;
-        for (tokens, groups) in WGMMA {
+        for &(tokens, groups) in variants(shape.numbers, true) {
             for stream in [true, false] {
                 if tuning.only.is_some_and(|only| only != (tokens, groups, stream)) || (stream && rows_max > tokens) {
                     continue;
@@ -169,7 +186,15 @@ impl Geometry {
     fn plain(shape: GemmShape, rows: u32) -> Self {
         let (tokens, groups) = MMA.into_iter().find(|(tokens, _)| rows <= *tokens).unwrap_or(MMA[MMA.len() - 1]);
         let grid = [(shape.padded_outputs() / TILE) as u32, rows.div_ceil(tokens), 1];
-        Self { tokens, groups, grid, threads: 128, shared: mma_shared(tokens), cluster: 1, ..Self::default() }
+        Self {
+            tokens,
+            groups,
+            grid,
+            threads: 128,
+            shared: mma_shared(shape.numbers, tokens),
+            cluster: 1,
+            ..Self::default()
+        }
     }
 
     fn streaming(shape: GemmShape, tokens: u32, groups: u32, machine: Machine, tuning: &Tuning) -> Self {
@@ -220,16 +245,21 @@ impl Geometry {
 
     /// Fills in what depends on shared memory.
     fn with_ring(mut self, shape: GemmShape, ring: u32, stage_bytes: u32, machine: Machine) -> Self {
-        let k_tile_bytes = (self.pass_rows + self.tokens) * 128;
+        let (numbers, depth) = (shape.numbers, shape.numbers.depth() as u32);
+        let k_tile_bytes = self.pass_rows * numbers.row_bytes() as u32 + self.tokens * 128;
         // Instructions read 64 rows per warpgroup; those beyond a pass may lie behind the last stage.
-        let beyond = (64 * self.groups - self.pass_rows) * 128;
+        let beyond = match numbers {
+            Numbers::Bf16 => (64 * self.groups - self.pass_rows) * 128,
+            Numbers::Fp8 => 0,
+        };
         let fixed = self.groups * staging_bytes(self.tokens) + 1024 + beyond;
         let room = (machine.shared_bytes - BARRIER_BYTES - fixed).min(ring);
         let k_tiles = shape.k_tiles() as u32;
         let most = (stage_bytes / k_tile_bytes).max(1);
-        self.stage_k_tiles = [4, 2].into_iter().find(|&k| k <= most && k_tiles.is_multiple_of(k)).unwrap_or(1);
-        self.stages = (room / (self.stage_k_tiles * k_tile_bytes)).clamp(1, STAGES_MAX);
-        self.shared = fixed + self.stages * self.stage_k_tiles * k_tile_bytes;
+        self.stage_k_tiles = [4, 2].into_iter().find(|&k| k <= most && k_tiles.is_multiple_of(k)).unwrap_or(depth);
+        let stage = (self.stage_k_tiles * k_tile_bytes).next_multiple_of(1024);
+        self.stages = (room / stage).clamp(1, STAGES_MAX);
+        self.shared = fixed + self.stages * stage;
         self.threads = 128 * self.groups + if self.tokens == 256 { 128 } else { 64 };
         self
     }
@@ -239,7 +269,11 @@ impl Geometry {
     fn clocks(&self, shape: GemmShape, rows: u32, machine: Machine) -> f64 {
         let steps = 4.0 * shape.k_tiles() as f64;
         let (groups, tokens) = (f64::from(self.groups), f64::from(self.tokens));
-        let instruction = (groups * tokens / 2.0).max(groups * (2048.0 + 32.0 * tokens) / 128.0).max(24.0);
+        let mut instruction = (groups * tokens / 2.0).max(groups * (2048.0 + 32.0 * tokens) / 128.0).max(24.0);
+        if shape.numbers == Numbers::Fp8 {
+            // About 4 operations of 128 lanes for each of 16 × 64 numbers.
+            instruction = instruction.max(32.0 * groups);
+        }
         let (turns, read_rows, read_tokens) = if self.stream {
             (f64::from(self.passes), f64::from(self.pass_rows), f64::from(rows.min(self.tokens)))
         } else {
@@ -248,7 +282,8 @@ impl Geometry {
             let clusters = (machine.multiprocessors / self.cluster).max(1);
             (f64::from(tiles.div_ceil(clusters)), 64.0 * groups, tokens)
         };
-        let bytes = steps / 4.0 * 128.0 * (read_rows + read_tokens / f64::from(self.cluster));
+        let row_bytes = shape.numbers.row_bytes() as f64;
+        let bytes = steps / 4.0 * (row_bytes * read_rows + 128.0 * read_tokens / f64::from(self.cluster));
         let fixed = 1000.0 + 12.0 * tokens;
         turns * (fixed + (steps * instruction).max(bytes / 40.0))
     }

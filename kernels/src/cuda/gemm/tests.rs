@@ -10,6 +10,7 @@ use super::*;
 use crate::cuda::driver::DeviceBuffer;
 use crate::cuda::rows::tiled_offset;
 
+mod fp8;
 mod grouped;
 mod layout;
 mod products;

@@ -30,6 +30,7 @@ pub(crate) enum Memory {
 pub(crate) enum Emulated {
     Exact,
     Attention,
+    Gemm,
 }
 
 fn load(file: Emulated) -> Option<Run> {
@@ -69,7 +70,7 @@ impl Machine {
 
     /// The same for the kernels of another file of the emulator.
     pub fn all_for(file: Emulated) -> Vec<Machine> {
-        static LOADED: [OnceLock<Option<Mutex<Run>>>; 2] = [const { OnceLock::new() }; 2];
+        static LOADED: [OnceLock<Option<Mutex<Run>>>; 3] = [const { OnceLock::new() }; 3];
         if let Some(device) = Device::for_tests() {
             return vec![Machine::Device(device)];
         }

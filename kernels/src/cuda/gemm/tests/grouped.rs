@@ -10,7 +10,7 @@ fn groups_are_the_products_they_consist_of() {
     let mut failures = Vec::new();
     let families = [false, true].map(|plain| Tuning { plain, ..Tuning::default() });
     for (outputs, inputs, gated) in [(1536, 1024, true), (1024, 768, false), (208, 144, false)] {
-        let shape = GemmShape { outputs, inputs, gated };
+        let shape = GemmShape { outputs, inputs, gated, numbers: Numbers::Bf16 };
         let width = shape.width();
         // Four matrices behind each other; five groups, of which two have no rows, in another order.
         let matrices: Vec<Weight> = (0..4).map(|_| Weight::new(&device, shape, &mut random)).collect();

@@ -6,7 +6,7 @@ const H200: Machine = Machine { multiprocessors: 132, shared_bytes: 232_448, wgm
 
 #[test]
 fn packed_places_are_a_permutation_and_swizzled() {
-    let shape = GemmShape { outputs: 80, inputs: 144, gated: false };
+    let shape = GemmShape { outputs: 80, inputs: 144, gated: false, numbers: Numbers::Bf16 };
     assert_eq!((shape.padded_outputs(), shape.k_tiles(), shape.packed_bytes()), (128, 3, 2 * 3 * 8192));
     let mut seen = vec![false; shape.packed_bytes() / 2];
     for n in 0..128 {
@@ -29,7 +29,7 @@ fn gates_and_ups_alternate_in_eights() {
     assert_eq!(rows[8..16], [24, 25, 26, 27, 28, 29, 30, 31].map(Some));
     assert_eq!(rows[40..48], [40, 41, 42, 43, 44, 45, 46, 47].map(Some));
     assert!(rows[48..].iter().all(Option::is_none));
-    assert_eq!(GemmShape { outputs: 48, inputs: 64, gated: true }.padded_outputs(), 128);
+    assert_eq!(GemmShape { outputs: 48, inputs: 64, gated: true, numbers: Numbers::Bf16 }.padded_outputs(), 128);
 }
 
 /// The kernel's share of a block, as `Items::get` computes it.
@@ -50,8 +50,12 @@ fn every_geometry_takes_every_output_once_and_fits() {
     let sizes = [64, 128, 896, 1024, 1152, 2048, 4096, 4864, 6144, 11008, 14336, 28672, 128_256, 151_936];
     for outputs in sizes {
         for inputs in [16, 64, 896, 4096, 14336] {
-            for gated in [false, true] {
-                let shape = GemmShape { outputs, inputs, gated };
+            let forms = [(false, Numbers::Bf16), (true, Numbers::Bf16), (false, Numbers::Fp8), (true, Numbers::Fp8)];
+            for (gated, numbers) in forms
+                .into_iter()
+                .filter(|(_, numbers)| inputs % (64 * numbers.depth()) == 0 || *numbers == Numbers::Bf16)
+            {
+                let shape = GemmShape { outputs, inputs, gated, numbers };
                 for rows in [1, 2, 8, 9, 16, 31, 33, 64, 65, 128, 200, 256, 512, 1024, 2048, 8192] {
                     let geometry = Geometry::choose(shape, rows, H200, &Tuning::default());
                     let what = format!("{shape:?} × {rows}: {geometry:?}");
@@ -59,6 +63,7 @@ fn every_geometry_takes_every_output_once_and_fits() {
                     assert!(geometry.stages >= 2 || geometry.stages as usize >= shape.k_tiles(), "{what}");
                     assert!((1..=16).contains(&geometry.stages), "{what}");
                     assert!([1, 2, 4].contains(&geometry.stage_k_tiles), "{what}");
+                    assert!((geometry.stage_k_tiles as usize).is_multiple_of(numbers.depth()), "{what}");
                     assert!(shape.k_tiles().is_multiple_of(geometry.stage_k_tiles as usize), "{what}");
                     assert!(geometry.grid[0] <= 132 && geometry.grid[0].is_multiple_of(geometry.cluster), "{what}");
                     assert!(geometry.tokens / geometry.cluster >= 8, "{what}");
@@ -84,7 +89,7 @@ fn every_geometry_takes_every_output_once_and_fits() {
 #[test]
 fn few_tokens_are_streamed_by_nearly_all_multiprocessors() {
     for (outputs, inputs) in [(4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336), (128_256, 4096)] {
-        let shape = GemmShape { outputs, inputs, gated: false };
+        let shape = GemmShape { outputs, inputs, gated: false, numbers: Numbers::Bf16 };
         for rows in [1, 8, 16, 32] {
             let geometry = Geometry::choose(shape, rows, H200, &Tuning::default());
             let most = geometry.units.div_ceil(geometry.grid[0]) * 132;

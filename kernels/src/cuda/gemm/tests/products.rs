@@ -116,7 +116,8 @@ fn products_agree_with_f64() {
             if gated && !usize::is_multiple_of(outputs, 16) {
                 continue;
             }
-            let weight = Weight::new(&device, GemmShape { outputs, inputs, gated }, &mut random);
+            let weight =
+                Weight::new(&device, GemmShape { outputs, inputs, gated, numbers: Numbers::Bf16 }, &mut random);
             for (turn, rows) in [1, 3, 8, 13, 32, 61, 64, 129, 300, 2049].into_iter().enumerate() {
                 let x = random.bf16s(rows * inputs);
                 let residual = random.floats(rows * outputs);
@@ -159,7 +160,7 @@ fn rows_do_not_depend_on_the_batch() {
     for (outputs, inputs, gated) in
         [(4096, 4096, false), (1536, 1200, true), (896, 4864, false), (272, 720, false), (4096, 14336, false)]
     {
-        let shape = GemmShape { outputs, inputs, gated };
+        let shape = GemmShape { outputs, inputs, gated, numbers: Numbers::Bf16 };
         let weight = Weight::new(&device, shape, &mut random);
         let width = shape.width();
         // Four times the same rows.
@@ -240,7 +241,12 @@ fn products_follow_each_other() {
     let Some(device) = Device::for_tests() else { return };
     let mut random = Random::fresh("sequence");
     let mut failures = Vec::new();
-    let shapes = [(1024, 4096), (4096, 1024)].map(|(outputs, inputs)| GemmShape { outputs, inputs, gated: false });
+    let shapes = [(1024, 4096), (4096, 1024)].map(|(outputs, inputs)| GemmShape {
+        outputs,
+        inputs,
+        gated: false,
+        numbers: Numbers::Bf16,
+    });
     let [first, second] = shapes.map(|shape| Weight::new(&device, shape, &mut random));
     for (family, kernels) in families(&device) {
         for bucket in [8, 64, 2048] {

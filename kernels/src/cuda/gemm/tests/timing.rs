@@ -79,9 +79,10 @@ fn times_of_the_8b_shapes() {
     let best = GemmKernels::with_tuning(&device, Tuning::default()).unwrap();
     println!("us at rows (% of 4.3 TB/s or 790 TFLOP/s, whichever is slower)");
     let mut chosen = Vec::new();
-    for (outputs, inputs, gated) in shapes {
-        let shape = GemmShape { outputs, inputs, gated };
-        let mut line = format!("[{outputs}, {inputs}]");
+    let numbers = [Numbers::Bf16, Numbers::Fp8].into_iter();
+    for (numbers, (outputs, inputs, gated)) in numbers.flat_map(|numbers| shapes.map(|shape| (numbers, shape))) {
+        let shape = GemmShape { outputs, inputs, gated, numbers };
+        let mut line = format!("{numbers:?} [{outputs}, {inputs}]");
         for rows in [1, 8, 16, 32, 64, 128, 256, 512, 2048, 8192] {
             if outputs > 100_000 && rows > 512 {
                 continue;
@@ -100,8 +101,9 @@ fn times_of_the_8b_shapes() {
     if !device.hopper() {
         return;
     }
+    let tuned = |(shape, ..): &(GemmShape, usize, f64)| shape.outputs < 100_000 && shape.numbers == Numbers::Bf16;
     println!("faster by 3 % or more (s: stream, t: tiles; n tokens, w warpgroups, c cluster, r stages × k tiles):");
-    for (shape, rows, seconds) in chosen.into_iter().filter(|(shape, ..)| shape.outputs < 100_000) {
+    for (shape, rows, seconds) in chosen.into_iter().filter(tuned) {
         let mut line = String::new();
         for tuning in variants(rows as u32) {
             let kernels = GemmKernels::with_tuning(&device, tuning).unwrap();
@@ -126,7 +128,8 @@ fn times_of_the_8b_shapes() {
 
 /// Seconds that the bytes take at 4.3 TB/s or the operations at 790 TFLOP/s.
 fn floor(shape: GemmShape, rows: usize) -> f64 {
-    let bytes = (2 * shape.outputs * shape.inputs) as f64 + (rows * (2 * shape.inputs + 4 * shape.width())) as f64;
+    let bytes = (shape.outputs * shape.k_tiles() * shape.numbers.row_bytes()) as f64
+        + (rows * (2 * shape.inputs + 4 * shape.width())) as f64;
     (bytes / 4.3e12).max(2.0 * (rows * shape.outputs * shape.inputs) as f64 / 790e12)
 }
 

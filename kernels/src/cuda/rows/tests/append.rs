@@ -98,7 +98,12 @@ fn check(
     let rope = RopeSpec { frequencies, scale: 1.0, growth: None, long: long.then_some(slower) };
     let table = RopeTable::new(&rope, POSITIONS);
     let width = (query_heads + 2 * kv_heads) * head_dim;
-    let qkv = random.values(bucket * width);
+    let mut qkv = random.values(bucket * width);
+    // Values that are too large for e4m3, and too small.
+    for (row, values) in qkv.chunks_mut(width).map(|row| &mut row[(query_heads + kv_heads) * head_dim..]).enumerate() {
+        let size = [1e5, 1e-36, 1.0, 1.0][row % 4];
+        values.iter_mut().for_each(|value| *value *= size);
+    }
     let (query, key) = (random.weights(head_dim), random.weights(head_dim));
 
     // The definition.
