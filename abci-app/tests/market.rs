@@ -12,7 +12,7 @@ use polylink_protocol::market_v1::*;
 use polylink_protocol::merkle_sum::{Leaf, Tree};
 use polylink_protocol::tiqe::{VrfKey, score_commitment, vrf_input};
 use polylink_protocol::tiqe_v1::{
-    MsgCommitScores, MsgRegisterJudge, MsgRevealScores, MsgSubmitBeacon, MsgUnbondJudge, MsgVoteTrial,
+    MsgAppeal, MsgCommitScores, MsgRegisterJudge, MsgRevealScores, MsgSubmitBeacon, MsgUnbondJudge, MsgVoteTrial,
     QueryBeaconRequest, QueryBeaconResponse, QueryQualityRequest, QueryQualityResponse, QueryRoundRequest,
     QueryRoundResponse, QueryTrialsRequest, QueryTrialsResponse, Round, RoundPhase, Sample, Score, Scores, Trial,
     TrialState,
@@ -259,7 +259,7 @@ fn an_epoch_is_served_audited_and_paid() {
 }
 
 #[test]
-fn a_cheating_worker_is_convicted_two_epochs_later() {
+fn a_cheating_worker_is_convicted_two_epochs_later_and_slashed_when_it_has_not_appealed() {
     let mut chain = start();
     chain.advance(1);
     let session = serve_setup(&mut chain);
@@ -282,6 +282,13 @@ fn a_cheating_worker_is_convicted_two_epochs_later() {
         let scores = Some(scores.clone());
         Some(any(&MsgVoteTrial { judge: address(n), trial: open.id, guilty: true, scores }))
     });
+    let convicted = trial(&chain).unwrap();
+    assert_eq!((convicted.state(), convicted.slashed.as_str()), (TrialState::Convicted, ""));
+    let of_another = MsgAppeal { worker: address(PAYER), trial: convicted.id };
+    let refused = chain.send(PAYER, vec![any(&of_another)]);
+    assert_eq!((refused.codespace.as_str(), refused.code), ("tiqe", 25), "{}", refused.log);
+    // It does not appeal.
+    until(&mut chain, convicted.appeal_until_epoch + 1, 1);
     let closed = trial(&chain).unwrap();
     assert_eq!(closed.state(), TrialState::Guilty);
     assert_eq!((closed.slashed.as_str(), closed.clawed_back), ("50000000", vesting.to_string()));
@@ -324,7 +331,9 @@ fn a_worker_that_goes_silent_is_convicted_and_its_judges_may_leave() {
         let scores = Some(scores.clone());
         Some(any(&MsgVoteTrial { judge: address(n), trial: open.id, guilty: true, scores }))
     });
-    assert_eq!(trial(&chain).unwrap().state(), TrialState::Guilty);
+    assert_eq!(trial(&chain).unwrap().state(), TrialState::Convicted);
+    send(&mut chain, WORKER, vec![any(&MsgAppeal { worker: address(WORKER), trial: open.id })]);
+    assert_eq!(trial(&chain).unwrap().state(), TrialState::Open);
     // With nothing owed a judge leaves; a second time it is refused by name.
     let leave = |n: u8| vec![any(&MsgUnbondJudge { operator: address(n) })];
     assert_eq!(chain.send(JUDGES[0], leave(JUDGES[0])).code, 0);
@@ -339,7 +348,7 @@ fn what_is_not_built_is_refused_by_name() {
     chain.advance(1);
     let unbuilt = [
         any(&polylink_protocol::tiqe_v1::MsgChallenge { judge: address(PAYER), ..Default::default() }),
-        any(&polylink_protocol::tiqe_v1::MsgAppeal { worker: address(PAYER), trial: 1 }),
+        any(&polylink_protocol::tiqe_v1::MsgAnswerChallenge { worker: address(PAYER), ..Default::default() }),
     ];
     for message in unbuilt {
         let name = message.type_url.rsplit('.').next().unwrap().to_owned();

@@ -177,6 +177,11 @@ enum Action {
         /// The stored answer, as `polylink verify` takes it
         record: PathBuf,
     },
+    /// Appeal against the account's own worker's conviction, once: it is tried anew by fresh samples, for a deposit
+    Appeal {
+        /// Trial id, as `polylink query trials` and the worker's log name it
+        trial: u64,
+    },
     /// Close a session: the payee at any time, the payer after expiry and dispute window
     CloseSession {
         /// Session id
@@ -300,6 +305,7 @@ fn message(args: &TxArgs, key: &AccountKey, ring: &Keyring, home: &Path, epoch: 
         Action::TopUp { session, amount } => {
             any(&market::MsgTopUp { payer: me, session: *session, amount: amount.to_string(), cap: String::new() })
         }
+        Action::Appeal { trial } => any(&tiqe::MsgAppeal { worker: me, trial: *trial }),
         Action::RevokeSpendKey { session } => {
             any(&market::MsgRevokeSpendKey { payer: me, session: *session, spend_key: vec![] })
         }

@@ -14,8 +14,9 @@ use std::time::Duration;
 /// Audited answers of a cheat until its trial opens, as `docs/market-and-tiqe.md` states: threshold over clip is four,
 /// twice that for a round of four that crosses it at its end.
 const AUDITS_MAX: u64 = 8;
-/// Epochs from the opening of a trial to its verdict: evidence, beacon and votes, and one in which nobody asked.
-const TRIAL_EPOCHS_MAX: u64 = 5;
+/// Epochs from the opening of a trial until its verdict holds: evidence, beacon and votes, one in which nobody asked, and
+/// two in which it could be appealed.
+const TRIAL_EPOCHS_MAX: u64 = 7;
 /// Epochs until the test gives up.
 const EPOCHS_MAX: u64 = 16;
 

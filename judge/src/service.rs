@@ -208,7 +208,9 @@ impl Judge {
             let held = self.duties.auditor.held().iter().find(|h| Some(h.profile) == profile).copied();
             let plan = Plan::new(now, block_time, blocks_to_vote(market, height, trial.deadline_epoch));
             let (Some(held), Some(plan)) = (held, plan) else { continue };
-            if trial.votes.iter().all(|vote| vote.judge != self.duties.me()) {
+            // In an appeal everybody votes anew.
+            let appeal = trial.appealed_epoch > 0;
+            if trial.votes.iter().all(|vote| vote.judge != self.duties.me() || vote.appeal != appeal) {
                 let (duties, key) = (Arc::clone(&self.duties), Key::Vote(trial.id));
                 self.tasks.begin(vec![key], async move { duties.vote(trial, held, plan).await });
             }

@@ -4,7 +4,7 @@
 //! worker commits to the receipts of the epoch, the audit (`tiqe`) scores samples of them, and the settlement shares
 //! the pot out: royalty, judges, the worker's vesting pay, and what is withheld and burned.
 //!
-//! Invariants: escrow = Σ (deposit − redeemed) of open sessions + Σ deposits of open reports + Σ refunds to be paid; pots
+//! Invariants: escrow = Σ (deposit − redeemed) of open sessions + Σ deposits of open reports and appeals + Σ refunds to be paid; pots
 //! = Σ (redeemed + carried in) of pots that are not settled; what was redeemed into a pot = Σ of its payers until they are refunded; vesting = Σ buckets; worker bonds = Σ (bond + unbonding). What is paid is at most what was committed.
 
 pub mod bonds;

@@ -8,7 +8,7 @@ use polylink_protocol::merkle_sum::{Leaf, Tree};
 use polylink_protocol::tiqe::{VrfKey, score_commitment, vrf_input};
 use polylink_protocol::tiqe_v1::{
     MsgCommitScores, MsgRegisterJudge, MsgRevealScores, MsgSubmitBeacon, MsgVoteTrial, QueryBeaconRequest,
-    QueryRoundRequest, Round, RoundPhase, Score, Scores,
+    QueryRoundRequest, Round, RoundPhase, Score, Scores, Trial, TrialState,
 };
 use polylink_protocol::{Address, Amount, DENOM, Digest, Message, market::profile_digest};
 
@@ -140,6 +140,8 @@ impl Bed {
         genesis.market.models.push(register_model());
         genesis.market.workers.push(register_worker(WORKER));
         genesis.tiqe.judges = (0..judges).map(register_judge).collect();
+        // Convictions hold at once, where a test does not say otherwise.
+        genesis.tiqe.params.appeal_epochs = 0;
         alter(&mut genesis);
         let given = genesis.accounts.iter().map(|account| account.balance.0).sum();
         let blocks = genesis.epoch_blocks();
@@ -343,7 +345,11 @@ impl Bed {
         let reports = reports.iter().map(|value| uplk(&OmissionReport::decode(value.as_slice()).unwrap().deposit));
         let refunds = all(keys::REFUNDING);
         let refunds = refunds.iter().map(|value| uplk(&Refunding::decode(value.as_slice()).unwrap().left));
-        let others = reports.sum::<u128>() + refunds.sum::<u128>();
+        let appeals = all(tiqe::keys::TRIAL);
+        let appeals = appeals.iter().map(|value| Trial::decode(value.as_slice()).unwrap());
+        let open = |trial: &Trial| trial.state() == TrialState::Open && trial.appealed_epoch > 0;
+        let appeals = appeals.filter(open).map(|trial| uplk(&trial.appeal_deposit));
+        let others = reports.sum::<u128>() + refunds.sum::<u128>() + appeals.sum::<u128>();
         assert_eq!(self.balance(Pool::MarketEscrow), escrow + others, "escrow");
         let mut payers = std::collections::BTreeMap::<_, u128>::new();
         for (table, private) in [(keys::PAID, false), (keys::PRIVATE_PAID, true)] {

@@ -132,6 +132,14 @@ pub enum TiqeError {
         /// Why not.
         reason: String,
     },
+    /// Nothing that can be appealed against, or not by this account.
+    #[error("no appeal in trial {id}: {reason}")]
+    Appeal {
+        /// Which trial.
+        id: u64,
+        /// Why not.
+        reason: String,
+    },
 }
 
 impl TiqeError {
@@ -162,6 +170,7 @@ impl TiqeError {
             TrialClosed { .. } => 22,
             Left { .. } => 23,
             Owes { .. } => 24,
+            Appeal { .. } => 25,
         }
     }
 }

@@ -8,6 +8,7 @@
 //! Invariants: judge bonds pool = Σ bonds; at most one open trial per (worker, profile); a round is in at most one
 //! stage queue, and in none once it is settled or postponed.
 
+mod appeal;
 mod beacon;
 pub mod error;
 mod genesis;
@@ -46,6 +47,8 @@ pub const SAMPLES_PER_ROUND_MAX: usize = 256;
 pub const TRIAL_SAMPLES_MAX: u32 = 64;
 /// A trial's samples are numbered from here, so that they are not the round's: `sample_point` takes the number.
 pub const TRIAL_SAMPLE_FIRST: u32 = 1_000_000;
+/// Those of an appeal from here.
+pub const APPEAL_SAMPLE_FIRST: u32 = 2_000_000;
 /// Epochs whose pots a trial's samples are drawn from: the one whose scores opened it and those before it.
 pub const TRIAL_POT_EPOCHS: u64 = 4;
 /// Trials of one profile that one beacon draws samples for at most; others wait for the next.
@@ -63,9 +66,10 @@ pub const MODULE: Module = Module {
         MessageRoute::of::<MsgCommitScores>(),
         MessageRoute::of::<MsgRevealScores>(),
         MessageRoute::of::<MsgVoteTrial>(),
+        MessageRoute::of::<MsgAppeal>(),
         MessageRoute::of::<MsgUpdateParams>(),
     ],
-    refused: &["/polylink.tiqe.v1.MsgChallenge", "/polylink.tiqe.v1.MsgAnswerChallenge", "/polylink.tiqe.v1.MsgAppeal"],
+    refused: &["/polylink.tiqe.v1.MsgChallenge", "/polylink.tiqe.v1.MsgAnswerChallenge"],
     queries: &[
         QueryRoute::of::<QueryRoundRequest>(),
         QueryRoute::of::<QueryQualityRequest>(),

@@ -34,6 +34,8 @@ pub fn default() -> Params {
         trial_samples: 8,
         missing_evidence_milli: 2_000,
         private_share_bps: 10_000,
+        appeal_epochs: 2,
+        appeal_deposit: "10000000".into(),
     }
 }
 
@@ -64,6 +66,9 @@ pub fn check(params: &Params) -> Result<(), GenesisError> {
     }
     if params.private_share_bps > PRIVATE_SHARE_BPS_MAX {
         return wrong("private_share_bps", "at most 100,000 is expected, ten times what is audited");
+    }
+    if params.appeal_epochs > 1_000 || Amount::parse_or_zero(&params.appeal_deposit).is_err() {
+        return wrong("appeal_epochs, appeal_deposit", "at most 1,000 epochs and an amount of uplk are expected");
     }
     if params.missing_evidence_milli > params.evidence_clip_milli {
         return wrong("missing_evidence_milli", "at most the clip is expected");

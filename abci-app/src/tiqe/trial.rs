@@ -4,8 +4,9 @@
 //! the pots of the epoch whose scores opened the trial and of the three before it, of which the next beacon of the
 //! profile, unknown until then, draws samples by amount. That beacon comes whether or not anybody commits anything, so
 //! that neither silence nor honest answers from then on help. Every judge of the profile that was active when the trial
-//! opened has its bond as its vote; guilty needs more than two thirds of that bond. Until the verdict the worker's vesting
-//! pay and unbonding wait.
+//! opened has its bond as its vote; guilty needs more than two thirds of that bond. A conviction holds when its worker has
+//! not appealed in time ([`super::appeal`]), or has been convicted again. Until then the worker's vesting pay and unbonding
+//! wait, and nothing is slashed.
 
 use polylink_protocol::market_v1::Pot;
 use polylink_protocol::tiqe::sample_point;
@@ -16,7 +17,8 @@ use polylink_protocol::{Address, Amount, Bps, Digest, Message as _};
 
 use super::error::TiqeError;
 use super::{
-    TRIAL_POT_EPOCHS, TRIAL_SAMPLE_FIRST, TRIALS_PER_BEACON, VERDICTS_PER_BLOCK, judges, keys, params, round, scores,
+    APPEAL_SAMPLE_FIRST, TRIAL_POT_EPOCHS, TRIAL_SAMPLE_FIRST, TRIALS_PER_BEACON, VERDICTS_PER_BLOCK, appeal, judges,
+    keys, params, round, scores,
 };
 use crate::context::Context;
 use crate::error::TxError;
@@ -48,7 +50,13 @@ pub(super) fn votes(state: &dyn StateRead, id: u64) -> Vec<(Address, TrialVote)>
         .collect()
 }
 
-fn event(ctx: &mut Context, trial: &Trial, what: &str) {
+/// Whether a judge has voted in the trial, or, after an appeal, in that: there it votes anew, in place of its first vote.
+fn has_voted(state: &dyn StateRead, trial: &Trial, judge: &Address) -> bool {
+    let vote: Option<TrialVote> = load(state, &keys::votes(trial.id).bytes(&judge.0).finish());
+    vote.is_some_and(|vote| vote.appeal == (trial.appealed_epoch > 0))
+}
+
+pub(super) fn event(ctx: &mut Context, trial: &Trial, what: &str) {
     let profile = Digest::from_slice(&trial.profile_digest).map_or_else(String::new, |profile| profile.to_string());
     ctx.emit(
         "trial",
@@ -115,8 +123,9 @@ pub(super) fn draw(
     let waiting: Vec<u64> =
         state.iter_prefix(&prefix).take(TRIALS_PER_BEACON).filter_map(|(key, _)| keys::last_id(&key)).collect();
     for id in waiting {
-        // A trial that opened after this beacon's window began waits for the next one.
-        let Some(mut trial) = stored(state, id).filter(|trial| trial.opened_epoch <= drawn.epoch) else { continue };
+        // A trial that opened, or was appealed, after this beacon's window began waits for the next one.
+        let known = |trial: &Trial| trial.opened_epoch.max(trial.appealed_epoch) <= drawn.epoch;
+        let Some(mut trial) = stored(state, id).filter(known) else { continue };
         state.delete(keys::waiting_trials(profile).u64(id).finish());
         trial.samples = sample(state, &trial, profile, beacon, params)?;
         trial.deadline_epoch = ctx.epoch.saturating_add(params.trial_epochs);
@@ -144,9 +153,10 @@ fn sample(
         .collect();
     let total: Amount = pots.iter().map(committed).sum();
     let receipts = pots.iter().filter_map(|pot| pot.root.as_ref()).fold(0_u64, |sum, r| sum.saturating_add(r.count));
+    let first = if trial.appealed_epoch == 0 { TRIAL_SAMPLE_FIRST } else { APPEAL_SAMPLE_FIRST };
     let mut samples = Vec::new();
     for at in 0..u64::from(params.trial_samples).min(receipts) as u32 {
-        let number = TRIAL_SAMPLE_FIRST.saturating_add(at);
+        let number = first.saturating_add(at);
         let Some(mut point) = sample_point(beacon, &worker, profile, number, total) else { break };
         for pot in &pots {
             if point < committed(pot) {
@@ -190,7 +200,7 @@ impl Handle for MsgVoteTrial {
         // Bond that came after the trial was opened has no vote in it.
         let judge = judges::acting(state, &operator, &profile, trial.opened_epoch)?;
         let key = keys::votes(trial.id).bytes(&operator.0).finish();
-        if state.contains(&key) {
+        if has_voted(state, &trial, &operator) {
             return Err(TiqeError::Twice("vote").into());
         }
         scores::check_complete(&scores.scores, &trial.samples, params::at(state, ctx.epoch).evidence_clip_milli)?;
@@ -199,6 +209,7 @@ impl Handle for MsgVoteTrial {
             guilty: self.guilty,
             bond: judge.bond,
             scores: Some(scores.clone()),
+            appeal: trial.appealed_epoch > 0,
         };
         save(state, key, &vote);
         ctx.emit(
@@ -206,7 +217,7 @@ impl Handle for MsgVoteTrial {
             [("trial", trial.id.to_string()), ("judge", operator.account()), ("guilty", self.guilty.to_string())],
         );
         let voters = judges::active_for(state, &profile, trial.opened_epoch);
-        if voters.iter().all(|(judge, _)| state.contains(&keys::votes(trial.id).bytes(&judge.0).finish())) {
+        if voters.iter().all(|(judge, _)| has_voted(state, &trial, judge)) {
             // Nothing more to wait for: due with this block.
             state.delete(keys::trial_due(trial.deadline_epoch, trial.id));
             state.put(keys::trial_due(0, trial.id), keys::THERE.to_vec());
@@ -215,7 +226,8 @@ impl Handle for MsgVoteTrial {
     }
 }
 
-/// Trials whose votes are all in, or whose deadline has passed with this block, at most [`VERDICTS_PER_BLOCK`].
+/// Trials whose votes are all in, or whose deadline (for an appeal, where they are convicted) has passed with this block, at
+/// most [`VERDICTS_PER_BLOCK`].
 pub(super) fn end_block(ctx: &mut Context, state: &mut dyn StateWrite) -> Result<(), TxError> {
     let last_block = ctx.epoch_offset.saturating_add(1) >= ctx.epoch_blocks;
     let due: Vec<(u64, u64)> = state
@@ -226,8 +238,10 @@ pub(super) fn end_block(ctx: &mut Context, state: &mut dyn StateWrite) -> Result
         .collect();
     for (deadline, id) in due {
         state.delete(keys::trial_due(deadline, id));
-        if let Some(trial) = stored(state, id) {
-            decide(ctx, state, trial)?;
+        let Some(trial) = stored(state, id) else { continue };
+        match trial.state() {
+            TrialState::Convicted => conclude(ctx, state, trial, true)?,
+            _ => decide(ctx, state, trial)?,
         }
     }
     for (_, id) in market::settle::past_retention(state, keys::TRIAL_DECIDED, ctx.epoch, VERDICTS_PER_BLOCK) {
@@ -262,10 +276,12 @@ fn convicts(guilty: Amount, total: Amount) -> bool {
     guilty.0.saturating_mul(3) > total.0.saturating_mul(2)
 }
 
-fn decide(ctx: &mut Context, state: &mut dyn StateWrite, mut trial: Trial) -> Result<(), TxError> {
+/// The verdict by the votes. A first conviction waits for an appeal.
+fn decide(ctx: &mut Context, state: &mut dyn StateWrite, trial: Trial) -> Result<(), TxError> {
     let params = params::at(state, ctx.epoch);
-    let (worker, profile): (Address, Digest) = (trial.worker.parse()?, models::digest(&trial.profile_digest)?);
-    let votes = votes(state, trial.id);
+    let profile = models::digest(&trial.profile_digest)?;
+    let mut votes = votes(state, trial.id);
+    votes.retain(|(_, vote)| vote.appeal == (trial.appealed_epoch > 0));
     let eligible: Vec<(Address, Amount)> = judges::active_for(state, &profile, trial.opened_epoch)
         .into_iter()
         .map(|(operator, judge)| (operator, uplk(&judge.bond)))
@@ -277,7 +293,20 @@ fn decide(ctx: &mut Context, state: &mut dyn StateWrite, mut trial: Trial) -> Re
             judges::penalise(ctx, state, operator, Bps::clamped(params.slash_judge_bps), "no vote")?;
         }
     }
-    if convicts(guilty, total) {
+    let guilty = convicts(guilty, total);
+    if guilty && trial.appealed_epoch == 0 && params.appeal_epochs > 0 {
+        appeal::wait(ctx, state, trial, params.appeal_epochs);
+        return Ok(());
+    }
+    conclude(ctx, state, trial, guilty)
+}
+
+/// Executes a verdict that holds.
+fn conclude(ctx: &mut Context, state: &mut dyn StateWrite, mut trial: Trial, guilty: bool) -> Result<(), TxError> {
+    let params = params::at(state, ctx.epoch);
+    let (worker, profile): (Address, Digest) = (trial.worker.parse()?, models::digest(&trial.profile_digest)?);
+    appeal::end(ctx, state, &trial, guilty)?;
+    if guilty {
         trial.set_state(TrialState::Guilty);
         let slashed = bonds::convict(ctx, state, &worker, Bps::clamped(params.slash_worker_bps))?;
         let clawed_back = vesting::claw_back(ctx, state, &worker);

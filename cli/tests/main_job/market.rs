@@ -117,6 +117,7 @@ fn bonds(net: &Net) {
             (&["tx", "--from", "worker", "unbond", "99999999plk"], "bond"),
             (&["tx", "--from", "worker", "unbond", "1.5"], "not an amount"),
             (&["tx", "--from", "user", "unbond-judge"], "judge"),
+            (&["tx", "--from", "worker", "appeal", "1"], "no trial 1"),
             (&["query", "worker", "user"], "worker"),
             (&["query", "worker", "nobody"], "nobody"),
         ],

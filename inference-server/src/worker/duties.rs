@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use polylink_protocol::cosmos::Any;
 use polylink_protocol::market_v1::{MsgCommitReceipts, MsgRedeem, SignedVoucher};
+use polylink_protocol::tiqe_v1::{Params, TrialState};
 use polylink_protocol::tx;
 
 use super::register::{refresh, send, size};
@@ -59,7 +60,7 @@ pub(super) async fn run(worker: &Arc<Worker>) {
     let mut tried_at = 0;
     let mut refreshed = 0;
     let mut forget_from = 0;
-    let mut shown = 0;
+    let (mut shown, mut warned) = (0, 0);
     loop {
         clock.tick().await;
         let Ok(time) = clock.now() else { continue };
@@ -67,6 +68,12 @@ pub(super) async fn run(worker: &Arc<Worker>) {
             match refresh(worker).await {
                 Ok(()) => refreshed = time.epoch,
                 Err(error) => tracing::debug!(%error, "the worker's record cannot be read now"),
+            }
+        }
+        if time.epoch > warned {
+            match warn(worker).await {
+                Ok(()) => warned = time.epoch,
+                Err(error) => tracing::debug!(%error, "the worker's trials cannot be read now"),
             }
         }
         if time.epoch > shown {
@@ -107,6 +114,17 @@ pub(super) async fn run(worker: &Arc<Worker>) {
     }
 }
 
+/// Tells of a conviction that can be appealed against: only the operator knows whether what its judges found is so.
+async fn warn(worker: &Worker) -> Result<(), ChainError> {
+    for trial in worker.clock.chain().trials(&worker.operator).await? {
+        if trial.state() == TrialState::Convicted {
+            let (id, until) = (trial.id, trial.appeal_until_epoch);
+            tracing::error!(trial = id, until, "this worker is convicted: `polylink tx appeal {id}` up to that epoch");
+        }
+    }
+    Ok(())
+}
+
 async fn commit(worker: &Worker, epoch: u64) -> Result<(), String> {
     let roots = worker.store.close_epoch(epoch).await.map_err(|e| e.to_string())?;
     let pot =
@@ -126,10 +144,10 @@ async fn commit(worker: &Worker, epoch: u64) -> Result<(), String> {
     }
     redeem(worker, epoch).await;
     if roots.count() > 0 || worker.store.written() >= SEGMENT_BYTES {
-        let trial_epochs = worker.clock.chain().tiqe_params().await.map_err(|e| e.to_string())?.trial_epochs;
+        let tiqe = worker.clock.chain().tiqe_params().await.map_err(|e| e.to_string())?;
         let market = worker.clock.chain().market_params().await.map_err(|e| e.to_string())?;
         let reported = market.report_epochs.saturating_add(market.report_answer_epochs).saturating_add(1);
-        let oldest = epoch.saturating_sub(worker.config.keep_epochs.max(asked_for(trial_epochs)).max(reported));
+        let oldest = epoch.saturating_sub(worker.config.keep_epochs.max(asked_for(&tiqe)).max(reported));
         worker.store.rotate(oldest).await.map_err(|e| e.to_string())?;
     }
     Ok(())
@@ -152,9 +170,11 @@ async fn forget(worker: &Worker, epoch: u64, from: u64) -> u64 {
 }
 
 /// For how many epochs an epoch's transcripts may be asked for: a trial samples the epoch that opened it and the three
-/// before, its beacon comes two epochs later, then the votes; and as many again for beacons that were postponed.
-fn asked_for(trial_epochs: u64) -> u64 {
-    trial_epochs.saturating_add(5).saturating_mul(2)
+/// before, its beacon comes two epochs later, then the votes, then an appeal with a beacon and votes; and as many again for
+/// beacons that were postponed.
+fn asked_for(params: &Params) -> u64 {
+    let appeal = if params.appeal_epochs == 0 { 0 } else { params.appeal_epochs + params.trial_epochs + 2 };
+    params.trial_epochs.saturating_add(5).saturating_add(appeal).saturating_mul(2)
 }
 
 /// Redeems the newest voucher of each session up to the epoch; what fails is tried again an epoch later.

@@ -138,8 +138,8 @@ impl Duties {
     }
 
     pub(super) async fn vote(&self, trial: Trial, held: HeldProfile, plan: Plan) -> Result<(), JudgeError> {
-        // The one that drew the samples: of the epoch in which the trial was opened, after its receipts were committed.
-        let beacon = self.beacon(trial.opened_epoch, &held.profile).await?;
+        // The newest up to the epoch in which the trial was opened or appealed: nobody knew it when the receipts were committed.
+        let beacon = self.beacon(trial.opened_epoch.max(trial.appealed_epoch), &held.profile).await?;
         let asked = trial.samples.iter().map(|sample| (Ask { held, sample }, beacon)).collect();
         let scores = self.audit(asked, plan).await?;
         let guilty = is_guilty(&scores, self.chain.tiqe_params().await?.evidence_clip_milli);

@@ -10,7 +10,8 @@ use polylink_protocol::market::profile_digest;
 use polylink_protocol::market_v1::{MsgCommitReceipts, MsgRedeem};
 use polylink_protocol::tiqe::vrf_verify;
 use polylink_protocol::tiqe_v1::{
-    MsgCommitScores, MsgRegisterJudge, MsgRevealScores, MsgSubmitBeacon, MsgUnbondJudge, MsgVoteTrial, Score, Scores,
+    MsgAppeal, MsgCommitScores, MsgRegisterJudge, MsgRevealScores, MsgSubmitBeacon, MsgUnbondJudge, MsgVoteTrial,
+    Score, Scores,
 };
 use polylink_protocol::{Address, Digest, Message};
 use proptest::prelude::*;
@@ -45,6 +46,11 @@ enum Step {
         who: u8,
         guilty: u8,
     },
+    /// By a worker, in the newest trial or the one before.
+    Appeal {
+        worker: u8,
+        back: u64,
+    },
     Register {
         who: u8,
         tickets: u32,
@@ -68,6 +74,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..JUDGES, 0..3_u8).prop_map(|(who, kind)| Step::Stray { who, kind }),
         4 => (0..9_u64, many(), prop_oneof![Just(0), Just(u8::MAX), any::<u8>()])
             .prop_map(|(trial, who, guilty)| Step::Vote { trial, who, guilty }),
+        3 => (0..WORKERS + 1, 0..2_u64).prop_map(|(worker, back)| Step::Appeal { worker, back }),
         2 => (0..JUDGES, 1..20_u32).prop_map(|(who, tickets)| Step::Register { who, tickets }),
         1 => (0..JUDGES).prop_map(|who| Step::Leave { who }),
         4 => (0..WORKERS, 0..PAYERS, prop_oneof![1_u128..40, 1_u128..20_000])
@@ -130,6 +137,7 @@ impl Run {
         let mut bed = Bed::with(JUDGES, |genesis| {
             genesis.tiqe.params.slash_judge_bps = SLASH_JUDGE as u32;
             genesis.tiqe.params.cusum_threshold_milli = THRESHOLD as u64;
+            genesis.tiqe.params.appeal_epochs = APPEAL_EPOCHS;
             genesis.market.params.unbonding_epochs = UNBONDING;
             genesis.tiqe.judges.truncate(FIRST.into());
             (0..FIRST).for_each(|n| genesis.tiqe.judges[usize::from(n)].tickets = tickets(n));
@@ -342,6 +350,19 @@ impl Run {
                     self.vote(id, n, guilty >> n & 1 == 1)?;
                 }
             }
+            Step::Appeal { worker: n, back } => {
+                let id = (self.model.trials.len() as u64).saturating_sub(back);
+                let refused = match self.model.trials.get(&id) {
+                    None => Some(21),
+                    // Mostly the right one.
+                    Some(trial) => (n == 0 && trial.worker != 0 || trial.verdict != Verdict::Convicted).then_some(25),
+                };
+                let of = self.model.trials.get(&id).filter(|_| n > 0).map_or(n, |trial| trial.worker);
+                let message = MsgAppeal { worker: worker(of).account(), trial: id };
+                if self.send(&message, refused.map(|code| ("tiqe", code)))? {
+                    self.model.appeal(id);
+                }
+            }
             Step::Register { who, tickets } => {
                 let there = self.model.judges.contains_key(&who).then_some(("tiqe", 3));
                 if self.send(&MsgRegisterJudge { tickets, ..register_judge(who) }, there)? {
@@ -409,6 +430,7 @@ proptest! {
         }
         let (trials, guilty) = (run.model.trials.len(), run.model.convicted.len());
         let refunds: u128 = run.model.refunds.values().sum();
-        println!("{:?}, epoch {}, {trials} trials, {guilty} guilty, {refunds} refunded", run.seen, run.model.epoch());
+        let appeals = run.model.trials.values().filter(|trial| trial.appealed.is_some()).count();
+        println!("{:?}, epoch {}, {trials} trials, {appeals} appeals, {guilty} guilty, {refunds} refunded", run.seen, run.model.epoch());
     }
 }

@@ -21,7 +21,8 @@ impl Run {
     /// The pots that a verdict in this block may look at, whether or not its trial is open yet.
     pub(super) fn pots(&self) -> BTreeMap<(u64, u8, bool), Pot> {
         let now = self.model.epoch();
-        let open = self.model.trials.values().filter(|trial| trial.verdict == Verdict::None);
+        let open = |trial: &&Trial| matches!(trial.verdict, Verdict::None | Verdict::Convicted);
+        let open = self.model.trials.values().filter(open);
         let mut epochs: BTreeSet<u64> = (now.saturating_sub(8)..=now).collect();
         epochs.extend(open.flat_map(|trial| trial.evidence.saturating_sub(3)..=trial.evidence + 1));
         let mut all = BTreeMap::new();
@@ -186,6 +187,7 @@ impl Run {
             let expected = &self.model.trials[&found.id];
             let state = match expected.verdict {
                 Verdict::None => TrialState::Open,
+                Verdict::Convicted => TrialState::Convicted,
                 Verdict::Guilty => TrialState::Guilty,
                 Verdict::Acquitted => TrialState::Acquitted,
             };
@@ -196,7 +198,14 @@ impl Run {
                 found.id
             );
             self.compare_samples(&found.samples, &expected.samples)?;
-            let votes = found.votes.iter().map(|vote| (vote.judge.clone(), vote.guilty));
+            prop_assert_eq!(
+                (found.appeal_until_epoch, found.appealed_epoch),
+                (expected.until, expected.appealed.unwrap_or(0)),
+                "appeal of {}",
+                found.id
+            );
+            let counts = |vote: &&proto::TrialVote| vote.appeal == expected.appealed.is_some();
+            let votes = found.votes.iter().filter(counts).map(|vote| (vote.judge.clone(), vote.guilty));
             let known = expected.votes.iter().map(|(n, guilty)| (judge(*n).account(), *guilty));
             prop_assert_eq!(votes.collect::<BTreeMap<_, _>>(), known.collect::<BTreeMap<_, _>>());
             let slashed = (expected.verdict == Verdict::Guilty).then(|| self.model.convicted[&n].to_string());

@@ -1,6 +1,8 @@
 //! The audit done again, slowly, from `docs/market-and-tiqe.md` and `docs/wire.md`: plain maps, lists that are searched and
 //! sorted, hashes spelled out. It shares the VRF itself with the ledger, and nothing else.
 
+mod refunds;
+
 use std::collections::BTreeMap;
 
 use polylink_protocol::Address;
@@ -23,6 +25,7 @@ pub const CLIP: i64 = 6_000;
 pub const MISSING: i64 = 2_000;
 pub const FLOOR: u64 = 3_000;
 pub const TRIAL_EPOCHS: u64 = 3;
+pub const APPEAL_EPOCHS: u64 = 1;
 pub const UNBONDING: u64 = 2;
 /// More than the default, so that judges lose their places within a run.
 pub const SLASH_JUDGE: u128 = 500;
@@ -116,6 +119,8 @@ pub struct Quality {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     None,
+    /// Until an appeal, or the time for one is over.
+    Convicted,
     Guilty,
     Acquitted,
 }
@@ -127,6 +132,9 @@ pub struct Trial {
     pub evidence: u64,
     pub samples: Vec<Sample>,
     pub deadline: u64,
+    /// The last epoch for an appeal, once it is convicted.
+    pub until: u64,
+    pub appealed: Option<u64>,
     pub votes: BTreeMap<u8, bool>,
     /// Everybody has voted.
     complete: bool,
@@ -248,13 +256,18 @@ impl Model {
                 self.score(audited);
             }
         }
-        let due = |trial: &Trial| {
-            let over = trial.deadline < epoch || (trial.deadline == epoch && next == EPOCH_BLOCKS);
-            trial.verdict == Verdict::None && !trial.samples.is_empty() && (trial.complete || over)
+        let over = |deadline: u64| deadline < epoch || (deadline == epoch && next == EPOCH_BLOCKS);
+        let due = |trial: &Trial| match trial.verdict {
+            Verdict::None => !trial.samples.is_empty() && (trial.complete || over(trial.deadline)),
+            Verdict::Convicted => over(trial.until),
+            Verdict::Guilty | Verdict::Acquitted => false,
         };
         let mut due: Vec<u64> = self.trials.iter().filter(|(_, trial)| due(trial)).map(|(id, _)| *id).collect();
         // Those that all have voted on come first.
-        due.sort_by_key(|id| (if self.trials[id].complete { 0 } else { self.trials[id].deadline }, *id));
+        due.sort_by_key(|id| match &self.trials[id] {
+            trial if trial.verdict == Verdict::Convicted => (trial.until, *id),
+            trial => (if trial.complete { 0 } else { trial.deadline }, *id),
+        });
         due.into_iter().for_each(|id| self.decide(id));
         let gone: Vec<u8> =
             self.judges.iter().filter(|(_, j)| j.release > 0 && j.release <= epoch).map(|x| *x.0).collect();
@@ -286,9 +299,8 @@ impl Model {
                 }
             }
             // Trials that have waited for this beacon.
-            for id in
-                self.trials.iter().filter(|(_, t)| waiting(t) && t.opened <= audited).map(|x| *x.0).collect::<Vec<_>>()
-            {
+            let known = |t: &Trial| t.appealed.unwrap_or(t.opened) <= audited;
+            for id in self.trials.iter().filter(|(_, t)| waiting(t) && known(t)).map(|x| *x.0).collect::<Vec<_>>() {
                 let drawn = self.trial_samples(&self.trials[&id], &beacon);
                 let trial = self.trials.get_mut(&id).unwrap();
                 (trial.samples, trial.deadline) = (drawn, epoch + TRIAL_EPOCHS);
@@ -321,7 +333,7 @@ impl Model {
         let receipts: u64 = pots.iter().map(|(_, (count, _))| count).sum();
         let total: u128 = pots.iter().map(|(_, (_, amount))| amount).sum();
         let sample = |at: u64| {
-            let number = 1_000_000 + at as u32;
+            let number = if trial.appealed.is_some() { 2_000_000 } else { 1_000_000 } + at as u32;
             let mut point = self.point(beacon, trial.worker, number, total);
             for (epoch, (_, amount)) in &pots {
                 if point < *amount {
@@ -405,12 +417,14 @@ impl Model {
         }
         self.alpha.insert((audited, n), quality.alpha);
         let suspect = quality.evidence >= THRESHOLD;
-        let tried = self.trials.values().any(|trial| trial.worker == n && trial.verdict == Verdict::None);
+        let open = |trial: &Trial| matches!(trial.verdict, Verdict::None | Verdict::Convicted);
+        let tried = self.trials.values().any(|trial| trial.worker == n && open(trial));
         if suspect && !tried && !self.convicted.contains_key(&n) {
             let (opened, evidence) = (self.epoch(), audited);
             let (samples, votes) = (Vec::new(), BTreeMap::new());
-            let (deadline, complete, verdict) = (0, false, Verdict::None);
-            let trial = Trial { worker: n, opened, evidence, samples, deadline, votes, complete, verdict };
+            let (deadline, complete, verdict, until, appealed) = (0, false, Verdict::None, 0, None);
+            let trial =
+                Trial { worker: n, opened, evidence, samples, deadline, until, appealed, votes, complete, verdict };
             self.trials.insert(self.trials.len() as u64 + 1, trial);
             self.open_round(opened);
         }
@@ -423,63 +437,39 @@ impl Model {
         trial.complete |= voters.iter().all(|n| trial.votes.contains_key(n));
     }
 
-    /// The refunds of a conviction, of pots as they were before its block; `vesting` is what the worker had not received.
-    pub fn refund(&mut self, n: u8, pots: &BTreeMap<(u64, u8, bool), Pot>, vesting: u128) {
-        let guilty = |trial: &&Trial| trial.worker == n && trial.verdict == Verdict::Guilty;
-        let trial = self.trials.values().find(guilty).unwrap().clone();
-        let pot = |(epoch, private): (u64, bool)| pots.get(&(epoch, n, private)).copied().unwrap_or_default();
-        let epochs = trial.evidence.saturating_sub(3)..=trial.evidence;
-        let looked_at: Vec<(u64, bool)> =
-            epochs.flat_map(|epoch| [(epoch, false), (epoch, true)]).filter(|place| pot(*place).settled).collect();
-        // In basis points, what nobody has of each pot's fees; the lowest counts.
-        let kept = |place: (u64, bool)| {
-            let pot = pot(place);
-            let parts = u128::from((trial.opened - place.0 - 1).min(VESTING));
-            let released = pot.worker * parts / u128::from(VESTING);
-            (pot.paid > 0).then(|| (pot.paid - pot.royalty - pot.judges - released) * 10_000 / pot.paid)
-        };
-        let mut rates: Vec<u128> = looked_at.iter().filter_map(|place| kept(*place)).collect();
-        for private in [false, true] {
-            let (newest, next) = (pot((trial.evidence, private)), (trial.evidence + 1, private));
-            let carried = if newest.settled { newest.carried_out } else { 0 };
-            if carried == 0 {
-                continue;
-            }
-            if pot(next).settled {
-                let pot = pot(next);
-                rates.extend((pot.paid > 0).then(|| (pot.paid - pot.royalty - pot.judges) * 10_000 / pot.paid));
-            } else {
-                let burned = carried * FEE_BURN / 10_000;
-                let shared = carried - burned + burned * KAPPA / 10_000;
-                let royalty = shared * ROYALTY / 10_000;
-                let judges = if private { 0 } else { (shared - royalty) * JUDGES_SHARE / 10_000 };
-                rates.push((carried - royalty - judges) * 10_000 / carried);
-            }
-        }
-        let rate = rates.into_iter().min().unwrap_or(0);
-        let wanted: Vec<u128> =
-            looked_at.iter().map(|place| (pot(*place).redeemed - pot(*place).carried_out) * rate / 10_000).collect();
-        let (all, fund) = (wanted.iter().sum::<u128>(), self.convicted[&n] + vesting);
-        let mut set_aside = 0;
-        for (place, wanted) in looked_at.iter().zip(wanted).filter(|(_, wanted)| *wanted > 0) {
-            let budget = if all > fund { wanted * fund / all } else { wanted };
-            set_aside += budget;
-            for payer in (0..PAYERS).filter(|payer| is_private(*payer) == place.1) {
-                let paid = self.paid.get(&(place.0, n, payer)).copied().unwrap_or(0);
-                *self.refunds.entry(payer).or_default() += budget * paid / pot(*place).redeemed;
-            }
-        }
-        self.set_aside.insert(n, set_aside);
+    /// The same again, from the samples on.
+    pub fn appeal(&mut self, id: u64) {
+        let epoch = self.epoch();
+        let trial = self.trials.get_mut(&id).unwrap();
+        (trial.verdict, trial.appealed, trial.deadline, trial.complete) = (Verdict::None, Some(epoch), 0, false);
+        trial.samples.clear();
+        trial.votes.clear();
+        self.open_round(epoch);
     }
 
     fn decide(&mut self, id: u64) {
         let trial = self.trials[&id].clone();
+        if trial.verdict == Verdict::Convicted {
+            return self.execute(id, Verdict::Guilty);
+        }
         let voters = self.active(trial.opened);
         let bond = |n: &&u8| self.judges[n].bond;
         let all: u128 = voters.iter().map(|n| bond(&n)).sum();
         let against: u128 = voters.iter().filter(|n| trial.votes.get(n) == Some(&true)).map(|n| bond(&n)).sum();
         voters.iter().filter(|n| !trial.votes.contains_key(n)).for_each(|n| self.penalise(*n));
-        let verdict = if 3 * against > 2 * all { Verdict::Guilty } else { Verdict::Acquitted };
+        match (3 * against > 2 * all, trial.appealed) {
+            (true, None) => {
+                let until = self.epoch() + APPEAL_EPOCHS;
+                let trial = self.trials.get_mut(&id).unwrap();
+                (trial.verdict, trial.until) = (Verdict::Convicted, until);
+            }
+            (true, Some(_)) => self.execute(id, Verdict::Guilty),
+            (false, _) => self.execute(id, Verdict::Acquitted),
+        }
+    }
+
+    fn execute(&mut self, id: u64, verdict: Verdict) {
+        let trial = self.trials[&id].clone();
         if verdict == Verdict::Guilty {
             self.convicted.insert(trial.worker, WORKER_BOND * SLASH_WORKER / 10_000);
         }
