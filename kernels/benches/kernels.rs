@@ -12,8 +12,9 @@ use std::time::Instant;
 use polylink_kernels::bench::{Bench, Kernel, Sequences};
 use polylink_kernels::{BackendError, CpuOptions, InstructionSet, KvDtype, SampleParams, WeightForm, limits};
 
-const FORMS: [WeightForm; 7] = [
+const FORMS: [WeightForm; 8] = [
     WeightForm::Float,
+    WeightForm::Stored,
     WeightForm::Bf16,
     WeightForm::Q8_0,
     WeightForm::Q4_0,

@@ -1,5 +1,6 @@
 //! Single operations, for `cargo bench`: the same code that a step runs, without a model around it.
 
+use polylink_protocol::exact_math::f32_to_e4m3_saturating;
 use polylink_protocol::noise::{NoiseKey, noise_key};
 
 use crate::backend::{BackendError, Dtype, KRanges, KvDtype, KvSpec, Limits, Part, Shard, TensorView, WeightForm};
@@ -18,7 +19,7 @@ use crate::weights;
 pub enum Kernel {
     /// `[rows, inputs] × [outputs, inputs]ᵀ`, the conversion of its activations included.
     Product {
-        /// What the weights are kept as.
+        /// What the weights are kept as; [`WeightForm::Stored`]: e4m3.
         form: WeightForm,
         /// Rows, outputs, inputs.
         sizes: (usize, usize, usize),
@@ -92,7 +93,8 @@ impl Kernel {
                     WeightForm::Q4_0 | WeightForm::Q4K => (Unit::Int8, 4.5),
                     WeightForm::Q5K => (Unit::Int8, 5.5),
                     WeightForm::Q6K => (Unit::Int8, 6.5625),
-                    WeightForm::Vector | WeightForm::Stored => (Unit::F32, 16.0), // no products: `Bench::new` refuses
+                    WeightForm::Stored => (Unit::F32, 8.25), // of e4m3
+                    WeightForm::Vector => (Unit::F32, 16.0), // no product: `Bench::new` refuses
                 };
                 let weights = (outputs * inputs) as f64;
                 let bytes = weights * bits / 8.0 + 4.0 * (rows * inputs) as f64;
@@ -326,10 +328,17 @@ fn matrix(
     (rows, outputs, inputs): (usize, usize, usize),
     ranges: KRanges,
 ) -> Result<Packed, BackendError> {
-    let bits = |value: &f32| ((value.to_bits() >> 16) as u16).to_le_bytes();
-    let data: Vec<u8> = values(outputs * inputs).iter().flat_map(bits).collect();
-    let shape = [outputs, inputs];
-    let tensor = TensorView { name: "weight", shape: &shape, dtype: Dtype::Bf16, data: &data };
+    let (shape, values) = ([outputs, inputs], values(outputs * inputs));
+    let (dtype, data): (Dtype, Vec<u8>) = if form == WeightForm::Stored {
+        let block = |values: &[f32]| {
+            let numbers: Vec<u8> = values.iter().map(|&value| f32_to_e4m3_saturating(value)).collect();
+            [&numbers[..], &0.5f32.to_le_bytes()].concat()
+        };
+        (Dtype::Fp8, values.chunks(Dtype::Fp8.block().0).flat_map(block).collect())
+    } else {
+        (Dtype::Bf16, values.iter().flat_map(|value| ((value.to_bits() >> 16) as u16).to_le_bytes()).collect())
+    };
+    let tensor = TensorView { name: "weight", shape: &shape, dtype, data: &data };
     let part = Part { tensor, shard: Shard::whole(&shape) };
     let matrix = operations.pack(weights::matrix(&[part], ranges, form)?);
     let limits = Limits { rows, wanted_rows: 1, slots: 1, kv_blocks: 1, positions: 1 };

@@ -6,7 +6,7 @@
 //! * 4-bit: as 8-bit, each 8 + the integer, quads q and q + 4 of a block in the low and high halves of the same bytes;
 //! * scales: `[strip][block][16]`, f16;
 //! * superblocks: [`super::kquants`];
-//! * e4m3: `[strip][k][16]` bytes; their scales `[strip][block of 128][16]`, f32.
+//! * e4m3: `[strip][k][16]` bytes; 256 times their scales `[strip][block of 128][16]`, f32.
 //!
 //! So an 8-bit weight takes 1.0625 bytes and a 4-bit one 0.5625, as in their files. The offset makes the bytes unsigned,
 //! as byte dot products want one side; products take it off by the sums of the activations.
@@ -87,6 +87,9 @@ impl Quants {
     }
 }
 
+/// Scales of e4m3 are kept as many times as large: products load a 256th of each number (`Lanes::load_e4m3_small`). Exact.
+const FP8_RAISED: f32 = 256.0;
+
 /// Numbers of e4m3 and their scales.
 pub(crate) struct Fp8 {
     pub numbers: Aligned<u8>,
@@ -99,7 +102,8 @@ impl Fp8 {
     fn pack(shape: MatrixShape, numbers: &[u8], scales: &[f32], first: usize) -> Self {
         let blocks = fp8_blocks(first, shape.inputs);
         let of_scales = MatrixShape { inputs: blocks, ..shape };
-        Self { numbers: pack_strips(shape, numbers), scales: pack_strips(of_scales, scales), first }
+        let scales: Vec<f32> = scales.iter().map(|scale| FP8_RAISED * scale).collect();
+        Self { numbers: pack_strips(shape, numbers), scales: pack_strips(of_scales, &scales), first }
     }
 
     /// Output `n` as f32.
@@ -107,7 +111,7 @@ impl Fp8 {
         let (strip, lane, blocks) = (n / WIDTH, n % WIDTH, fp8_blocks(self.first, inputs));
         for (k, out) in output.iter_mut().enumerate() {
             let scale = self.scales[(strip * blocks + (self.first + k) / FP8_BLOCK) * WIDTH + lane];
-            *out = e4m3_to_f32(self.numbers[(strip * inputs + k) * WIDTH + lane]) * scale;
+            *out = e4m3_to_f32(self.numbers[(strip * inputs + k) * WIDTH + lane]) / FP8_RAISED * scale;
         }
     }
 }

@@ -215,7 +215,7 @@ pub(super) unsafe fn fp8_block<L: Lanes, const R: usize, const S: usize>(
                         if !ahead[s].is_null() && k % (LINE / WIDTH) == 0 {
                             L::prefetch(ahead[s].wrapping_add((k - part.from) * WIDTH));
                         }
-                        w[s] = L::mul(L::load_e4m3(numbers.as_ptr().add((s * inputs + k) * WIDTH)), scale[s]);
+                        w[s] = L::mul(L::load_e4m3_small(numbers.as_ptr().add((s * inputs + k) * WIDTH)), scale[s]);
                     }
                     for r in 0..R {
                         let x = L::splat(*input.as_ptr().add(r * inputs + k));
