@@ -2,8 +2,10 @@
 //!
 //! A transaction pays for its bytes, its signatures, each message, and each read and write of the state. The table is
 //! [`COSTS`], printed in `docs/state-keys.md`. Reads and writes are counted by [`Metered`], which a message executes on;
-//! they cannot fail midway, so that the limit is judged when the message is done: what a message may do is bounded by
-//! itself, and beyond the limit all of it is rolled back.
+//! they cannot fail midway, so that the limit is judged when the message is done, and beyond it all of it is rolled back.
+//!
+//! Invariant: work is bounded by the gas that was paid for. What a message looks up is bounded by itself; an iteration, which
+//! may be as long as others have made the table, ends where the limit is exceeded.
 
 use std::cell::Cell;
 
@@ -64,6 +66,10 @@ impl GasMeter {
     pub fn used(&self) -> u64 {
         self.used
     }
+    /// What is left of the limit, or of `most` where that is less.
+    pub fn left(&self, most: u64) -> u64 {
+        self.limit.unwrap_or(most).min(most).saturating_sub(self.used)
+    }
     /// Adds work, and refuses it beyond the limit.
     pub fn charge(&mut self, gas: u64) -> Result<(), TxError> {
         self.used = self.used.saturating_add(gas);
@@ -79,12 +85,14 @@ impl GasMeter {
 pub struct Metered<'a> {
     inner: &'a mut dyn StateWrite,
     gas: Cell<u64>,
+    left: u64,
 }
 
 impl<'a> Metered<'a> {
-    /// Counts what is done to `inner` through it.
-    pub fn new(inner: &'a mut dyn StateWrite) -> Self {
-        Metered { inner, gas: Cell::new(0) }
+    /// Counts what is done to `inner` through it. Once that is more than `left`, iterations end: whoever does it must not
+    /// keep what was made of them.
+    pub fn new(inner: &'a mut dyn StateWrite, left: u64) -> Self {
+        Metered { inner, gas: Cell::new(0), left }
     }
     /// What was done so far.
     pub fn gas(&self) -> u64 {
@@ -108,7 +116,10 @@ impl StateRead for Metered<'_> {
 
     fn iter_range(&self, start: &[u8], end: Option<&[u8]>, order: Order) -> PairIter<'_> {
         self.add(COSTS.read);
-        Box::new(self.inner.iter_range(start, end, order).inspect(|(_, value)| self.add(read_cost(value.len()))))
+        Box::new(self.inner.iter_range(start, end, order).take_while(|(_, value)| {
+            self.add(read_cost(value.len()));
+            self.gas() <= self.left
+        }))
     }
 }
 
@@ -140,7 +151,7 @@ mod tests {
     #[test]
     fn reads_and_writes_are_counted() {
         let mut state = MemoryState::default();
-        let mut metered = Metered::new(&mut state);
+        let mut metered = Metered::new(&mut state, u64::MAX);
         metered.put(vec![1, 2], vec![3; 8]);
         assert_eq!(metered.gas(), COSTS.write + COSTS.write_byte * 10);
         let before = metered.gas();
@@ -150,5 +161,21 @@ mod tests {
         assert_eq!(metered.iter_prefix(&[1]).count(), 1);
         assert_eq!(metered.gas() - before, 2 * COSTS.read + 8 * COSTS.read_byte);
         assert_eq!(metered.get(&[9]), None);
+    }
+
+    #[test]
+    fn an_iteration_ends_where_the_limit_is_exceeded() {
+        let mut state = MemoryState::default();
+        for n in 0..1_000_u16 {
+            state.put([&[1], &n.to_be_bytes()[..]].concat(), vec![]);
+        }
+        let count = |left: u64, state: &mut MemoryState| {
+            let metered = Metered::new(state, left);
+            let rows = metered.iter_prefix(&[1]).count();
+            let again = metered.iter_prefix_rev(&[1]).count();
+            (rows, again, metered.gas())
+        };
+        assert_eq!(count(11 * COSTS.read, &mut state), (10, 0, 14 * COSTS.read));
+        assert_eq!(count(2_002 * COSTS.read, &mut state), (1_000, 1_000, 2_002 * COSTS.read));
     }
 }

@@ -121,17 +121,22 @@ fn execute<R: StateRead>(block: &Context, state: &mut Overlay<R>, tx: &Tx, mode:
     Outcome { result, gas_wanted, gas_used: ctx.gas.used(), events: ctx.events }
 }
 
-/// Runs `work` on a state whose reads and writes are charged when it is done, also when it fails.
+/// Runs `work` on a state whose reads and writes are charged when it is done, also when it fails. Beyond the gas that is
+/// left, and beyond [`GAS_MAX`] in a simulation too, it has seen only a part of what it iterated over.
 fn metered<T>(
     ctx: &mut Context,
     state: &mut dyn StateWrite,
     work: impl FnOnce(&mut Context, &mut dyn StateWrite) -> Result<T, TxError>,
 ) -> Result<T, TxError> {
-    let mut metered = Metered::new(state);
+    let left = ctx.gas.left(GAS_MAX);
+    let mut metered = Metered::new(state, left);
     let result = work(ctx, &mut metered);
-    let charged = ctx.charge(metered.gas());
-    let done = result?;
-    charged.map(|()| done)
+    let gas = metered.gas();
+    ctx.charge(gas)?;
+    if gas > left {
+        return Err(TxError::OutOfGas { limit: GAS_MAX, used: ctx.gas.used() });
+    }
+    result
 }
 
 /// All messages, or none of them.

@@ -116,6 +116,34 @@ fn coins_that_may_not_be_sent() {
     chain.checked_supply();
 }
 
+/// Nobody makes the ledger walk over more than was paid for: a proposal may have any number of votes, and whoever cancels it
+/// says how much gas that may take.
+#[test]
+fn a_message_walks_no_further_than_its_gas() {
+    use crate::store::Overlay;
+    use crate::tx::{self, Mode};
+    let mut chain = chain(3);
+    send(&mut chain, 1, any(&proposal(1, vec![], 10 * PLK)));
+    let cancel = chain.sign(1, vec![any(&v1::MsgCancelProposal { proposal_id: 1, proposer: address(1).account() })]);
+    let ctx = crate::chain::next_block_context(&chain.state(), chain.height()).unwrap();
+    let run = |votes: u32| {
+        let mut state = Overlay::new(chain.state());
+        for n in 0..votes {
+            let mut voter = [7; 20];
+            voter[..4].copy_from_slice(&n.to_be_bytes());
+            let vote = v1::Vote { proposal_id: 1, voter: "a voter".into(), ..Default::default() };
+            crate::gov::records::set_vote(&mut state, &Address(voter), &vote);
+        }
+        tx::run(&ctx, &mut state, &cancel, Mode::Deliver)
+    };
+    let done = run(100);
+    assert!(done.result.is_ok() && done.gas_used < GAS_LIMIT, "{done:?}");
+    let [one, other] = [20_000, 40_000].map(run);
+    assert_eq!(one.result.as_ref().map_err(|error| error.code()), Err(("sdk", 11)), "{one:?}");
+    assert!(one.gas_used < 4 * GAS_LIMIT, "{} of {GAS_LIMIT}", one.gas_used);
+    assert_eq!(one, other, "whatever the others have written");
+}
+
 #[test]
 fn rules_that_nobody_could_keep_to_are_refused() {
     let good = crate::auth::params(&crate::store::MemoryState::default());
