@@ -56,10 +56,14 @@ fn count(ctx: &mut Context, state: &mut dyn StateWrite, params: &Params, vote: &
     else {
         return Ok(());
     };
+    // For a block or two after its jailing it is still in the set; nothing is expected of it then.
+    if validator.jailed {
+        return Ok(());
+    }
     let window = params.signed_blocks_window.max(1);
     let place = mark(&consensus, info.index_offset.rem_euclid(window));
     info.index_offset += 1;
-    let missed = !vote.signed && !validator.jailed;
+    let missed = !vote.signed;
     match (state.contains(&place), missed) {
         (false, true) => {
             state.put(place, vec![1]);
@@ -81,7 +85,7 @@ fn count(ctx: &mut Context, state: &mut dyn StateWrite, params: &Params, vote: &
         ctx.emit("liveness", attributes);
     }
     let most = window - least_signed(params, window);
-    if height > info.start_height + window && info.missed_blocks_counter > most && !validator.jailed {
+    if height > info.start_height + window && info.missed_blocks_counter > most {
         let fraction = dec(&params.slash_fraction_downtime);
         let burned = staking::slash(ctx, state, &operator, height - POWER_DELAY, vote.power, fraction)?;
         staking::jail(state, &operator);

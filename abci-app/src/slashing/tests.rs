@@ -8,7 +8,7 @@ use polylink_protocol::cosmos::cosmos::evidence::v1beta1::*;
 use polylink_protocol::cosmos::cosmos::slashing::v1beta1::*;
 use polylink_protocol::cosmos::cosmos::staking::v1beta1::{
     BondStatus, CommissionRates, Description, MsgBeginRedelegate, MsgCreateValidator, MsgDelegate, MsgUndelegate,
-    Validator,
+    QueryUnbondingDelegationRequest, QueryUnbondingDelegationResponse, Validator,
 };
 use polylink_protocol::keys::ServiceKey;
 use polylink_protocol::tx::any;
@@ -196,6 +196,44 @@ fn a_double_signature_slashes_what_unbonds_and_what_has_moved_away_and_is_for_go
     chain.advance(1);
     assert_eq!(burned(&chain), 30 * PLK);
     chain.checked_supply();
+}
+
+/// GHSA-86h5-xcpx-cfqc: who moves stake away and then takes it back answers for the old validator's fault all the same.
+#[test]
+fn stake_that_moved_and_unbonds_from_there_is_still_liable() {
+    for (taken_back, unbonding, staked) in [(30, 28_500_000, 0), (1, 0, 28_500_000)] {
+        let mut chain = chain();
+        let before = chain.height();
+        let redelegate = any(&MsgBeginRedelegate {
+            delegator_address: address(2).account(),
+            validator_src_address: address(1).valoper(),
+            validator_dst_address: address(200).valoper(),
+            amount: coin(30 * PLK),
+        });
+        let undelegate = any(&MsgUndelegate {
+            delegator_address: address(2).account(),
+            validator_address: address(200).valoper(),
+            amount: coin(taken_back * PLK),
+        });
+        for message in [redelegate, undelegate] {
+            let result = chain.send(2, vec![message]);
+            assert_eq!(result.code, 0, "{}", result.log);
+        }
+        chain.misbehavior = vec![double_sign(1, before, 600)];
+        chain.advance(1);
+        // 5 % of 600: 1.5 of the 30 that have moved, of what unbonds before what is still there.
+        assert_eq!(burned(&chain), 30 * PLK, "{taken_back} taken back");
+        assert_eq!(validator(&chain, 1).tokens, (541 * PLK + PLK / 2).to_string());
+        let request = QueryUnbondingDelegationRequest {
+            delegator_addr: address(2).account(),
+            validator_addr: address(200).valoper(),
+        };
+        let answer: QueryUnbondingDelegationResponse =
+            chain.query("/cosmos.staking.v1beta1.Query/UnbondingDelegation", &request).unwrap();
+        assert_eq!(answer.unbond.unwrap().entries[0].balance, unbonding.to_string(), "{taken_back} taken back");
+        assert_eq!(validator(&chain, 200).tokens, (1_000 * PLK + staked).to_string(), "{taken_back} taken back");
+        chain.checked_supply();
+    }
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Stake is burned for what a validator did: `x/staking/keeper/slash.go`.
 //!
 //! What is owed is a fraction of the stake that stood behind the validator when it did wrong. Stake that left since then,
-//! unbonding or redelegated, pays its part first; the rest is taken from what is behind the validator now. Work is bounded
-//! by the entries that exist: seven for each pair of a delegator and a validator.
+//! unbonding or redelegated, pays its part first; the rest is taken from what is behind the validator now. What was
+//! redelegated and unbonds from there pays as well: else two steps would lead away from any liability (GHSA-86h5-xcpx-cfqc;
+//! the SDK since 0.50.5). Work is bounded by the entries that exist: seven for each pair of a delegator and a validator.
 
 use polylink_protocol::cosmos::cosmos::staking::v1beta1::BondStatus;
 use polylink_protocol::{Address, Amount, Dec};
@@ -90,7 +91,34 @@ fn unbonding_entries(
     Ok(owed)
 }
 
-/// Slashes what was moved to another validator since the infraction, out of the delegation there. Returns what it owes.
+/// Takes what moved stake owes out of what unbonds since the infraction from the validator that it had moved to. Returns what
+/// is still owed.
+fn unbonding_of_moved(
+    ctx: &mut Context,
+    state: &mut dyn StateWrite,
+    delegator: &Address,
+    to: &Address,
+    infraction: i64,
+    owed: Amount,
+) -> Result<Amount, TxError> {
+    let Some(mut record) = unbonding::record(state, delegator, to) else { return Ok(owed) };
+    let mut left = owed;
+    for entry in &mut record.entries {
+        if entry.creation_height < infraction || is_mature(entry.completion_time.as_ref(), ctx.time) {
+            continue;
+        }
+        let balance = amount_of(&entry.balance);
+        let taken = left.min(balance);
+        left = left.saturating_sub(taken);
+        entry.balance = balance.saturating_sub(taken).to_string();
+    }
+    unbonding::save(state, delegator, to, &record);
+    burn(ctx, state, Pool::NotBondedTokens, owed.saturating_sub(left))?;
+    Ok(left)
+}
+
+/// Slashes what was moved to another validator since the infraction: what unbonds there first, then the delegation for the
+/// part that this has not paid. (The SDK takes the whole fraction of the delegation then.) Returns what it owes.
 fn redelegation_entries(
     ctx: &mut Context,
     state: &mut dyn StateWrite,
@@ -104,10 +132,16 @@ fn redelegation_entries(
         if entry.creation_height < infraction || is_mature(entry.completion_time.as_ref(), ctx.time) {
             continue;
         }
-        owed = owed.checked_add(part(amount_of(&entry.initial_balance), fraction)?).ok_or_else(overflow)?;
+        let share = part(amount_of(&entry.initial_balance), fraction)?;
+        owed = owed.checked_add(share).ok_or_else(overflow)?;
+        let left = unbonding_of_moved(ctx, state, delegator, to, infraction, share)?;
+        if left.is_zero() {
+            continue;
+        }
         let moved = Dec::from_atomics_str(&entry.shares_dst).expect("shares are written as atomics");
-        let wanted = fraction.mul_round(moved).ok_or_else(overflow)?;
-        // What has left the new validator too can no longer be reached.
+        let wanted = fraction.mul_round(moved).and_then(|all| all.mul_int(left.0)?.quo_int(share.0));
+        let wanted = wanted.ok_or_else(overflow)?;
+        // What has been paid out can no longer be reached.
         let Some(held) = delegation(state, delegator, to) else { continue };
         if wanted.is_zero() {
             continue;

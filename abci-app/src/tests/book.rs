@@ -360,9 +360,23 @@ impl Book {
             let mut moved: Vec<_> = moved.collect();
             moved.sort_by_key(|(by, to, _)| (*by, *to));
             for (by, to, entry) in moved {
-                owed = owed.saturating_sub(of(entry.initial));
+                let share = of(entry.initial);
+                owed = owed.saturating_sub(share);
+                // What has left again pays first.
+                let mut rest = share;
+                let gone = |e: &&mut Entry| (e.by, e.from, e.to) == (by, to, None);
+                for gone in self.entries.iter_mut().filter(gone) {
+                    if gone.height as i64 >= since && gone.due > now {
+                        let lost = rest.min(gone.left);
+                        (rest, gone.left) = (rest - lost, gone.left - lost);
+                        self.burned += lost;
+                    }
+                }
+                if rest == 0 {
+                    continue;
+                }
                 let held = self.validators.get(&to).and_then(|validator| validator.shares.get(&by)).copied();
-                let lost = times_even(part, entry.shares);
+                let lost = times_even(part, entry.shares) * places(rest) / places(share);
                 if let Some(held) = held.filter(|_| lost > places(0)) {
                     self.burned += self.unbond(by, to, lost.min(held));
                 }

@@ -192,9 +192,11 @@ impl Run {
         let (height, now) = (self.book.height, self.book.now as i64);
         for vote in &commit.votes {
             let n = operator(&vote.validator);
-            let Some(jailed) = self.book.validators.get(&n).map(|validator| validator.jailed) else { continue };
+            if self.book.validators.get(&n).is_none_or(|validator| validator.jailed) {
+                continue;
+            }
             let signer = self.signers.get_mut(&n).unwrap();
-            let missed = !vote.signed && !jailed;
+            let missed = !vote.signed;
             absences += usize::from(missed);
             signer.missed.push(missed);
             let window = self.rules.window;
@@ -203,7 +205,7 @@ impl Run {
             let (must, rest) =
                 (self.rules.signed * window as u128 / 10_000, self.rules.signed * window as u128 % 10_000);
             let must = must + u128::from(rest > 5_000 || (rest == 5_000 && must % 2 == 1));
-            if height > signer.start + window as u64 && count as u128 > window as u128 - must && !jailed {
+            if height > signer.start + window as u64 && count as u128 > window as u128 - must {
                 signer.missed.clear();
                 signer.until = now + self.rules.jail;
                 self.book.slash(n, height as i64 - 2, vote.power.into(), bps(self.rules.downtime));

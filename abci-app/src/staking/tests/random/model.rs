@@ -124,10 +124,12 @@ impl Model {
         }
         for vote in &commit.votes {
             let operator = operator(&vote.validator);
-            let Some(validator) = self.validators.get_mut(&operator) else { continue };
-            validator.missed.push(!vote.signed && !validator.jailed);
+            let Some(validator) = self.validators.get_mut(&operator).filter(|validator| !validator.jailed) else {
+                continue;
+            };
+            validator.missed.push(!vote.signed);
             let missed = validator.missed.iter().rev().take(WINDOW).filter(|missed| **missed).count();
-            if height > validator.start + WINDOW as u64 && missed > WINDOW / 2 && !validator.jailed {
+            if height > validator.start + WINDOW as u64 && missed > WINDOW / 2 {
                 validator.jailed = true;
                 validator.jailed_until = now as i64 + JAIL_SECONDS;
                 validator.missed.clear();
@@ -165,11 +167,23 @@ impl Model {
                 self.burned += taken;
             }
             for entry in moved.iter_mut().filter(|entry| liable(entry)) {
-                owed -= (entry.initial * fraction).floor();
+                let share = (entry.initial * fraction).floor();
+                owed -= share;
+                // What has left again pays first.
+                let mut rest = share;
+                let gone = |e: &&mut Entry| (Some(e.from), e.delegator) == (entry.to, entry.delegator);
+                for gone in unbonding.iter_mut().filter(gone).filter(|e| e.height >= since && e.due > now) {
+                    let taken = rest.min(gone.left);
+                    (rest, gone.left) = (rest - taken, gone.left - taken);
+                    self.burned += taken;
+                }
+                if rest == 0.0 {
+                    continue;
+                }
                 let Some(validator) = entry.to.and_then(|to| self.validators.get_mut(&to)) else { continue };
                 let all = validator.all();
                 let Some(held) = validator.shares.get_mut(&entry.delegator) else { continue };
-                let shares = (entry.left * fraction).min(*held);
+                let shares = (entry.left * fraction * rest / share).min(*held);
                 let exact = validator.tokens * shares / all;
                 let worth = exact.floor();
                 validator.dust += exact - worth;
