@@ -63,7 +63,7 @@ fn walk<T>(
 }
 
 /// A page as the Cosmos SDK's `PageRequest` asks for it: by key or offset, in either direction. The total is counted
-/// where asked for, up to [`KEYS_MAX`] keys.
+/// where asked for, and where no limit is named, up to [`KEYS_MAX`] keys; not for pages by key.
 pub fn cosmos<T>(
     state: &dyn StateRead,
     prefix: &[u8],
@@ -74,7 +74,7 @@ pub fn cosmos<T>(
     if request.offset > 0 && !request.key.is_empty() {
         return Err(QueryError::InvalidArgument("pagination: either offset or key is expected, got both".into()));
     }
-    let total = if request.count_total && request.key.is_empty() {
+    let total = if (request.count_total || request.limit == 0) && request.key.is_empty() {
         state.iter_prefix(prefix).take(KEYS_MAX).filter(|(k, v)| row(&k[prefix.len()..], v).is_some()).count() as u64
     } else {
         0
@@ -127,6 +127,11 @@ mod tests {
         let request = PageRequest { offset: 2, limit: 3, count_total: true, ..Default::default() };
         let (rows, page) = cosmos(&state(), &[7], Some(request), even).unwrap();
         assert_eq!((rows, page.total), (vec![4, 6, 8], 13));
+        // As the SDK's `Paginate` has it, explorers are told the total where they ask for no page at all.
+        let total = |request| cosmos(&state(), &[7], request, even).unwrap().1.total;
+        let limited = PageRequest { limit: 3, ..Default::default() };
+        let by_key = PageRequest { key: vec![1], count_total: true, ..Default::default() };
+        assert_eq!([None, Some(PageRequest::default()), Some(limited), Some(by_key)].map(total), [13, 13, 0, 0]);
         let both = PageRequest { offset: 2, key: vec![1], ..Default::default() };
         assert!(matches!(cosmos(&state(), &[7], Some(both), even), Err(QueryError::InvalidArgument(_))));
         assert_eq!(page_len(u64::MAX), 25);
