@@ -56,6 +56,14 @@ pub enum TxError {
         /// What it had used when it was stopped.
         used: u64,
     },
+    /// A gas limit above what one transaction may ask for.
+    #[error("gas limit {limit} is above the ledger's {max}: invalid gas limit")]
+    GasLimit {
+        /// The transaction's limit.
+        limit: u64,
+        /// The most.
+        max: u64,
+    },
     /// A memo beyond the limit.
     #[error("the memo has {len} characters, at most {max} are allowed: memo too large")]
     MemoTooLarge {
@@ -150,6 +158,7 @@ impl TxError {
             TxError::WrongSequence { .. } => (SDK, 32),
             TxError::NotSupported(_) => (SDK, 37),
             TxError::NotFound(_) => (SDK, 38),
+            TxError::GasLimit { .. } => (SDK, 41),
             TxError::Module { codespace, code, .. } => (codespace, *code),
         }
     }
@@ -193,9 +202,12 @@ pub enum QueryError {
     /// No such path.
     #[error("unknown query path {0}: unknown request")]
     UnknownPath(String),
-    /// A height that is in the future or pruned.
+    /// A height that is in the future.
     #[error("{0}: invalid height")]
     Height(String),
+    /// A height below zero, or one that is not kept: to the SDK an invalid request too.
+    #[error("{0}: invalid request")]
+    NoState(String),
     /// The simulation of a transaction failed as the transaction itself would.
     #[error("{0}")]
     Simulation(TxError),
@@ -206,7 +218,7 @@ impl QueryError {
     pub fn code(&self) -> (&'static str, u32) {
         match self {
             QueryError::NotFound(_) => (SDK, 22),
-            QueryError::InvalidArgument(_) => (SDK, 18),
+            QueryError::InvalidArgument(_) | QueryError::NoState(_) => (SDK, 18),
             QueryError::UnknownPath(_) => (SDK, 6),
             QueryError::Height(_) => (SDK, 26),
             QueryError::Simulation(error) => error.code(),

@@ -16,7 +16,7 @@ use crate::chain::{constants, next_block_context};
 use crate::error::QueryError;
 use crate::modules::{MODULES, QueryContext};
 use crate::router;
-use crate::store::{Overlay, Proof, Snapshot, StateRead};
+use crate::store::{Overlay, Proof, Snapshot, StateRead, StoreError};
 use crate::tx::{self, Mode, Outcome};
 
 /// Values by key.
@@ -58,13 +58,23 @@ pub fn run(snapshot: &Snapshot, path: &str, data: &[u8], height: u64, prove: boo
     if path == SIMULATE_PATH {
         return Err(QueryError::Height(format!("{path} is answered at the newest height ({newest}) only")));
     }
-    let past = snapshot.past(height).map_err(|error| QueryError::Height(error.to_string()))?;
+    let past = snapshot.past(height).map_err(unreadable)?;
     let value = method(&past, path, data, height)?;
     if past.is_cut() {
         let reason = format!("{path} cannot be answered as of height {height}: too many keys are younger");
         return Err(QueryError::Height(reason));
     }
     Ok(Answered { value, height, proof: None })
+}
+
+/// Why a height cannot be read: it is in the future, or not kept any more.
+fn unreadable(error: StoreError) -> QueryError {
+    let text = error.to_string();
+    match error {
+        StoreError::Key { .. } => QueryError::InvalidArgument(text),
+        StoreError::Unavailable { height, oldest, .. } if height < oldest => QueryError::NoState(text),
+        _ => QueryError::Height(text),
+    }
 }
 
 /// A method of the modules, on the state after the block of `height`.
@@ -103,15 +113,11 @@ fn by_key(snapshot: &Snapshot, key: &[u8], height: u64, prove: bool) -> Result<A
         0 => newest,
         height => height,
     };
-    let refuse = |error: crate::store::StoreError| match error {
-        crate::store::StoreError::Key { .. } => QueryError::InvalidArgument(error.to_string()),
-        error => QueryError::Height(error.to_string()),
-    };
     if prove {
-        let proof = snapshot.prove(key, height).map_err(refuse)?;
+        let proof = snapshot.prove(key, height).map_err(unreadable)?;
         return Ok(Answered { value: proof.value.clone().unwrap_or_default(), height, proof: Some(proof) });
     }
-    let value = snapshot.get_at(key, height).map_err(refuse)?;
+    let value = snapshot.get_at(key, height).map_err(unreadable)?;
     Ok(Answered { value: value.unwrap_or_default(), height, proof: None })
 }
 

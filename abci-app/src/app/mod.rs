@@ -312,7 +312,7 @@ impl Application for App {
     fn query(&self, request: pb::RequestQuery) -> pb::ResponseQuery {
         let height = match u64::try_from(request.height) {
             Ok(height) => height,
-            Err(_) => return convert::query_error(crate::QueryError::Height("a negative height".into()), 0),
+            Err(_) => return convert::query_error(crate::QueryError::NoState("a negative height".into()), 0),
         };
         let snapshot = self.0.store.snapshot();
         let answered = query::run(&snapshot, &request.path, &request.data, height, request.prove);

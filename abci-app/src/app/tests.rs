@@ -133,7 +133,7 @@ fn bad_queries_are_answered_with_their_fault() {
         (balance, &bad_address, 0, 18, "cosmos1x"),
         (balance, &[], 3, 26, "height 3 cannot be read"),
         (SIMULATE_PATH, &[], 1, 26, "newest height (2) only"),
-        (balance, &[], -1, 26, "negative"),
+        (balance, &[], -1, 18, "negative"),
         (STORE_PATH, &[1], 99, 26, "99"),
         (SIMULATE_PATH, &[], 0, 18, "tx_bytes is empty"),
     ] {

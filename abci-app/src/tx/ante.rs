@@ -21,7 +21,7 @@ use crate::store::StateWrite;
 /// Runs the chain. `ctx` is the transaction's own, with its gas limit.
 pub fn run(ctx: &mut Context, state: &mut dyn StateWrite, tx: &Tx, mode: Mode) -> Result<(), TxError> {
     if mode != Mode::Simulate && tx.fee.gas_limit > GAS_MAX {
-        return Err(TxError::invalid(format!("gas limit {} is above the ledger's {GAS_MAX}", tx.fee.gas_limit)));
+        return Err(TxError::GasLimit { limit: tx.fee.gas_limit, max: GAS_MAX });
     }
     if tx.timeout_height > 0 && ctx.height > tx.timeout_height {
         return Err(TxError::TimeoutHeight { height: ctx.height, timeout: tx.timeout_height });

@@ -156,7 +156,7 @@ fn refusals() -> Vec<(&'static str, Vec<u8>, u32, &'static str)> {
         ("fee in another coin", alter(&|p| p.fee().amount[0].denom = "uatom".into()), 10, "uatom"),
         ("a fee granter that is none", alter(&|p| p.fee().granter = "x".into()), 7, "bech32"),
         ("another fee payer", alter(&|p| p.fee().payer = key(2).address().account()), 37, "fee payer"),
-        ("gas limit above the ledger's", alter(&|p| p.fee().gas_limit = super::GAS_MAX + 1), 18, "gas limit"),
+        ("gas limit above the ledger's", alter(&|p| p.fee().gas_limit = super::GAS_MAX + 1), 41, "gas limit"),
         ("gas for less than the ante chain", alter(&|p| p.fee().gas_limit = 1_000), 11, "out of gas"),
         ("no signature", alter(&|p| p.signatures = Some(vec![])), 15, "no signatures"),
         ("two signatures for one signer", alter(&|p| p.signatures = Some(vec![vec![0; 64]; 2])), 4, "expected: 1"),
