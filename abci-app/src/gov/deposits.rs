@@ -33,14 +33,13 @@ pub(super) fn check_deposit(coins: &[Coin]) -> Result<Amount, TxError> {
     Ok(coins[0].amount.parse()?)
 }
 
-/// Puts an amount down for a proposal. Returns whether it is voted on from now.
+/// Puts an amount down for a proposal, with it or later: each deposit has a minimum. Returns whether it is voted on from now.
 pub(super) fn deposit(
     ctx: &mut Context,
     state: &mut dyn StateWrite,
     id: u64,
     depositor: &Address,
     amount: Amount,
-    initial: bool,
 ) -> Result<bool, TxError> {
     let mut proposal = proposal(state, id).ok_or(GovError::UnknownProposal(id))?;
     if !is_open(&proposal) {
@@ -50,8 +49,7 @@ pub(super) fn deposit(
     let enough = min_deposit(&params, proposal.expedited);
     let part = ratio(&params.min_deposit_ratio).unwrap_or(Dec::ZERO);
     let least = part.mul_int(enough.0).and_then(Dec::truncate).unwrap_or(Amount::ZERO);
-    // What comes with the proposal has a minimum of its own.
-    if !initial && amount < least {
+    if amount < least {
         let log = format!("received {amount}{DENOM} but need at least one of the following: {least}{DENOM}");
         return Err(GovError::DepositTooSmall(log).into());
     }

@@ -49,7 +49,7 @@ impl Handle for MsgDeposit {
 
     fn execute(&self, ctx: &mut Context, state: &mut dyn StateWrite) -> Result<MsgDepositResponse, TxError> {
         let amount = check_deposit(&self.amount)?;
-        if deposit(ctx, state, self.proposal_id, &self.signer()?, amount, false)? {
+        if deposit(ctx, state, self.proposal_id, &self.signer()?, amount)? {
             ctx.emit("proposal_deposit", [("voting_period_start", self.proposal_id.to_string())]);
         }
         Ok(MsgDepositResponse {})

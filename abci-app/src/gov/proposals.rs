@@ -116,7 +116,7 @@ pub(super) fn submit(
     let attributes =
         [("proposal_id", id.to_string()), ("proposal_proposer", proposer.account()), ("proposal_messages", urls)];
     ctx.emit("submit_proposal", attributes);
-    if deposit(ctx, state, id, proposer, initial, true)? {
+    if deposit(ctx, state, id, proposer, initial)? {
         ctx.emit("submit_proposal", [("voting_period_start", id.to_string())]);
     }
     Ok(id)

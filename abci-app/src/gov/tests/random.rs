@@ -249,9 +249,6 @@ impl Run {
                     expedited,
                     ..Default::default()
                 };
-                if !self.send(&message, Ok(()))? {
-                    return Ok(());
-                }
                 let mut entry = Entry {
                     proposer: by,
                     expedited,
@@ -262,8 +259,11 @@ impl Run {
                     end: now + DEPOSIT_SECONDS,
                     counted: [0; 4],
                 };
-                self.model.put_down(&mut entry, by, deposit, now);
-                self.model.proposals.push(Some(entry));
+                let expect = if deposit < entry.needed() / 100 { Err(("gov", 16)) } else { Ok(()) };
+                if self.send(&message, expect)? {
+                    self.model.put_down(&mut entry, by, deposit, now);
+                    self.model.proposals.push(Some(entry));
+                }
             }
             Step::Deposit { by, back, amount } => {
                 let id = (newest + 1).saturating_sub(back);
