@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use common::{PATIENCE, Running, command, text};
 use polylink_abci_app::modules::MODULES;
+use polylink_abci_app::router;
 use polylink_bridge::{descriptors, routes};
 use polylink_cli::keys::Keyring;
 use polylink_protocol::cosmos::cosmos::bank::v1beta1::MsgSend;
@@ -283,6 +284,17 @@ async fn every_query_of_the_ledger_is_there(chain: &Chain) {
         asked += 1;
     }
     assert!(asked > 50, "{asked}");
+}
+
+#[test]
+fn every_path_of_the_table_has_a_query_behind_it() {
+    // The bridge answers the prices itself.
+    let of_the_ledger = |name: &str| name.contains(".Query/") && !name.starts_with("feemarket.");
+    let missing: Vec<&str> = (routes::TABLE.iter())
+        .filter(|(_, name)| of_the_ledger(name) && router::query(&format!("/{name}")).is_none())
+        .map(|(path, _)| *path)
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 fn a_wallet_is_told_of_the_chain(chain: &Chain, chain_id: &str) {

@@ -6,10 +6,14 @@ mod requirements;
 mod snapshots;
 
 use polylink_protocol::cosmos::cosmos::auth::v1beta1::{
-    BaseAccount, ModuleAccount, QueryAccountRequest, QueryAccountResponse, QueryAccountsRequest, QueryAccountsResponse,
+    BaseAccount, ModuleAccount, QueryAccountInfoRequest, QueryAccountInfoResponse, QueryAccountRequest,
+    QueryAccountResponse, QueryAccountsRequest, QueryAccountsResponse, QueryModuleAccountByNameRequest,
+    QueryModuleAccountByNameResponse, QueryModuleAccountsResponse,
 };
 use polylink_protocol::cosmos::cosmos::bank::v1beta1::{
     MsgSend, QueryAllBalancesRequest, QueryAllBalancesResponse, QueryBalanceRequest, QueryBalanceResponse,
+    QueryDenomMetadataRequest, QueryDenomMetadataResponse, QueryDenomOwnersRequest, QueryDenomOwnersResponse,
+    QueryDenomsMetadataResponse,
 };
 use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
 use polylink_protocol::cosmos::cosmos::tx::v1beta1::{
@@ -39,6 +43,10 @@ fn account(chain: &TestChain, address: &Address) -> Result<QueryAccountResponse,
     chain.query("/cosmos.auth.v1beta1.Query/Account", &QueryAccountRequest { address: address.account() })
 }
 
+fn base_of(chain: &TestChain, n: u8) -> BaseAccount {
+    BaseAccount::decode(account(chain, &key(n).address()).unwrap().account.unwrap().value.as_slice()).unwrap()
+}
+
 fn check(chain: &TestChain, tx: &[u8]) -> u32 {
     chain.app().check_tx(pb::RequestCheckTx { tx: tx.to_vec().into(), r#type: 0 }).code
 }
@@ -61,6 +69,21 @@ fn accounts_are_answered_as_wallets_expect() {
     assert_eq!(ModuleAccount::decode(pool.value.as_slice()).unwrap().name, "market_escrow");
     let missing = account(&chain, &key(99).address()).unwrap_err();
     assert!(missing.contains("rpc error: code = NotFound"), "{missing}");
+    let ask = |path: &str, request: Vec<u8>| {
+        let path = format!("/cosmos.auth.v1beta1.Query/{path}");
+        chain.app().query(pb::RequestQuery { path, data: request.into(), ..Default::default() })
+    };
+    let by_name =
+        |name: &str| ask("ModuleAccountByName", QueryModuleAccountByNameRequest { name: name.into() }.encode_to_vec());
+    let found = QueryModuleAccountByNameResponse::decode(by_name("market_escrow").value).unwrap();
+    assert_eq!(found.account, Some(pool));
+    assert_eq!((by_name("nobody").code, by_name("").code), (22, 22));
+    let all = QueryModuleAccountsResponse::decode(ask("ModuleAccounts", vec![]).value).unwrap();
+    assert_eq!(all.accounts.len(), Pool::ALL.len());
+    let info =
+        |n: u8| ask("AccountInfo", QueryAccountInfoRequest { address: key(n).address().account() }.encode_to_vec());
+    assert_eq!(QueryAccountInfoResponse::decode(info(1).value).unwrap().info.unwrap(), base_of(&chain, 1));
+    assert_eq!(info(99).code, 22);
     // An account comes into being with its first coins, with the next number.
     chain.send(1, vec![send(99, 5)]);
     let any = account(&chain, &key(99).address()).unwrap().account.unwrap();
@@ -83,6 +106,20 @@ fn balances_are_set_even_when_zero_and_heights_are_never_zero() {
     let all = QueryAllBalancesRequest { address: key(1).address().account(), ..Default::default() };
     let all: QueryAllBalancesResponse = chain.query("/cosmos.bank.v1beta1.Query/AllBalances", &all).unwrap();
     assert_eq!(all.balances.len(), 1);
+    let bank = |path: &str| format!("/cosmos.bank.v1beta1.Query/{path}");
+    let owners = QueryDenomOwnersRequest { denom: DENOM.into(), pagination: None };
+    let owners: QueryDenomOwnersResponse = chain.query(&bank("DenomOwners"), &owners).unwrap();
+    let held: u128 =
+        owners.denom_owners.iter().map(|owner| owner.balance.as_ref().unwrap().amount.parse::<u128>().unwrap()).sum();
+    assert_eq!(held, bank::supply(&chain.state(), DENOM).0, "every coin has an owner");
+    assert_eq!(owners.pagination.unwrap().total, owners.denom_owners.len() as u64);
+    let nobody = QueryDenomOwnersRequest { denom: "other".into(), pagination: None };
+    let nobody: QueryDenomOwnersResponse = chain.query(&bank("DenomOwners"), &nobody).unwrap();
+    assert!(nobody.denom_owners.is_empty());
+    let one = QueryDenomMetadataRequest { denom: DENOM.into() };
+    let one: QueryDenomMetadataResponse = chain.query(&bank("DenomMetadata"), &one).unwrap();
+    let all: QueryDenomsMetadataResponse = chain.query(&bank("DenomsMetadata"), &()).unwrap();
+    assert_eq!(all.metadatas, [one.metadata.unwrap()]);
     let prices: GasPricesResponse = chain.query(GAS_PRICES_PATH, &QueryAllBalancesRequest::default()).unwrap();
     assert_eq!(prices.prices[0].amount, "25000000000000000", "0.025");
 }

@@ -37,6 +37,9 @@ pub const MODULE: Module = Module {
     queries: &[
         QueryRoute::of::<proto::QueryAccountRequest>(),
         QueryRoute::of::<proto::QueryAccountsRequest>(),
+        QueryRoute::of::<proto::QueryAccountInfoRequest>(),
+        QueryRoute::of::<proto::QueryModuleAccountsRequest>(),
+        QueryRoute::of::<proto::QueryModuleAccountByNameRequest>(),
         QueryRoute::of::<proto::QueryParamsRequest>(),
     ],
     begin_block: no_hook,

@@ -59,6 +59,8 @@ pub const MODULE: Module = Module {
         QueryRoute::of::<proto::QueryTotalSupplyRequest>(),
         QueryRoute::of::<proto::QuerySupplyOfRequest>(),
         QueryRoute::of::<proto::QueryDenomMetadataRequest>(),
+        QueryRoute::of::<proto::QueryDenomsMetadataRequest>(),
+        QueryRoute::of::<proto::QueryDenomOwnersRequest>(),
         QueryRoute::of::<proto::QueryParamsRequest>(),
         QueryRoute::of::<proto::QuerySendEnabledRequest>(),
     ],

@@ -1,8 +1,9 @@
 //! The bank's queries.
 
 use polylink_protocol::cosmos::cosmos::bank::v1beta1::{
-    DenomUnit, Metadata, Params, QueryAllBalancesRequest, QueryAllBalancesResponse, QueryBalanceRequest,
-    QueryBalanceResponse, QueryDenomMetadataRequest, QueryDenomMetadataResponse, QueryParamsRequest,
+    DenomOwner, DenomUnit, Metadata, Params, QueryAllBalancesRequest, QueryAllBalancesResponse, QueryBalanceRequest,
+    QueryBalanceResponse, QueryDenomMetadataRequest, QueryDenomMetadataResponse, QueryDenomOwnersRequest,
+    QueryDenomOwnersResponse, QueryDenomsMetadataRequest, QueryDenomsMetadataResponse, QueryParamsRequest,
     QueryParamsResponse, QuerySendEnabledRequest, QuerySendEnabledResponse, QuerySpendableBalanceByDenomRequest,
     QuerySpendableBalanceByDenomResponse, QuerySpendableBalancesRequest, QuerySpendableBalancesResponse,
     QuerySupplyOfRequest, QuerySupplyOfResponse, QueryTotalSupplyRequest, QueryTotalSupplyResponse,
@@ -113,6 +114,43 @@ impl Answer for QuerySupplyOfRequest {
     }
 }
 
+/// Of the one coin there is.
+fn metadata() -> Metadata {
+    let unit = |denom: &str, exponent| DenomUnit { denom: denom.into(), exponent, aliases: vec![] };
+    Metadata {
+        description: "The coin of PolyLink".into(),
+        denom_units: vec![unit(DENOM, 0), unit("plk", 6)],
+        base: DENOM.into(),
+        display: "plk".into(),
+        name: "PolyLink".into(),
+        symbol: "PLK".into(),
+        ..Default::default()
+    }
+}
+
+impl Answer for QueryDenomsMetadataRequest {
+    type Response = QueryDenomsMetadataResponse;
+
+    fn answer(&self, _: &QueryContext, _: &dyn StateRead) -> Result<QueryDenomsMetadataResponse, QueryError> {
+        let pagination = Some(PageResponse { next_key: Vec::new(), total: 1 });
+        Ok(QueryDenomsMetadataResponse { metadatas: vec![metadata()], pagination })
+    }
+}
+
+impl Answer for QueryDenomOwnersRequest {
+    type Response = QueryDenomOwnersResponse;
+
+    fn answer(&self, _: &QueryContext, state: &dyn StateRead) -> Result<QueryDenomOwnersResponse, QueryError> {
+        check_denom(&self.denom)?;
+        let (denom_owners, page) = paging::cosmos(state, &[BALANCE], self.pagination.clone(), |tail, value| {
+            let (address, denom) = tail.split_at_checked(20)?;
+            let address = Address(address.try_into().ok()?).account();
+            (denom == self.denom.as_bytes()).then(|| DenomOwner { address, balance: Some(coin(denom, value)) })
+        })?;
+        Ok(QueryDenomOwnersResponse { denom_owners, pagination: Some(page) })
+    }
+}
+
 impl Answer for QueryDenomMetadataRequest {
     type Response = QueryDenomMetadataResponse;
 
@@ -120,18 +158,7 @@ impl Answer for QueryDenomMetadataRequest {
         if self.denom != DENOM {
             return Err(QueryError::NotFound(format!("client metadata for denom {}", self.denom.escape_debug())));
         }
-        let unit = |denom: &str, exponent| DenomUnit { denom: denom.into(), exponent, aliases: vec![] };
-        Ok(QueryDenomMetadataResponse {
-            metadata: Some(Metadata {
-                description: "The coin of PolyLink".into(),
-                denom_units: vec![unit(DENOM, 0), unit("plk", 6)],
-                base: DENOM.into(),
-                display: "plk".into(),
-                name: "PolyLink".into(),
-                symbol: "PLK".into(),
-                ..Default::default()
-            }),
-        })
+        Ok(QueryDenomMetadataResponse { metadata: Some(metadata()) })
     }
 }
 
