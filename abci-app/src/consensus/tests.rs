@@ -125,4 +125,22 @@ fn what_would_harm_the_chain_is_refused() {
         message.execute(&mut ctx, &mut state).unwrap();
     }
     assert_eq!(block_gas_max(&state), 20_000_000);
+
+    // Nor does stake unbond for longer than evidence is taken.
+    let mut unbond_for = |seconds: i64| {
+        let params = crate::staking::StakingParams {
+            unbonding_time: Some(Duration { seconds, nanos: 0 }),
+            max_validators: 7,
+            max_entries: 7,
+            bond_denom: DENOM.into(),
+            min_commission_rate: "0".into(),
+            ..Default::default()
+        };
+        let authority = authority().account();
+        let message =
+            polylink_protocol::cosmos::cosmos::staking::v1beta1::MsgUpdateParams { authority, params: Some(params) };
+        message.check().and_then(|()| message.execute(&mut ctx, &mut state).map(|_| ()))
+    };
+    assert!(unbond_for(1_000_001).unwrap_err().to_string().contains("the age of evidence, 1000000 seconds"));
+    assert_eq!([unbond_for(1_000_000), unbond_for(60), unbond_for(1_000_000)], [Ok(()), Ok(()), Ok(())]);
 }

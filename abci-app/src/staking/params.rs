@@ -3,7 +3,8 @@
 use polylink_protocol::cosmos::cosmos::staking::v1beta1::{MsgUpdateParams, MsgUpdateParamsResponse, Params};
 use polylink_protocol::{Address, DENOM, Dec};
 
-use super::records::set_params;
+use super::records::{self, set_params};
+use crate::consensus;
 use crate::context::Context;
 use crate::error::TxError;
 use crate::gov::check_authority;
@@ -54,8 +55,17 @@ impl Handle for MsgUpdateParams {
         check(self.params.as_ref().ok_or_else(|| TxError::invalid("params: nothing"))?)
     }
 
+    /// What unbonds must not outlive the evidence that it answers for: evidence gets older first (`consensus`).
     fn execute(&self, _: &mut Context, state: &mut dyn StateWrite) -> Result<MsgUpdateParamsResponse, TxError> {
-        set_params(state, self.params.as_ref().ok_or_else(|| TxError::invalid("params: nothing"))?);
+        let params = self.params.as_ref().ok_or_else(|| TxError::invalid("params: nothing"))?;
+        let evidence = consensus::params(state).and_then(|params| params.evidence?.max_age_duration);
+        let seconds = |params: &Params| params.unbonding_time.map_or(0, |time| time.seconds);
+        let (old, new) = (seconds(&records::params(state)), seconds(params));
+        if let Some(age) = evidence.map(|age| age.seconds).filter(|age| new > old && new > *age) {
+            let reason = format!("unbonding_time: at most the age of evidence, {age} seconds, is expected");
+            return Err(TxError::invalid(reason));
+        }
+        set_params(state, params);
         Ok(MsgUpdateParamsResponse {})
     }
 }
