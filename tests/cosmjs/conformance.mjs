@@ -5,14 +5,17 @@ import { Buffer } from "node:buffer";
 import { createHash, generateKeyPairSync } from "node:crypto";
 import { Secp256k1Wallet, createMultisigThresholdPubkey, pubkeyToAddress } from "@cosmjs/amino";
 import { fromBech32, toBase64, toBech32 } from "@cosmjs/encoding";
-import { DirectSecp256k1Wallet, encodePubkey } from "@cosmjs/proto-signing";
+import { DirectSecp256k1Wallet, Registry, encodePubkey } from "@cosmjs/proto-signing";
 import {
+  AminoTypes,
   GasPrice,
   QueryClient,
   SigningStargateClient,
   StargateClient,
   coin,
   coins,
+  createDefaultAminoConverters,
+  defaultRegistryTypes,
   makeMultisignedTxBytes,
   setupDistributionExtension,
   setupFeegrantExtension,
@@ -22,6 +25,7 @@ import {
   setupStakingExtension,
 } from "@cosmjs/stargate";
 import { Comet38Client } from "@cosmjs/tendermint-rpc";
+import { BinaryReader, BinaryWriter } from "cosmjs-types/binary";
 import { BasicAllowance } from "cosmjs-types/cosmos/feegrant/v1beta1/feegrant";
 import { ProposalStatus, TextProposal, VoteOption } from "cosmjs-types/cosmos/gov/v1beta1/gov";
 import { MsgUpdateParams } from "cosmjs-types/cosmos/staking/v1beta1/tx";
@@ -347,12 +351,86 @@ for (const id of [textId, changeId]) {
 }
 assert.equal((await query.staking.params()).params.maxEntries, 9, "what was decided is done");
 
+// Our own messages, registered as those of any chain: a session with a gateway is opened directly and topped up by amino JSON.
+const KINDS = { string: 2, bytes: 2, uint32: 0, uint64: 0 };
+/** A type of numbered fields, `{number: [name, kind]}`, in the form that CosmJS's registry takes. */
+const typeOf = (fields) => ({
+  fromPartial: (partial) => ({ ...partial }),
+  encode: (message, writer = BinaryWriter.create()) => {
+    for (const [number, [name, kind]] of Object.entries(fields)) {
+      if (message[name] !== undefined) writer.uint32((Number(number) << 3) | KINDS[kind])[kind](message[name]);
+    }
+    return writer;
+  },
+  decode: (bytes) => {
+    const [reader, message] = [new BinaryReader(bytes), {}];
+    while (reader.pos < reader.len) {
+      const tag = reader.uint32();
+      const [name, kind] = fields[tag >>> 3] ?? [];
+      if (name) message[name] = reader[kind]();
+      else reader.skipType(tag & 7);
+    }
+    return message;
+  },
+});
+const MsgOpenSession = typeOf({
+  1: ["payer", "string"],
+  2: ["payee", "string"],
+  3: ["spendKey", "bytes"],
+  4: ["deposit", "string"],
+  6: ["window", "uint32"],
+  7: ["expiryEpoch", "uint64"],
+});
+const MsgTopUp = typeOf({ 1: ["payer", "string"], 2: ["session", "uint64"], 3: ["amount", "string"] });
+const Session = typeOf({ 1: ["id", "uint64"], 2: ["payer", "string"], 6: ["deposit", "string"], 7: ["cap", "string"] });
+const Id = typeOf({ 1: ["session", "uint64"] });
+const registry = new Registry([
+  ...defaultRegistryTypes,
+  ["/polylink.market.v1.MsgOpenSession", MsgOpenSession],
+  ["/polylink.market.v1.MsgTopUp", MsgTopUp],
+]);
+const aminoTypes = new AminoTypes({
+  ...createDefaultAminoConverters(),
+  "/polylink.market.v1.MsgTopUp": {
+    aminoType: "polylink/market/TopUp",
+    toAmino: ({ payer, session, amount }) => ({ payer, session: session.toString(), amount }),
+    fromAmino: ({ payer, session, amount }) => ({ payer, session: BigInt(session), amount }),
+  },
+});
+const ours = await SigningStargateClient.connectWithSigner(rpc, wallet, { ...options, registry });
+const spendKey = Buffer.from(generateKeyPairSync("ed25519").publicKey.export({ format: "jwk" }).x, "base64url");
+const open = {
+  typeUrl: "/polylink.market.v1.MsgOpenSession",
+  value: { payer: address, payee: fresh("a gateway"), spendKey, deposit: "2000000", window: 8, expiryEpoch: 50_000n },
+};
+const opened = await succeed("open a session", ours.signAndBroadcast(address, [open], 1.5));
+assert.equal(opened.msgResponses[0].typeUrl, "/polylink.market.v1.MsgOpenSessionResponse");
+const { session } = Id.decode(opened.msgResponses[0].value);
+const byAmino = await SigningStargateClient.connectWithSigner(
+  rpc,
+  await Secp256k1Wallet.fromKey(Buffer.from(secret, "hex"), "poly"),
+  { ...options, registry, aminoTypes },
+);
+const topUp = { typeUrl: "/polylink.market.v1.MsgTopUp", value: { payer: address, session, amount: "1000000" } };
+await succeed("top up by amino JSON", byAmino.signAndBroadcast(address, [topUp], 1.5));
+const asked = await query.queryAbci("/polylink.market.v1.Query/Session", Id.encode({ session }).finish());
+const held = Session.decode(typeOf({ 1: ["session", "bytes"] }).decode(asked.value).session);
+assert.deepEqual([held.id, held.payer, held.deposit, held.cap], [session, address, "3000000", "3000000"]);
+const unknown = await ours.signAndBroadcast(address, [{ ...topUp, value: { ...topUp.value, session: 999_999n } }], {
+  amount: coins(25_000, "uplk"),
+  gas: "1000000",
+});
+assert.ok(unknown.code !== 0 && /session/.test(unknown.rawLog), unknown.rawLog);
+
 console.log(`CosmJS: chain ${chainId}, simulated ${gas} gas, sent ${sent.transactionHash} in block ${sent.height}`);
 console.log(`CosmJS: staked with ${validator}, directly and by amino JSON`);
+console.log(`CosmJS: opened session ${session} by messages of our own, in direct mode and by amino JSON`);
 console.log(`CosmJS: redelegated, several receivers, granted fees, two of three keys, vesting, proposals ${textId} and ${changeId}`);
 client.disconnect();
 electing.disconnect();
 amino.disconnect();
+ours.disconnect();
+byAmino.disconnect();
 comet.disconnect();
 reader.disconnect();
 poor.disconnect();
