@@ -7,10 +7,16 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use polylink_protocol::DENOM;
+use polylink_protocol::market::profile_digest;
+use polylink_protocol::market_v1::ModelProfile;
+use polylink_protocol::tiqe::VrfKey;
+use polylink_protocol::{DENOM, Digest, Message as _};
 use tendermint_abci::Application;
 
+use crate::bank::Pool;
 use crate::context::{BlockTime, Context};
+use crate::error::TxError;
+use crate::gas::Metered;
 use crate::modules::{MODULES, QueryContext};
 use crate::store::{Layer, MemoryState, Overlay, StateRead, probe_chunk};
 use crate::testing::{CHAIN_ID, GENESIS_SECONDS, genesis, key};
@@ -32,11 +38,24 @@ const FRAME_BYTES_MAX: usize = 1 << 20;
 /// What a query's answer may have at most, in bytes: a thousand rows of some thousand bytes.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
-/// A small chain's state: five accounts, one validator, everything else at its genesis.
+/// Blocks that [`STATE`] has behind it.
+const BLOCKS_BEHIND: u64 = 240;
+
+/// A small chain's state: five accounts, one validator, and what blocks of made-up messages have left since genesis, so that
+/// there is something to vote on, to withdraw, to leave.
 static STATE: LazyLock<MemoryState> = LazyLock::new(|| {
     let time = BlockTime { seconds: GENESIS_SECONDS, nanos: 0 };
     let (changes, _) = crate::chain::genesis(CHAIN_ID, time, &genesis(5)).expect("the test genesis is a good one");
-    MemoryState(changes.into_iter().filter_map(|(key, value)| Some((key, value?))).collect())
+    let mut state = MemoryState(changes.into_iter().filter_map(|(key, value)| Some((key, value?))).collect());
+    for height in 1..=BLOCKS_BEHIND {
+        let data: Vec<u8> =
+            (0..128_u64).flat_map(|n| Digest::of(&[height, n].map(u64::to_be_bytes).concat()).0).collect();
+        let mut layer = Overlay::new(&state as &dyn StateRead);
+        made_up_block(&mut Choices(&data), height, 12, &mut layer);
+        let changes = layer.into_changes();
+        state.apply(&changes);
+    }
+    state
 });
 
 fn block(height: u64) -> Context {
@@ -46,7 +65,7 @@ fn block(height: u64) -> Context {
 
 /// Decodes the bytes as a transaction and runs it in every mode.
 pub fn transaction(data: &[u8]) {
-    let ctx = block(1);
+    let ctx = block(BLOCKS_BEHIND + 1);
     for mode in [Mode::Check, Mode::Simulate, Mode::Deliver] {
         let mut layer = Overlay::new(&*STATE as &dyn StateRead);
         let _ = tx::run(&ctx, &mut layer, data, mode);
@@ -66,36 +85,47 @@ pub fn message(data: &[u8]) {
 
 /// As [`message`]; returns the type URLs of those that succeeded.
 pub fn executed(data: &[u8]) -> Vec<&'static str> {
-    let mut done = Vec::new();
     let mut choices = Choices(data);
-    let urls: Vec<&'static str> = router::type_urls().collect();
     let mut state = Overlay::new(&*STATE as &dyn StateRead);
+    let mut done = Vec::new();
     for height in 1..=choices.below(3) as u64 + 1 {
-        let mut ctx = block(height);
-        for module in MODULES {
-            let begun = (module.begin_block)(&mut ctx, &mut state);
-            assert_eq!(begun, Ok(()), "{} at height {height}", module.name);
-        }
-        for _ in 0..=choices.below(4) {
-            let url = urls[choices.below(urls.len())];
-            let Some(route) = router::message(url) else { continue };
-            let bytes = if choices.below(8) == 0 {
-                choices.rest(64).to_vec()
-            } else {
-                choices.message(schema::full_name(url), 4)
-            };
-            let handle = |layer: &mut Layer<'_>| (route.execute)(&bytes, &mut ctx, layer);
-            if (route.check)(&bytes).is_ok() && state.attempt(handle).is_ok() {
-                done.push(url);
-            }
-        }
-        for module in MODULES {
-            let ended = (module.end_block)(&mut ctx, &mut state);
-            assert_eq!(ended, Ok(()), "{} at height {height}", module.name);
-        }
+        let most = choices.below(4) + 1;
+        done.extend(made_up_block(&mut choices, BLOCKS_BEHIND + height, most, &mut state));
         assert_eq!(bank::check_conservation(&*STATE, state.changes()), Ok(()));
         assert_eq!(distribution::check_conservation(&*STATE, state.changes()), Ok(()));
         assert_eq!((staking::scan(&state), distribution::scan(&state)), (Ok(()), Ok(())));
+    }
+    done
+}
+
+/// A block with so many messages. Returns the type URLs of those that succeeded.
+fn made_up_block(choices: &mut Choices<'_>, height: u64, messages: usize, state: &mut Layer<'_>) -> Vec<&'static str> {
+    let urls: Vec<&'static str> = router::type_urls().collect();
+    let mut done = Vec::new();
+    let mut ctx = block(height);
+    for module in MODULES {
+        let begun = (module.begin_block)(&mut ctx, state);
+        assert_eq!(begun, Ok(()), "{} at height {height}", module.name);
+    }
+    for _ in 0..messages {
+        let url = urls[choices.below(urls.len())];
+        let Some(route) = router::message(url) else { continue };
+        let bytes =
+            if choices.below(8) == 0 { choices.rest(64).to_vec() } else { choices.message(schema::full_name(url), 4) };
+        // Now and then the gas is used up on the way.
+        let left = if choices.below(4) == 0 { choices.below(50_000) as u64 } else { u64::MAX };
+        let handle = |layer: &mut Layer<'_>| {
+            let mut metered = Metered::new(layer, left);
+            let done = (route.execute)(&bytes, &mut ctx, &mut metered);
+            if metered.gas() <= left { done } else { Err(TxError::OutOfGas { limit: left, used: metered.gas() }) }
+        };
+        if (route.check)(&bytes).is_ok() && state.attempt(handle).is_ok() {
+            done.push(url);
+        }
+    }
+    for module in MODULES {
+        let ended = (module.end_block)(&mut ctx, state);
+        assert_eq!(ended, Ok(()), "{} at height {height}", module.name);
     }
     done
 }
@@ -125,7 +155,8 @@ pub fn query(data: &[u8]) {
     let path = paths[choices.below(paths.len())];
     let Some(route) = router::query(path) else { return };
     let request = if choices.below(4) == 0 { choices.rest(256).to_vec() } else { choices.blind() };
-    let ctx = QueryContext { chain_id: CHAIN_ID.into(), height: 1, epoch: 0, epoch_blocks: 20 };
+    let ctx =
+        QueryContext { chain_id: CHAIN_ID.into(), height: BLOCKS_BEHIND, epoch: BLOCKS_BEHIND / 20, epoch_blocks: 20 };
     if let Ok(answer) = (route.answer)(&request, &ctx, &*STATE) {
         assert!(answer.len() <= ANSWER_BYTES_MAX, "{path} answers {} bytes", answer.len());
     }
@@ -180,6 +211,10 @@ impl<'a> Choices<'a> {
         let account = key(self.byte() % 3 + 1).address();
         match self.below(10) {
             0 => self.text(),
+            _ if name == "authority" => Pool::Gov.address().account(),
+            _ if is(&["provider"]) => account.account(),
+            _ if is(&["title", "summary", "metadata", "details"]) => "about something".into(),
+            _ if name == "weight" => ["1", "1000000000000000000"][self.below(2)].into(),
             _ if is(&["validator"]) && !is(&["delegator"]) => {
                 key(if self.below(4) == 0 { 1 } else { 200 }).address().valoper()
             }
@@ -202,22 +237,57 @@ impl<'a> Choices<'a> {
         }
     }
 
+    /// A number that a field of this name mostly holds.
+    fn fitting_number(&mut self, name: &str) -> u64 {
+        let small = u64::from(self.byte());
+        match name {
+            _ if self.below(8) == 0 => self.number(),
+            "proposal_id" | "session" | "trial" | "report" => small % 8,
+            "option" => small % 4 + 1,
+            "epoch" => small % (2 + BLOCKS_BEHIND / 20),
+            "expiry_epoch" => BLOCKS_BEHIND / 20 + small,
+            "tickets" => small % 4 + 1,
+            "royalty_bps" | "window" | "prompt" | "cached_prompt" | "completion" => small,
+            "context_length" | "capacity_tokens_per_epoch" => 1_000 * (small + 1),
+            _ => self.number(),
+        }
+    }
+
     fn bytes(&mut self) -> Vec<u8> {
         let length = [0, 1, 20, 33, 64, 80].get(self.below(24)).copied().unwrap_or(32);
         vec![self.byte(); length]
     }
 
+    /// Bytes that a field of this name mostly holds.
+    fn fitting_bytes(&mut self, name: &str) -> Vec<u8> {
+        let choice = self.byte() % 3;
+        match name {
+            _ if self.below(8) == 0 => self.bytes(),
+            "profile_digest" | "profiles" => profile_digest(&profile(choice)).to_vec(),
+            "tls_key" | "x25519_key" => vec![choice + 1; 32],
+            _ if name.ends_with("_key") => VrfKey::from_bytes(&[choice + 1; 32]).public_key().to_vec(),
+            _ => self.bytes(),
+        }
+    }
+
     /// A message of a known type, its fields filled with what passes for them.
     fn message(&mut self, name: &str, depth: usize) -> Vec<u8> {
+        if name == "polylink.market.v1.ModelProfile" && self.below(4) > 0 {
+            return profile(self.byte() % 3).encode_to_vec();
+        }
         let mut out = Vec::new();
         for field in schema::of(name).unwrap_or_default() {
             let times = if field.repeated { self.below(8).div_ceil(5) } else { usize::from(self.below(24) != 0) };
             for _ in 0..times {
                 match field.kind {
                     Kind::Text | Kind::Dec => put_bytes(&mut out, field.number, self.fitting(field.name).as_bytes()),
-                    Kind::Bytes => put_bytes(&mut out, field.number, &self.bytes()),
-                    Kind::Long | Kind::ZigZagLong => put_number(&mut out, field.number, self.number()),
-                    Kind::Int => put_number(&mut out, field.number, self.number() & u64::from(u32::MAX)),
+                    Kind::Bytes => put_bytes(&mut out, field.number, &self.fitting_bytes(field.name)),
+                    Kind::Long | Kind::ZigZagLong => {
+                        put_number(&mut out, field.number, self.fitting_number(field.name))
+                    }
+                    Kind::Int => {
+                        put_number(&mut out, field.number, self.fitting_number(field.name) & u64::from(u32::MAX));
+                    }
                     Kind::Bool => put_number(&mut out, field.number, u64::from(self.byte() & 1)),
                     Kind::Float => {
                         put_key(&mut out, field.number, 5);
@@ -237,7 +307,11 @@ impl<'a> Choices<'a> {
     fn any(&mut self, depth: usize) -> Vec<u8> {
         let nested = schema::AMINO_KEYS.iter().chain(schema::AMINO_NESTED).map(|(name, _)| *name);
         let names: Vec<&str> = nested.chain(router::type_urls().map(schema::full_name)).collect();
-        let name = names[self.below(names.len())];
+        // Half of them what governance may do.
+        let is_governed = |url: &&str| router::message(url).is_some_and(|route| route.governed);
+        let governed: Vec<&str> = router::type_urls().filter(is_governed).map(schema::full_name).collect();
+        let from = if self.below(2) == 0 { governed } else { names };
+        let name = from[self.below(from.len())];
         let mut out = Vec::new();
         put_bytes(&mut out, 1, format!("/{name}").as_bytes());
         put_bytes(&mut out, 2, &self.message(name, depth));
@@ -265,6 +339,23 @@ impl<'a> Choices<'a> {
             }
         }
         out
+    }
+}
+
+/// One of three profiles.
+fn profile(number: u8) -> ModelProfile {
+    let digest = vec![number + 1; 32];
+    ModelProfile {
+        id: format!("polylink/one@{number}"),
+        config_digest: digest.clone(),
+        tokenizer_digest: digest.clone(),
+        chat_template_digest: digest.clone(),
+        generation_config_digest: digest.clone(),
+        weights_digest: digest,
+        weight_quantization: "none".into(),
+        compute_dtype: "f32".into(),
+        kv_dtype: "f32".into(),
+        numerics: "exact-1".into(),
     }
 }
 
