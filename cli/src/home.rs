@@ -45,6 +45,10 @@ impl Home {
     pub fn ledger(&self) -> PathBuf {
         self.0.join("ledger")
     }
+    /// What the ledger was asked, where it writes that down.
+    pub fn requests(&self) -> PathBuf {
+        self.0.join("requests")
+    }
     /// A service's own directory.
     pub fn service(&self, role: &str) -> PathBuf {
         self.0.join(role)

@@ -25,6 +25,8 @@ fn nobody_disagrees_and_nothing_is_lost() {
     assert_eq!(value("faults.inflicted"), 6.0);
     assert!(value("faults.committed") > 20.0 && value("faults.committed") <= value("faults.sent"));
     assert!(value("faults.heights_compared") > 20.0);
+    // Four ledgers and a double node's, and one life more after each of kill, wipe and sync.
+    assert!(value("faults.ledger_lives") >= 8.0 && value("faults.requests_checked") > 500.0);
     for kind in ["kill_ledger", "freeze", "wipe", "sync", "cut", "double_sign"] {
         assert!(value(&format!("faults.{kind}.recovery.max")) <= 60.0, "{kind}");
     }

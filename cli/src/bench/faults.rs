@@ -4,9 +4,10 @@ use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use polylink_abci_app::server::check_records;
 use polylink_bench::faults::{self, Fault, Home as Lying, Links, Network, Options, SENDERS};
 use polylink_bench::ledger::network::{Node, Program};
-use polylink_bench::row;
+use polylink_bench::row::{self, Row};
 use polylink_protocol::Amount;
 
 use super::ledger::Removed;
@@ -127,9 +128,11 @@ pub async fn run(args: &FaultsArgs, output: &Output) -> Result<(), CliError> {
     let comet = find_binary(args.cometbft.as_deref())?;
     let folder = std::env::temp_dir().join(format!("polylink-faults-{}", std::process::id()));
     let _removed = Removed(folder.clone());
-    let network = network(&folder, args.validators, &comet).await?;
+    let (network, records) = network(&folder, args.validators, &comet).await?;
     let begun = Instant::now();
-    let rows = faults::run(&options, network, |what| eprintln!("{:>4} s  {what}", begun.elapsed().as_secs())).await?;
+    let mut rows =
+        faults::run(&options, network, |what| eprintln!("{:>4} s  {what}", begun.elapsed().as_secs())).await?;
+    rows.extend(requests(&records)?);
     output.say(row::table(&rows));
     match &args.json {
         Some(path) => Ok(row::write_json(path, &rows)?),
@@ -138,7 +141,8 @@ pub async fn run(args: &FaultsArgs, output: &Output) -> Result<(), CliError> {
 }
 
 /// Writes the homes, with peers that are reached through the links, and one more with the first validator's key.
-async fn network(folder: &Path, validators: usize, comet: &Path) -> Result<Network, CliError> {
+/// Returns where each ledger writes down what it is asked too.
+async fn network(folder: &Path, validators: usize, comet: &Path) -> Result<(Network, Vec<PathBuf>), CliError> {
     let links = Links::bind(validators + 1).await?;
     let plan = Plan {
         chain_id: "polylink-faults-1".into(),
@@ -160,9 +164,22 @@ async fn network(folder: &Path, validators: usize, comet: &Path) -> Result<Netwo
         member.peers = peers.join(",");
     }
     let ports = members.iter().map(|member| member.ports["p2p"]).collect();
+    let records = members.iter().map(|member| member.home.requests()).collect();
     let mut homes = members.iter().map(|member| lying(member, comet)).collect::<Result<Vec<_>, _>>()?;
     let twin = homes.pop().ok_or_else(|| CliError::role("bench", "no home was written"))?;
-    Ok(Network { homes, twin, ports, links })
+    Ok((Network { homes, twin, ports, links }, records))
+}
+
+/// What all ledgers were asked keeps to CometBFT's grammar in each of their lives: how much that is.
+fn requests(records: &[PathBuf]) -> Result<[Row; 2], CliError> {
+    let (mut lives, mut requests) = (0, 0);
+    // The double node may never have been started.
+    for folder in records.iter().filter(|folder| folder.exists()) {
+        let (begun, asked) = check_records(folder).map_err(|error| CliError::role("node", error))?;
+        (lives, requests) = (lives + begun, requests + asked);
+    }
+    let row = |what: &str, count: usize| Row::new(format!("faults.{what}"), count as f64, "", 1, 0.0);
+    Ok([row("ledger_lives", lives), row("requests_checked", requests)])
 }
 
 /// A home with a key of its own as a node and another's as a validator.
@@ -195,7 +212,7 @@ fn lying(member: &Member, comet: &Path) -> Result<Lying, CliError> {
     };
     let ledger = Program {
         path: program,
-        args: args(&["ledger", "--snapshot-interval", SNAPSHOT_INTERVAL, "--home"], home.path()),
+        args: args(&["ledger", "--record-requests", "--snapshot-interval", SNAPSHOT_INTERVAL, "--home"], home.path()),
         env: vec![(SUPERVISED.into(), "1".into())],
     };
     let data = home.node().join("data");

@@ -48,7 +48,7 @@ pub async fn ledger(args: &LedgerArgs, home: &Path) -> Result<(), CliError> {
     config.retain_blocks = args.retain_blocks;
     config.skip_upgrades.clone_from(&args.skip_upgrades);
     config.snapshot_interval = args.snapshot_interval;
-    config.record = args.record_requests.then(|| home.path().join("requests"));
+    config.record = args.record_requests.then(|| home.requests());
     if let Some(height) = args.rollback {
         rollback(&config, height).map_err(|e| wrong(&e))?;
         println!("the ledger is at height {height}");
