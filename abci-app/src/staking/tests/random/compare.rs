@@ -86,7 +86,11 @@ impl Run {
                 _ => Status::Unbonded,
             };
             prop_assert_eq!(status, model.status, "{}", n);
-            prop_assert_eq!(found.jailed, model.jailed, "{}: {:?}", n, &model);
+            // The model's shares are floating-point numbers: whether an operator's own stake is just below its minimum of one
+            // is the ledger's to say.
+            let on_edge = (model.worth(*n) - 1.0).abs() < 1e-5;
+            prop_assert!(found.jailed == model.jailed || on_edge, "{n} is jailed: {}; {model:?}", found.jailed);
+            model.jailed = found.jailed;
             let tombstoned = slashing::signing_info(state, &consensus(*n)).is_some_and(|info| info.tombstoned);
             prop_assert_eq!(tombstoned, model.tombstoned);
             for by in 1..=ACCOUNTS {
