@@ -16,7 +16,7 @@ use crate::upgrade::{self, Halt, Upgrades};
 use crate::{bank, distribution, export, staking};
 
 /// The version of the keys and values of the state, and of the store's layout. A change to any raises it.
-pub const SCHEMA_VERSION: u64 = 10;
+pub const SCHEMA_VERSION: u64 = 11;
 
 /// The chain's id: `0x01` → UTF-8.
 pub const CHAIN_ID: u8 = 0x01;

@@ -16,7 +16,7 @@ use jmt::proof::SparseMerkleRangeProof;
 use jmt::{KeyHash, Sha256Jmt};
 use sha2::Sha256;
 
-use super::tree::PREIMAGE;
+use super::tree::{PREIMAGE, decode_preimage};
 use super::{MAX_KEY_BYTES, Pair, Snapshot, StoreError};
 
 /// The longest chunk that is made. CometBFT passes on 16 MB.
@@ -38,9 +38,10 @@ pub fn cut<E: From<StoreError>>(
     let mut chunk = Open::default();
     let rows = snapshot.database().prefix(&snapshot.tables().tree, [PREIMAGE]).map(Guard::into_inner);
     for row in rows {
-        let (name, key) = row.map_err(StoreError::from)?;
+        let (name, row) = row.map_err(StoreError::from)?;
+        let (_, key) = decode_preimage(&row)?;
         // A key that was deleted within the window has its preimage still.
-        let Some(value) = snapshot.read(&key)? else { continue };
+        let Some(value) = snapshot.read(key)? else { continue };
         let hash = name.get(1..).and_then(|hash| hash.try_into().ok()).map(KeyHash);
         let hash = hash.ok_or_else(|| StoreError::Damaged("a preimage's row is not of a hash".into()))?;
         let size = 2 + key.len() + 4 + value.len();
@@ -50,7 +51,7 @@ pub fn cut<E: From<StoreError>>(
         if let Some(last) = chunk.last.filter(|_| 4 + chunk.pairs.len() + size + PROOF_BYTES_MAX > bytes_max) {
             sink(std::mem::take(&mut chunk).close(snapshot, last)?)?;
         }
-        chunk.push(&key, &value, hash);
+        chunk.push(key, &value, hash);
     }
     match chunk.last {
         Some(last) => sink(chunk.close(snapshot, last)?),

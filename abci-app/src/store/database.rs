@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use fjall::{Database, KeyspaceCreateOptions, PersistMode, Readable, Slice};
@@ -12,10 +11,10 @@ use rayon::prelude::*;
 use super::snapshot::{Head, Snapshot};
 use super::times::Moment;
 use super::tree::{
-    EMPTY_ROOT, NODE, Tables, Upper, VALUE, deleted_row, encode_value, key_hash, preimage_row, root_of, value_row,
+    HEIGHT, Tables, Upper, deleted_row, encode_preimage, key_hash, preimage_row, root_of, value_row, valued_key,
 };
 use super::update::{Before, Change, Update, update};
-use super::{AppHash, Changes, MAX_KEY_BYTES, Memo, Order, StateRead, StoreError, fault, prune, restore, times};
+use super::{AppHash, Changes, MAX_KEY_BYTES, Memo, Order, StateRead, StoreError, fault, node, prune, restore, times};
 
 const SCHEMA: &[u8] = b"mschema";
 pub(super) const HEAD: &[u8] = b"mhead";
@@ -61,8 +60,6 @@ pub(super) struct Inner {
     pub writer: Mutex<()>,
     /// What the row of [`restore`] says.
     restored: Mutex<Option<u8>>,
-    /// Marks of staleness below this height are all done with.
-    pub pruned: AtomicU64,
     pub upper: RwLock<Upper>,
 }
 
@@ -83,6 +80,8 @@ pub struct Staged {
 struct Rows {
     /// New values and deleted keys, in their order.
     state: Vec<(Slice, Option<Slice>)>,
+    /// New values and marks of staleness.
+    heights: Vec<(Slice, Slice)>,
     /// New rows of the table of the rest.
     tree: Vec<(Slice, Slice)>,
     /// What no readable height needs any more.
@@ -128,11 +127,11 @@ impl Store {
         let builder = builder.max_journaling_size(options.journal_bytes.max(JOURNAL_BYTES_MIN));
         let database = behind_blocks(|| builder.open()).map_err(open)?;
         let layout = || KeyspaceCreateOptions::default().max_memtable_size(16 << 20);
-        // A node that is looked for is there: its table needs no filter to say so.
-        let of_nodes = || layout().max_memtable_size(32 << 20).expect_point_read_hits(true);
+        // What is looked for there is there: its table needs no filter to say so.
+        let of_heights = || layout().max_memtable_size(32 << 20).expect_point_read_hits(true);
         let tables = Tables {
             state: database.keyspace("state", layout).map_err(open)?,
-            nodes: database.keyspace("nodes", of_nodes).map_err(open)?,
+            heights: database.keyspace("heights", of_heights).map_err(open)?,
             tree: database.keyspace("tree", layout).map_err(open)?,
         };
         match tables.tree.get(SCHEMA)? {
@@ -149,7 +148,7 @@ impl Store {
         }
         let head = match tables.tree.get(HEAD)? {
             Some(row) => decode_head(&row)?,
-            None => Head { height: 0, oldest: 0, app_hash: EMPTY_ROOT },
+            None => Head::default(),
         };
         let newest = Snapshot::new(database.snapshot(), tables.clone(), head);
         if newest.app_hash_at(head.height)? != head.app_hash {
@@ -165,7 +164,6 @@ impl Store {
             newest,
             writer: Mutex::default(),
             restored,
-            pruned: AtomicU64::new(0),
             upper: RwLock::default(),
         }));
         if store.restored() == Some(restore::UNDER_WAY) {
@@ -271,6 +269,7 @@ impl Store {
             .map(|((key, value), known)| Change {
                 key: key_hash(key),
                 value: value.as_ref().map(|value| key_hash(value).0),
+                since: height,
                 known: *known,
             })
             .collect();
@@ -293,19 +292,23 @@ impl Store {
         let (app_hash, tree) = updated.map_err(|reason| StoreError::Tree { height, reason: format!("{reason:#}") })?;
 
         let mut marks = prune::Marks::default();
-        tree.stale.iter().for_each(|row| marks.node(row));
-        leaves.iter().filter(|change| change.known).for_each(|change| marks.values(&change.key));
+        tree.stale.iter().for_each(|row| marks.row(row));
+        let deleted = leaves.iter().filter(|change| change.known && change.value.is_none());
+        deleted.for_each(|change| marks.row(&deleted_row(&change.key, height)));
         let changed = |key: &KeyHash| leaves.binary_search_by(|change| change.key.cmp(key)).is_ok();
-        let range = (self.0.pruned.load(Ordering::Relaxed), self.oldest_after(&newest, height));
+        let range = (newest.pruned(), self.oldest_after(&newest, height));
         let (due, pruned) = prune::due(&newest, tables, range, 2 * marks.count() + prune::SLACK, changed)?;
-        let (mut state, mut others) = (Vec::with_capacity(rows.len()), Vec::with_capacity(2 * rows.len()));
+        let (mut state, mut heights, mut tree_rows) = (Vec::new(), Vec::new(), Vec::new());
         for (pair, [value, of_key]) in rows {
             state.push(pair);
-            others.extend(value.into_iter().chain(of_key));
+            heights.extend(value);
+            tree_rows.extend(of_key);
         }
-        others.extend(marks.rows(height).map(|(row, marks)| (row.into(), marks.into())));
-        others.par_sort_unstable();
-        Ok(Staged { height, base, app_hash, changes: kept, tree, rows: Rows { state, tree: others, due, pruned } })
+        heights.extend(marks.rows(height).map(|(row, marks)| (row.into(), marks.into())));
+        heights.par_sort_unstable();
+        tree_rows.sort_unstable();
+        let rows = Rows { state, heights, tree: tree_rows, due, pruned };
+        Ok(Staged { height, base, app_hash, changes: kept, tree, rows })
     }
 
     /// The oldest readable height once a block of `height` is committed.
@@ -330,14 +333,17 @@ impl Store {
             return Err(StoreError::Height { height, committed: newest.height() });
         }
         let tables = &self.0.tables;
-        let head = Head { height, oldest: self.oldest_after(&newest, height), app_hash };
+        let head = Head { height, oldest: self.oldest_after(&newest, height), pruned: rows.pruned, app_hash };
 
         let mut batch = self.0.database.batch().durability(Some(PersistMode::SyncAll));
         for row in rows.due {
             batch.remove(tables.of(&row), row);
         }
         for made in &tree.nodes {
-            batch.insert(&tables.nodes, made.row.clone(), made.node.clone());
+            batch.insert(&tables.heights, made.row.clone(), made.node.clone());
+        }
+        for (row, value) in rows.heights {
+            batch.insert(&tables.heights, row, value);
         }
         for (row, value) in rows.tree {
             batch.insert(&tables.tree, row, value);
@@ -356,7 +362,6 @@ impl Store {
         fault::reach("commit: before the batch");
         batch.commit()?;
         fault::reach("commit: durable");
-        self.0.pruned.store(rows.pruned, Ordering::Relaxed);
         self.0.upper.write().unwrap_or_else(PoisonError::into_inner).advance(&tree);
         self.set_restored(None);
         self.publish(head);
@@ -379,11 +384,13 @@ impl Store {
     /// tests and reports.
     pub fn tree_rows(&self) -> Result<(usize, usize), StoreError> {
         let newest = self.snapshot();
-        let count = |kind: u8| {
-            let mut rows = newest.database().prefix(self.0.tables.of(&[kind]), [kind]).map(fjall::Guard::key);
-            rows.try_fold(0, |count, row| row.map(|_| count + 1))
-        };
-        Ok((count(NODE)?, count(VALUE)?))
+        let (mut nodes, mut values) = (0, 0);
+        for row in newest.database().prefix(&self.0.tables.heights, [HEIGHT]).map(fjall::Guard::key) {
+            let row = row?;
+            nodes += usize::from(node::parse_row(&row).is_some());
+            values += usize::from(valued_key(&row).is_some());
+        }
+        Ok((nodes, values))
     }
 }
 
@@ -411,26 +418,27 @@ fn rows_of(
     change: &Change,
     height: u64,
 ) -> ((Slice, Option<Slice>), [Row; 2]) {
-    let of_height = (value_row(&change.key, height).into(), encode_value(value.as_deref()).into());
-    let of_key = match (value, change.known) {
-        (Some(_), false) => Some(preimage_row(&change.key)),
-        (None, true) => Some(deleted_row(&change.key, height)),
+    let value = value.as_deref().map(Slice::from);
+    let of_height = value.clone().map(|value| (value_row(&change.key.0, height), value));
+    let of_key = match (&value, change.known) {
+        (Some(_), false) => Some((preimage_row(&change.key).into(), encode_preimage(height, key))),
+        (None, true) => Some((deleted_row(&change.key, height).into(), key.as_slice().into())),
         _ => None,
     };
-    let of_key = of_key.map(|row| (row.into(), key.as_slice().into()));
-    ((key.as_slice().into(), value.as_deref().map(Slice::from)), [Some(of_height), of_key])
+    ((key.as_slice().into(), value), [of_height, of_key])
 }
 
 pub(super) fn encode_head(head: &Head) -> Vec<u8> {
-    [&head.height.to_be_bytes()[..], &head.oldest.to_be_bytes(), &head.app_hash].concat()
+    [&head.height.to_be_bytes()[..], &head.oldest.to_be_bytes(), &head.pruned.to_be_bytes(), &head.app_hash].concat()
 }
 
 fn decode_head(row: &[u8]) -> Result<Head, StoreError> {
-    let row: [u8; 48] = fixed(row, "the head")?;
+    let row: [u8; 56] = fixed(row, "the head")?;
     Ok(Head {
         height: u64::from_be_bytes(fixed(&row[..8], "the height")?),
         oldest: u64::from_be_bytes(fixed(&row[8..16], "the oldest height")?),
-        app_hash: fixed(&row[16..], "the root")?,
+        pruned: u64::from_be_bytes(fixed(&row[16..24], "the height of pruning")?),
+        app_hash: fixed(&row[24..], "the root")?,
     })
 }
 

@@ -21,12 +21,15 @@ use jmt::storage::{LeafNode, Node, NodeKey};
 use jmt::{KeyHash, ValueHash};
 use sha2::{Digest, Sha256};
 
-use super::tree::{EMPTY_ROOT, NODE};
+use super::tree::{EMPTY_ROOT, HEIGHT};
 
 const EMPTY: u8 = 0;
 const LEAF: u8 = 1;
 const BRANCH: u8 = 2;
 const PATCH: u8 = 3;
+
+/// The longest path of a node.
+const NIBBLES_MAX: u8 = 64;
 
 /// The longest age.
 const AGE_BYTES_MAX: usize = 10;
@@ -36,7 +39,7 @@ const NODE_BYTES_MAX: usize = 1 + AGE_BYTES_MAX + 6 + 16 * (64 + AGE_BYTES_MAX);
 /// The row of the node at the first `nibbles` of `path`.
 pub(super) fn row(path: &[u8; 32], nibbles: usize, version: u64) -> Slice {
     let mut row = [0; 42];
-    row[0] = NODE;
+    row[0] = HEIGHT;
     row[1..9].copy_from_slice(&version.to_be_bytes());
     row[9] = nibbles as u8;
     let bytes = nibbles.div_ceil(2);
@@ -79,10 +82,10 @@ fn below(mut path: [u8; 32], nibbles: usize, nibble: usize) -> [u8; 32] {
     path
 }
 
-/// The version and the path of a node's row.
+/// The version and the path of a node's row; none where the row is of something else.
 pub(super) fn parse_row(row: &[u8]) -> Option<(u64, usize, &[u8])> {
-    let (version, rest) = row.strip_prefix(&[NODE])?.split_first_chunk()?;
-    let (&nibbles, path) = rest.split_first()?;
+    let (version, rest) = row.strip_prefix(&[HEIGHT])?.split_first_chunk()?;
+    let (&nibbles, path) = rest.split_first().filter(|(nibbles, _)| **nibbles <= NIBBLES_MAX)?;
     Some((u64::from_be_bytes(*version), nibbles.into(), path))
 }
 
@@ -119,7 +122,8 @@ impl Leaf {
     }
 }
 
-/// A branch's child, with the version that it is of.
+/// A branch's child. A branch's version is that of its row, a leaf's the height that gave it its value: where the shape of
+/// the tree moves a leaf, `jmt` makes that its version, which nothing here needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Child {
     /// It has a row of its own.
@@ -173,7 +177,8 @@ pub(super) struct Branch {
 #[expect(clippy::large_enum_variant, reason = "most are branches, and none is kept")]
 pub(super) enum Stored {
     Empty,
-    Leaf(Leaf),
+    /// With the height that gave it its value.
+    Leaf(Leaf, u64),
     Branch(Branch),
 }
 
@@ -314,12 +319,13 @@ impl Encoding {
     }
 }
 
-/// The encoding of a tree of one leaf.
-pub(super) fn encode_leaf(leaf: &Leaf) -> Slice {
-    let mut bytes = [LEAF; 65];
-    bytes[1..33].copy_from_slice(&leaf.key);
-    bytes[33..].copy_from_slice(&leaf.value);
-    Slice::from(&bytes[..])
+/// The encoding of a tree of one leaf in a row of this version, with the height that gave it its value.
+pub(super) fn encode_leaf(leaf: &Leaf, version: u64, since: u64) -> Slice {
+    let mut bytes = Encoding::new(LEAF);
+    bytes.put(&leaf.key);
+    bytes.put(&leaf.value);
+    bytes.age(version, since);
+    bytes.finish()
 }
 
 /// The encoding of an empty tree's root.
@@ -373,7 +379,10 @@ pub(super) fn decode(bytes: &Slice, version: u64, base: Option<&Slice>) -> Optio
     let (kind, mut rest) = bytes.split_first()?;
     let stored = match *kind {
         EMPTY => Stored::Empty,
-        LEAF => Stored::Leaf(Leaf::of(rest.split_off(..64)?.first_chunk()?)),
+        LEAF => {
+            let leaf = Leaf::of(rest.split_off(..64)?.first_chunk()?);
+            Stored::Leaf(leaf, take_version(&mut rest, version)?)
+        }
         BRANCH => {
             let origin = Origin { version, base: version, whole: bytes.clone() };
             let mut branch = Branch { origin: Some(origin), ..Branch::new() };
@@ -403,7 +412,10 @@ pub(super) fn decode(bytes: &Slice, version: u64, base: Option<&Slice>) -> Optio
 pub(super) fn encode(key: &NodeKey, node: &Node, mut leaf: impl FnMut(&Slice) -> Option<Leaf>) -> Option<Slice> {
     match node {
         Node::Null => Some(encode_empty()),
-        Node::Leaf(leaf) => key.nibble_path().is_empty().then(|| encode_leaf(&Leaf::of_jmt(leaf))),
+        Node::Leaf(leaf) => {
+            let (leaf, version) = (Leaf::of_jmt(leaf), key.version());
+            key.nibble_path().is_empty().then(|| encode_leaf(&leaf, version, version))
+        }
         Node::Internal(internal) => {
             let mut branch = Branch::new();
             for (nibble, child) in internal.children_sorted() {
@@ -424,7 +436,7 @@ impl Stored {
     pub(super) fn into_jmt(self) -> anyhow::Result<Node> {
         Ok(match self {
             Stored::Empty => Node::Null,
-            Stored::Leaf(leaf) => Node::Leaf(leaf.into_jmt()),
+            Stored::Leaf(leaf, _) => Node::Leaf(leaf.into_jmt()),
             Stored::Branch(branch) => {
                 // `jmt` makes such a node from its encoding only.
                 let mut bytes = vec![1];

@@ -6,9 +6,9 @@
 //! stale and some slack, so that a backlog (after the window was shortened) shrinks while no block
 //! ever waits for all of it.
 //!
-//! Every mark removes the one value that its own commit overwrote, and the next search begins where the
-//! last one ended: a scan from the first mark or the first version on would walk over everything that
-//! was removed before and is not compacted yet.
+//! A mark names the row that is stale, or the deletion whose height has passed; the next search begins at the height where
+//! the last one ended, which the head says: a scan from the first mark on would walk over everything that was removed
+//! before and is not compacted yet.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ use jmt::KeyHash;
 
 use super::StoreError;
 use super::snapshot::Snapshot;
-use super::tree::{NODE, STALE, Tables, VALUE, deleted_row, preimage_row, value_row};
+use super::tree::{DELETED, HEIGHT, STALE, Tables, decode_preimage, preimage_row};
 
 /// Rows of backlog that any commit removes, whatever its own size.
 pub(super) const SLACK: usize = 1024;
@@ -25,8 +25,8 @@ pub(super) const SLACK: usize = 1024;
 /// Marks of one row at most.
 const ROW_MARKS: usize = 512;
 
-/// The marks of a commit, row by row: each mark is the length of what it names (1) and that, a node's row, or `v` ‖ SHA-256
-/// of the key whose values below the commit's height are stale.
+/// The marks of a commit, row by row: each mark is the length of what it names (1) and that, the row of a node, of a value
+/// or of a deletion.
 #[derive(Default)]
 pub(super) struct Marks {
     rows: Vec<Vec<u8>>,
@@ -34,25 +34,15 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    /// Marks a node as stale.
-    pub(super) fn node(&mut self, row: &[u8]) {
-        self.mark(&[row]);
-    }
-
-    /// Marks the older values of a key as stale.
-    pub(super) fn values(&mut self, key: &KeyHash) {
-        self.mark(&[&[VALUE], &key.0]);
-    }
-
-    fn mark(&mut self, what: &[&[u8]]) {
+    /// Marks a row.
+    pub(super) fn row(&mut self, what: &[u8]) {
         if self.count.is_multiple_of(ROW_MARKS) {
             self.rows.push(Vec::new());
         }
         self.count += 1;
-        let length = what.iter().map(|part| part.len()).sum::<usize>();
         if let Some(row) = self.rows.last_mut() {
-            row.push(u8::try_from(length).expect("a row of the tree has at most 53 bytes"));
-            what.iter().for_each(|part| row.extend_from_slice(part));
+            row.push(u8::try_from(what.len()).expect("a row of the tree has at most 42 bytes"));
+            row.extend_from_slice(what);
         }
     }
 
@@ -76,11 +66,11 @@ fn take_mark<'a>(marks: &mut &'a [u8]) -> Option<&'a [u8]> {
 }
 
 fn stale_row(since: u64, index: &[u8]) -> Vec<u8> {
-    [&[STALE], &since.to_be_bytes()[..], index].concat()
+    [&[HEIGHT], &since.to_be_bytes()[..], &[STALE], index].concat()
 }
 
-/// The rows that no height from `oldest` on needs, found through some `limit` marks from height `from` on (the last row of
-/// them is taken whole); the marks' rows are among them. `changed` says which keys the commit itself writes: their
+/// The rows that no height from `oldest` on needs, found through some `limit` marks and heights from `from` on (the last row
+/// of marks is taken whole); the marks' rows are among them. `changed` says which keys the commit itself writes: their
 /// preimages stay. Also the height at which the next search begins.
 pub(super) fn due(
     newest: &Snapshot,
@@ -90,60 +80,44 @@ pub(super) fn due(
     changed: impl Fn(&KeyHash) -> bool,
 ) -> Result<(BTreeSet<Vec<u8>>, u64), StoreError> {
     let mut rows = BTreeSet::new();
-    let mut next = oldest.saturating_add(1);
-    let marks = stale_row(from.min(next), &[])..stale_row(next, &[]);
+    let next = oldest.saturating_add(1);
+    if newest.height() == 0 {
+        return Ok((rows, next));
+    }
+    let damaged = || StoreError::Damaged("a mark of staleness has no known form".into());
     let mut count = 0;
-    for guard in newest.database().range(&tables.tree, marks) {
-        let (key, marks) = guard.into_inner()?;
-        let damaged = || StoreError::Damaged("a mark of staleness has no known form".into());
-        let since = u64::from_be_bytes(*key[1..].first_chunk::<8>().ok_or_else(damaged)?);
+    for since in from.min(next)..next {
         if count >= limit {
-            next = since;
-            break;
+            return Ok((rows, since));
         }
-        let mut marks = &*marks;
-        while !marks.is_empty() {
-            let what = take_mark(&mut marks).ok_or_else(damaged)?;
-            count += 1;
-            match what.split_first() {
-                Some((&NODE, _)) => {
-                    rows.insert(what.to_vec());
-                }
-                Some((&VALUE, key)) => {
-                    let key = KeyHash(key.try_into().map_err(|_| damaged())?);
-                    due_values(newest, tables, &mut rows, &key, since, &changed)?;
-                }
-                _ => return Err(damaged()),
+        count += 1;
+        for guard in newest.database().prefix(&tables.heights, stale_row(since, &[])) {
+            if count >= limit {
+                return Ok((rows, since));
             }
+            let (key, marks) = guard.into_inner()?;
+            let mut marks = &*marks;
+            while !marks.is_empty() {
+                let what = take_mark(&mut marks).ok_or_else(damaged)?;
+                count += 1;
+                match what.split_first() {
+                    Some((&HEIGHT, _)) => {}
+                    Some((&DELETED, rest)) => {
+                        let key = KeyHash(*rest.last_chunk().ok_or_else(damaged)?);
+                        let preimage = preimage_row(&key);
+                        let row = newest.database().get(&tables.tree, &preimage)?;
+                        let there = row.map(|row| decode_preimage(&row).map(|(there, _)| there)).transpose()?;
+                        // Unless the key has come back.
+                        if there.is_some_and(|there| there < since) && !changed(&key) {
+                            rows.insert(preimage);
+                        }
+                    }
+                    _ => return Err(damaged()),
+                }
+                rows.insert(what.to_vec());
+            }
+            rows.insert(key.to_vec());
         }
-        rows.insert(key.to_vec());
     }
     Ok((rows, next))
-}
-
-/// The value of `key` that was overwritten at `since`; where it was deleted then, the marker too, and the
-/// preimage if the key has not come back.
-fn due_values(
-    newest: &Snapshot,
-    tables: &Tables,
-    rows: &mut BTreeSet<Vec<u8>>,
-    key: &KeyHash,
-    since: u64,
-    changed: &impl Fn(&KeyHash) -> bool,
-) -> Result<(), StoreError> {
-    let database = newest.database();
-    if let Some(overwritten) = database.range(&tables.tree, value_row(key, 0)..value_row(key, since)).next_back() {
-        rows.insert(overwritten.key()?.to_vec());
-    }
-    let marker = value_row(key, since);
-    if database.get(&tables.tree, &marker)?.is_some_and(|value| *value == [0]) {
-        let later = value_row(key, since + 1)..=value_row(key, u64::MAX);
-        let came_back = database.range(&tables.tree, later).next().is_some();
-        rows.insert(marker);
-        rows.insert(deleted_row(key, since));
-        if !came_back && !changed(key) {
-            rows.insert(preimage_row(key));
-        }
-    }
-    Ok(())
 }

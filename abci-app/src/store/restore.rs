@@ -9,7 +9,6 @@
 //! [`Restore`].
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,7 +21,7 @@ use sha2::Sha256;
 use super::database::{HEAD, encode_head};
 use super::node::{self, Leaf};
 use super::snapshot::{Head, Snapshot};
-use super::tree::{EMPTY_ROOT, Tables, encode_value, key_hash, preimage_row, value_row};
+use super::tree::{EMPTY_ROOT, Tables, encode_preimage, key_hash, preimage_row, value_row};
 use super::{AppHash, Store, StoreError, chunk, fault};
 
 /// The row that says what became of a restore: one byte of [`UNDER_WAY`] or [`RESTORED`].
@@ -75,11 +74,10 @@ impl Store {
         batch.remove(&tables.tree, HEAD);
         batch.commit()?;
         self.set_restored(Some(UNDER_WAY));
-        self.0.pruned.store(0, Ordering::Relaxed);
         self.0.upper.write().unwrap_or_else(PoisonError::into_inner).clear();
         fault::reach("restore: marked");
         let all = self.0.database.snapshot();
-        for table in [&tables.state, &tables.nodes, &tables.tree] {
+        for table in [&tables.state, &tables.heights, &tables.tree] {
             let mut batch = self.0.database.batch();
             let mut rows = 0;
             for key in all.iter(table).map(Guard::key) {
@@ -95,7 +93,7 @@ impl Store {
             }
             batch.commit()?;
         }
-        self.publish(Head { height: 0, oldest: 0, app_hash: EMPTY_ROOT });
+        self.publish(Head::default());
         Ok(())
     }
 }
@@ -164,13 +162,15 @@ fn add(
     let tables = &store.0.tables;
     let mut batch = store.0.database.batch();
     for (key, value) in pairs {
-        batch.insert(&tables.tree, preimage_row(&key_hash(&key)), key.as_slice());
+        batch.insert(&tables.tree, preimage_row(&key_hash(&key)), encode_preimage(height, &key));
         batch.insert(&tables.state, key, value);
     }
     let written = sink.take();
     put_nodes(&mut batch, tables, leaves, &written)?;
     for ((_, key), value) in written.values() {
-        batch.insert(&tables.tree, value_row(key, height), encode_value(value.as_deref()));
+        if let Some(value) = value {
+            batch.insert(&tables.heights, value_row(&key.0, height), value.as_slice());
+        }
     }
     batch.commit()?;
     fault::reach("restore: chunk written");
@@ -192,7 +192,7 @@ fn put_nodes(
     }
     for (key, node) in written.nodes() {
         match node::encode(key, node, |row| leaves.remove(row)) {
-            Some(bytes) => batch.insert(&tables.nodes, node::row_of(key), bytes),
+            Some(bytes) => batch.insert(&tables.heights, node::row_of(key), bytes),
             None if matches!(node, Node::Leaf(_)) => {}
             None => return Err(StoreError::Damaged("a branch is built before its leaves".into())),
         }
@@ -214,7 +214,7 @@ fn finish(
     let mut batch = store.0.database.batch();
     put_nodes(&mut batch, tables, leaves, &sink.take())?;
     batch.commit()?;
-    let head = Head { height, oldest: height, app_hash };
+    let head = Head { height, oldest: height, pruned: height, app_hash };
     let whole = Snapshot::new(store.0.database.snapshot(), tables.clone(), head);
     // What was proved of each chunk is the beginning of the tree; this is the end.
     if whole.app_hash_at(height)? != app_hash {

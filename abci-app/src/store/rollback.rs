@@ -1,15 +1,20 @@
 //! Going back to an older height: the way out where a program has committed a block wrongly.
 //!
 //! The values of every key at that height are still there as far as the pruning window reaches, and so are the tree's
-//! nodes; what later heights wrote is removed, in one atomic batch. A scan over all keys.
+//! nodes; what later heights wrote is removed, and the keys that they changed get their values of that height, in one atomic
+//! batch. A scan over those heights, and over deletions within the window.
+
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
 
 use fjall::{Guard, PersistMode, Readable};
-use std::sync::PoisonError;
+use jmt::KeyHash;
+use jmt::storage::TreeReader;
 
 use super::database::{HEAD, encode_head, fixed};
 use super::snapshot::Head;
 use super::times::TIME;
-use super::tree::{DELETED, NODE, PREIMAGE, STALE, VALUE};
+use super::tree::{DELETED, HEIGHT, decode_preimage, encode_preimage, preimage_row, valued_key};
 use super::{Store, StoreError};
 
 impl Store {
@@ -21,11 +26,22 @@ impl Store {
         let app_hash = newest.app_hash_at(height)?;
         let (tables, all) = (&self.0.tables, newest.database());
         let mut batch = self.0.database.batch().durability(Some(PersistMode::SyncAll));
-        for kind in [NODE, STALE, DELETED] {
-            let (after, end) = ([&[kind], &(height + 1).to_be_bytes()[..]].concat(), vec![kind + 1]);
-            let table = tables.of(&after);
-            for row in all.range(table, after..end) {
-                batch.remove(table, row.key()?);
+        let mut touched = BTreeSet::new();
+        let (after, end) = ([&[HEIGHT], &(height + 1).to_be_bytes()[..]].concat(), vec![HEIGHT + 1]);
+        for row in all.range(&tables.heights, after..end).map(Guard::key) {
+            let row = row?;
+            touched.extend(valued_key(&row));
+            batch.remove(&tables.heights, row);
+        }
+        let mut deleted = BTreeSet::new();
+        for row in all.prefix(&tables.tree, [DELETED]).map(Guard::key) {
+            let row = row?;
+            let (at, key) = deletion(&row)?;
+            if at > height {
+                touched.insert(key);
+                batch.remove(&tables.tree, row);
+            } else {
+                deleted.insert(key);
             }
         }
         for row in all.prefix(&tables.tree, [TIME]).map(Guard::into_inner) {
@@ -34,34 +50,41 @@ impl Store {
                 batch.remove(&tables.tree, row);
             }
         }
-        for row in all.prefix(&tables.tree, [PREIMAGE]).map(Guard::into_inner) {
-            let (preimage, key) = row?;
-            let hash = preimage.get(1..).unwrap_or_default();
-            let (mut value, mut versions) = (None, 0);
-            for row in all.prefix(&tables.tree, [&[VALUE], hash].concat()).map(Guard::into_inner) {
-                let (row, stored) = row?;
-                let version = row.last_chunk().map_or(0, |version| u64::from_be_bytes(*version));
-                if version > height {
-                    batch.remove(&tables.tree, row);
-                    continue;
+        let view = newest.view();
+        for hash in touched {
+            let row = preimage_row(&hash);
+            let missing = || StoreError::Damaged("a key has no preimage".into());
+            let preimage = all.get(&tables.tree, &row)?.ok_or_else(missing)?;
+            let (since, key) = decode_preimage(&preimage)?;
+            let value = view.get_value_option(height, hash).map_err(|reason| {
+                let reason = format!("{reason:#}");
+                StoreError::Tree { height, reason }
+            })?;
+            // A key that has come since was there before, or is still to be shown absent where it was deleted, or neither.
+            if since > height {
+                match (&value, deleted.contains(&hash)) {
+                    (Some(_), _) => batch.insert(&tables.tree, row, encode_preimage(height, key)),
+                    (None, true) => batch.insert(&tables.tree, row, encode_preimage(0, key)),
+                    (None, false) => batch.remove(&tables.tree, row),
                 }
-                versions += 1;
-                value = stored.strip_prefix(&[1]).map(<[u8]>::to_vec);
             }
-            if versions == 0 {
-                batch.remove(&tables.tree, preimage);
-            }
-            match (newest.read(&key)?, value) {
-                (current, value) if current == value => {}
-                (_, Some(value)) => batch.insert(&tables.state, key, value),
-                (_, None) => batch.remove(&tables.state, key),
+            match value {
+                Some(value) => batch.insert(&tables.state, key, value),
+                None => batch.remove(&tables.state, key),
             }
         }
-        let head = Head { height, oldest: newest.oldest(), app_hash };
+        let pruned = newest.pruned().min(height + 1);
+        let head = Head { height, oldest: newest.oldest(), pruned, app_hash };
         batch.insert(&tables.tree, HEAD, encode_head(&head));
         batch.commit()?;
         self.publish(head);
         self.0.upper.write().unwrap_or_else(PoisonError::into_inner).clear();
         Ok(())
     }
+}
+
+/// The height and the key of a deletion's row.
+fn deletion(row: &[u8]) -> Result<(u64, KeyHash), StoreError> {
+    let row: [u8; 41] = fixed(row, "the row of a deletion")?;
+    Ok((u64::from_be_bytes(fixed(&row[1..9], "a height")?), KeyHash(fixed(&row[9..], "a key")?)))
 }

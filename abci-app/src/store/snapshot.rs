@@ -15,7 +15,16 @@ use super::{AppHash, MAX_KEY_BYTES, Order, PairIter, StateRead, StoreError};
 pub(super) struct Head {
     pub height: u64,
     pub oldest: u64,
+    /// Marks of staleness below this height are all done with.
+    pub pruned: u64,
     pub app_hash: AppHash,
+}
+
+impl Default for Head {
+    /// Before the first block.
+    fn default() -> Self {
+        Head { height: 0, oldest: 0, pruned: 0, app_hash: EMPTY_ROOT }
+    }
 }
 
 /// The state after one commit. Cheap to clone; reads never wait for a writer. Reads through
@@ -50,6 +59,11 @@ impl Snapshot {
     /// The oldest height that can be read and proved.
     pub fn oldest(&self) -> u64 {
         self.0.head.oldest
+    }
+
+    /// Marks of staleness below this height are all done with.
+    pub(super) fn pruned(&self) -> u64 {
+        self.0.head.pruned
     }
 
     /// Its root.

@@ -10,18 +10,18 @@ use jmt::{KeyHash, OwnedValue, RootHash, Sha256Jmt, Version};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::AppHash;
-use super::node::{self, Leaf, Stored};
+use super::node::{self, Child, Leaf, Stored};
 use super::update::Update;
+use super::{AppHash, StoreError};
 
 /// The tables of the store.
 #[derive(Clone)]
 pub(super) struct Tables {
     /// Current values.
     pub state: Keyspace,
-    /// The tree's nodes. Alone, because each block's lie behind those of the one before: the database moves them from
-    /// level to level without writing them again.
-    pub nodes: Keyspace,
+    /// What a height writes and no later one changes: nodes, values and marks of staleness. Alone, because each height's lie
+    /// behind those of the one before: the database moves them from level to level without writing them again.
+    pub heights: Keyspace,
     /// All else; a row's first byte says what it is.
     pub tree: Keyspace,
 }
@@ -29,20 +29,21 @@ pub(super) struct Tables {
 impl Tables {
     /// Where a row lies that is none of the current values.
     pub(super) fn of(&self, row: &[u8]) -> &Keyspace {
-        if row.first() == Some(&NODE) { &self.nodes } else { &self.tree }
+        if row.first() == Some(&HEIGHT) { &self.heights } else { &self.tree }
     }
 }
 
-/// First byte of a tree node's row.
-pub(super) const NODE: u8 = b'n';
-/// First byte of a value's row.
+/// First byte of what a height writes; the height follows, and a byte that says what it is: a node's number of nibbles,
+/// [`STALE`] or [`VALUE`].
+pub(super) const HEIGHT: u8 = b'h';
+/// Of marks of staleness.
+pub(super) const STALE: u8 = b's';
+/// Of a value.
 pub(super) const VALUE: u8 = b'v';
 /// First byte of a preimage's row.
 pub(super) const PREIMAGE: u8 = b'p';
 /// First byte of the row of a deletion.
 pub(super) const DELETED: u8 = b'd';
-/// First byte of a mark of staleness.
-pub(super) const STALE: u8 = b's';
 
 /// The root of a state without any key. It is never empty, as an application hash may not be.
 pub const EMPTY_ROOT: AppHash = *b"SPARSE_MERKLE_PLACEHOLDER_HASH__";
@@ -52,9 +53,20 @@ pub(super) fn key_hash(key: &[u8]) -> KeyHash {
     KeyHash(Sha256::digest(key).into())
 }
 
-/// The row of a key's value at a version.
-pub(super) fn value_row(key: &KeyHash, version: Version) -> Vec<u8> {
-    [&[VALUE], &key.0[..], &version.to_be_bytes()].concat()
+/// The row of the value that a key was given at a height.
+pub(super) fn value_row(key: &[u8; 32], height: Version) -> Slice {
+    let mut row = [0; 42];
+    row[0] = HEIGHT;
+    row[1..9].copy_from_slice(&height.to_be_bytes());
+    row[9] = VALUE;
+    row[10..].copy_from_slice(key);
+    Slice::from(&row[..])
+}
+
+/// The key whose value a row of a height holds.
+pub(super) fn valued_key(row: &[u8]) -> Option<KeyHash> {
+    let (&kind, key) = row.get(9..)?.split_first()?;
+    key.try_into().ok().filter(|_| row[0] == HEIGHT && kind == VALUE).map(KeyHash)
 }
 
 /// The row of a key's preimage.
@@ -62,17 +74,20 @@ pub(super) fn preimage_row(key: &KeyHash) -> Vec<u8> {
     [&[PREIMAGE], &key.0[..]].concat()
 }
 
+/// A preimage: the height since which the key is there (or was, before it was deleted), and the key.
+pub(super) fn encode_preimage(since: Version, key: &[u8]) -> Slice {
+    Slice::from([&since.to_be_bytes(), key].concat())
+}
+
+/// What the row of a preimage holds.
+pub(super) fn decode_preimage(row: &[u8]) -> Result<(Version, &[u8]), StoreError> {
+    let (since, key) = row.split_first_chunk().ok_or_else(|| StoreError::Damaged("a preimage is cut off".into()))?;
+    Ok((u64::from_be_bytes(*since), key))
+}
+
 /// The row of a key's deletion, which holds the key.
 pub(super) fn deleted_row(key: &KeyHash, version: Version) -> Vec<u8> {
     [&[DELETED], &version.to_be_bytes()[..], &key.0].concat()
-}
-
-/// The encoding of a value or of its absence.
-pub(super) fn encode_value(value: Option<&[u8]>) -> Vec<u8> {
-    match value {
-        Some(value) => [&[1][..], value].concat(),
-        None => vec![0],
-    }
 }
 
 /// The nodes next to the root, of the committed tree: every block walks through them. They are at most
@@ -108,7 +123,7 @@ impl Upper {
             let read = |(path, version): &([u8; 32], u64)| {
                 let mut rows = [None, None];
                 let mut row = |of| {
-                    let found = snapshot.get(&tables.nodes, node::row(path, nibbles, of))?;
+                    let found = snapshot.get(&tables.heights, node::row(path, nibbles, of))?;
                     // Of its own: what a table gives keeps the whole block that it lies in.
                     let found = found.map(|row| Slice::from(&*row));
                     rows[usize::from(of != *version)] = found.clone().map(|row| (of, row));
@@ -179,6 +194,28 @@ impl<'a> TreeView<'a> {
     pub(super) fn new(tables: &'a Tables, snapshot: &'a fjall::Snapshot) -> Self {
         TreeView { tables, snapshot, leaves: RefCell::default() }
     }
+
+    /// The height that gave a key the value that it has at a readable height; none where it has none.
+    fn since(&self, key: &KeyHash, height: Version) -> Result<Option<Version>> {
+        let mut version = height;
+        for depth in 0.. {
+            let row = |of| self.snapshot.get(&self.tables.heights, node::row(&key.0, depth, of));
+            let (leaf, since) = match read_node(row, version)?.context("a tree node is missing")? {
+                Stored::Empty => return Ok(None),
+                Stored::Leaf(leaf, since) => (leaf, since),
+                Stored::Branch(branch) => match node::nibble(&key.0, depth).and_then(|at| branch.child(at)) {
+                    None => return Ok(None),
+                    Some(Child::Leaf { leaf, version }) => (leaf, version),
+                    Some(Child::Branch { version: below, .. }) => {
+                        version = below;
+                        continue;
+                    }
+                },
+            };
+            return Ok((leaf.key == key.0).then_some(since));
+        }
+        Ok(None)
+    }
 }
 
 impl TreeReader for TreeView<'_> {
@@ -187,7 +224,7 @@ impl TreeReader for TreeView<'_> {
             return Ok(Some(Node::Leaf(leaf.into_jmt())));
         }
         let of_version = |version| NodeKey::new(version, key.nibble_path().clone());
-        let row = |version| self.snapshot.get(&self.tables.nodes, node::row_of(&of_version(version)));
+        let row = |version| self.snapshot.get(&self.tables.heights, node::row_of(&of_version(version)));
         let Some(node) = read_node(row, key.version())? else { return Ok(None) };
         if let Stored::Branch(branch) = &node {
             let leaves = branch.leaves().map(|(at, leaf, version)| (node::child_row_of(key, at, version), leaf));
@@ -196,15 +233,10 @@ impl TreeReader for TreeView<'_> {
         node.into_jmt().map(Some)
     }
 
-    fn get_value_option(&self, max_version: Version, key_hash: KeyHash) -> Result<Option<OwnedValue>> {
-        let rows = value_row(&key_hash, 0)..=value_row(&key_hash, max_version);
-        let Some(newest) = self.snapshot.range(&self.tables.tree, rows).next_back() else { return Ok(None) };
-        let value = newest.value()?;
-        match value.split_first() {
-            Some((1, value)) => Ok(Some(value.to_vec())),
-            Some((0, [])) => Ok(None),
-            _ => bail!("a value row has no marker"),
-        }
+    fn get_value_option(&self, height: Version, key: KeyHash) -> Result<Option<OwnedValue>> {
+        let Some(since) = self.since(&key, height)? else { return Ok(None) };
+        let value = self.snapshot.get(&self.tables.heights, value_row(&key.0, since))?;
+        value.map(|value| Some(value.to_vec())).context("a value is missing")
     }
 
     fn get_rightmost_leaf(&self) -> Result<Option<(NodeKey, LeafNode)>> {
@@ -214,7 +246,8 @@ impl TreeReader for TreeView<'_> {
 
 impl HasPreimage for TreeView<'_> {
     fn preimage(&self, key_hash: KeyHash) -> Result<Option<Vec<u8>>> {
-        Ok(self.snapshot.get(&self.tables.tree, preimage_row(&key_hash))?.map(|key| key.to_vec()))
+        let row = self.snapshot.get(&self.tables.tree, preimage_row(&key_hash))?;
+        Ok(row.map(|row| decode_preimage(&row).map(|(_, key)| key.to_vec())).transpose()?)
     }
 }
 

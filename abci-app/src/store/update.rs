@@ -1,6 +1,6 @@
 //! The Merkle tree after a block.
 //!
-//! The tree is `jmt`'s: its hashes, its shape, its versions. A block changes thousands of keys in it, so this is made for
+//! The tree is `jmt`'s: its hashes, its shape, its branches' versions. A block changes thousands of keys in it, so this is made for
 //! many at a time: they come in the order of their hashes, each node that they touch is read, hashed and written once,
 //! and the subtrees next to the root are worked on by all cores. What a subtree becomes depends on its keys alone, so the
 //! result is the same on any number of them.
@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::AppHash;
 use super::node::{self, Branch, Child, Leaf, Origin, Stored};
-use super::tree::{EMPTY_ROOT, Tables, UPPER_NIBBLES, Upper, read_node};
+use super::tree::{EMPTY_ROOT, Tables, UPPER_NIBBLES, Upper, read_node, value_row};
 
 /// Nodes of so many nibbles and fewer hand their children to all cores…
 const PARALLEL_NIBBLES: usize = 1;
@@ -28,6 +28,8 @@ pub(super) struct Change {
     pub key: KeyHash,
     /// The hash of its value; none where it is deleted.
     pub value: Option<[u8; 32]>,
+    /// The height that gives it.
+    pub since: u64,
     /// Whether the tree has it: what else lies in the database of it is then stale.
     pub known: bool,
 }
@@ -37,7 +39,7 @@ pub(super) struct Change {
 pub(super) struct Update {
     /// New nodes.
     pub nodes: Vec<Made>,
-    /// Rows of nodes that later heights do not need.
+    /// Rows of nodes and of values that later heights do not need.
     pub stale: Vec<Slice>,
 }
 
@@ -77,11 +79,11 @@ pub(super) struct Before<'a> {
     pub version: Option<u64>,
 }
 
-/// What has become of a subtree. Its leaf lies nowhere yet: it may move up.
+/// What has become of a subtree. Its leaf, with the height that gave it its value, lies nowhere yet: it may move up.
 #[derive(Clone, Copy)]
 enum Subtree {
     Empty,
-    Leaf(Leaf),
+    Leaf(Leaf, u64),
     Branch([u8; 32]),
 }
 
@@ -96,7 +98,7 @@ pub(super) fn update(before: &Before<'_>, changes: &[Change], height: u64) -> Re
             stored => {
                 update.stale.push(node::row(&path, 0, version));
                 match stored {
-                    Stored::Leaf(leaf) => beside(changes, leaf, 0, height, &mut update),
+                    Stored::Leaf(leaf, since) => beside(changes, leaf, since, 0, height, &mut update),
                     _ => create(changes, 0, height, &mut update),
                 }
             }
@@ -105,8 +107,8 @@ pub(super) fn update(before: &Before<'_>, changes: &[Change], height: u64) -> Re
     let row = node::row(&path, 0, height);
     let root = match after {
         Subtree::Branch(hash) => hash,
-        Subtree::Leaf(leaf) => {
-            update.put(row, node::encode_leaf(&leaf));
+        Subtree::Leaf(leaf, since) => {
+            update.put(row, node::encode_leaf(&leaf, height, since));
             leaf.hash()
         }
         Subtree::Empty => {
@@ -144,16 +146,17 @@ fn child_of(after: Subtree, height: u64) -> Option<Child> {
     match after {
         Subtree::Empty => None,
         Subtree::Branch(hash) => Some(Child::Branch { hash, version: height }),
-        Subtree::Leaf(leaf) => Some(Child::Leaf { leaf, version: height }),
+        Subtree::Leaf(leaf, since) => Some(Child::Leaf { leaf, version: since }),
     }
 }
 
 /// A subtree where there was none.
 fn create(changes: &[Change], depth: usize, height: u64, update: &mut Update) -> Subtree {
-    let mut live = changes.iter().filter_map(|change| Some(Leaf { key: change.key.0, value: change.value? }));
-    let Some(leaf) = live.next() else { return Subtree::Empty };
+    let leaf = |change: &Change| Some((Leaf { key: change.key.0, value: change.value? }, change.since));
+    let mut live = changes.iter().filter_map(leaf);
+    let Some((leaf, since)) = live.next() else { return Subtree::Empty };
     if live.next().is_none() {
-        return Subtree::Leaf(leaf);
+        return Subtree::Leaf(leaf, since);
     }
     let mut branch = Branch::new();
     for (at, group) in groups(changes, depth) {
@@ -162,11 +165,14 @@ fn create(changes: &[Change], depth: usize, height: u64, update: &mut Update) ->
     put(branch, &leaf.key, depth, height, update)
 }
 
-/// A subtree where there was a leaf.
-fn beside(changes: &[Change], leaf: Leaf, depth: usize, height: u64, update: &mut Update) -> Subtree {
-    let there = Change { key: KeyHash(leaf.key), value: Some(leaf.value), known: true };
+/// A subtree where there was a leaf, whose value is of the height `since`.
+fn beside(changes: &[Change], leaf: Leaf, since: u64, depth: usize, height: u64, update: &mut Update) -> Subtree {
+    let there = Change { key: KeyHash(leaf.key), value: Some(leaf.value), since, known: true };
     match changes.binary_search_by(|change| change.key.cmp(&there.key)) {
-        Ok(_) => create(changes, depth, height, update),
+        Ok(_) => {
+            update.stale.push(value_row(&leaf.key, since));
+            create(changes, depth, height, update)
+        }
         Err(at) => {
             let with = [&changes[..at], &[there], &changes[at..]].concat();
             create(&with, depth, height, update)
@@ -178,7 +184,7 @@ impl Before<'_> {
     fn read(&self, path: &[u8; 32], depth: usize, version: u64) -> Result<Stored> {
         let row = |version| match self.upper.get(path, depth, version) {
             Some(known) => Ok(Some(known)),
-            None => self.snapshot.get(&self.tables.nodes, node::row(path, depth, version)),
+            None => self.snapshot.get(&self.tables.heights, node::row(path, depth, version)),
         };
         let found = read_node(row, version)?;
         found.with_context(|| format!("the node of version {version} at depth {depth} is missing"))
@@ -195,7 +201,7 @@ impl Before<'_> {
     ) -> Result<Subtree> {
         match child {
             None => Ok(create(changes, depth, height, update)),
-            Some(Child::Leaf { leaf, .. }) => Ok(beside(changes, leaf, depth, height, update)),
+            Some(Child::Leaf { leaf, version }) => Ok(beside(changes, leaf, version, depth, height, update)),
             Some(Child::Branch { version, .. }) => {
                 let path = &changes[0].key.0;
                 match self.read(path, depth, version)? {
@@ -237,7 +243,9 @@ impl Before<'_> {
         let after = match present.count_ones() {
             0 => Subtree::Empty,
             // A leaf that is alone moves up.
-            1 if leaves == present => branch.leaves().next().map_or(Subtree::Empty, |(_, leaf, _)| Subtree::Leaf(leaf)),
+            1 if leaves == present => {
+                branch.leaves().next().map_or(Subtree::Empty, |(_, leaf, since)| Subtree::Leaf(leaf, since))
+            }
             _ => return Ok(put(branch, path, depth, height, update)),
         };
         if let Some(origin) = &branch.origin {

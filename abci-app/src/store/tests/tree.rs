@@ -7,8 +7,8 @@ use jmt::storage::{LeafNode, Node, NodeKey, TreeReader};
 use jmt::{KeyHash, OwnedValue, Sha256Jmt, Version};
 use proptest::prelude::*;
 
-use super::super::node::{self, Child, Leaf, Stored};
-use super::super::tree::{Upper, key_hash, read_node};
+use super::super::node::{self, Branch, Child, Leaf, Stored};
+use super::super::tree::{Upper, key_hash, read_node, value_row, valued_key};
 use super::super::{Changes, EMPTY_ROOT, KeyBuilder};
 use super::{commit, open};
 
@@ -46,11 +46,22 @@ fn key_of(row: &[u8]) -> NodeKey {
     NodeKey::new(version, (0..nibbles).map(|at| (node::nibble(path, at).unwrap() as u8).into()).collect())
 }
 
+/// A branch's encoding as if its leaves were of its version.
+fn without_ages(mut branch: Branch, version: u64) -> Slice {
+    let leaves: Vec<_> = branch.leaves().collect();
+    for (at, leaf, _) in leaves {
+        branch.set(at, Some(Child::Leaf { leaf, version }));
+    }
+    branch.encode(version)
+}
+
 /// A tree as its rows hold it.
 #[derive(Default)]
 struct Walk {
-    /// Its branches, and a root of another kind, whole.
+    /// Its branches, and a root of another kind, whole, as if their leaves were as old as they are.
     whole: BTreeMap<Slice, Slice>,
+    /// What each leaf says of the height that gave it its value.
+    since: BTreeMap<[u8; 32], u64>,
     /// All nodes as `jmt` has them.
     nodes: HashMap<NodeKey, Node>,
     /// The rows that it lies in.
@@ -70,15 +81,19 @@ impl Walk {
         let stored = read_node(of_version, version).unwrap().expect("the row is there");
         match &stored {
             Stored::Empty => drop(self.whole.insert(row.clone(), node::encode_empty())),
-            Stored::Leaf(leaf) => drop(self.whole.insert(row.clone(), node::encode_leaf(leaf))),
+            Stored::Leaf(leaf, since) => {
+                self.since.insert(leaf.key, *since);
+                self.whole.insert(row.clone(), node::encode_leaf(leaf, version, version));
+            }
             Stored::Branch(branch) => {
-                self.whole.insert(row.clone(), branch.encode(version));
+                self.whole.insert(row.clone(), without_ages(branch.clone(), version));
                 for (at, child) in (0..16).filter_map(|at| Some((at, branch.child(at)?))) {
                     match child {
                         Child::Branch { version, .. } => {
                             self.enter(rows, &node::child_row_of(&key_of(row), at, version));
                         }
                         Child::Leaf { leaf, version } => {
+                            self.since.insert(leaf.key, version);
                             let row = node::child_row_of(&key_of(row), at, version);
                             self.nodes.insert(key_of(&row), Node::Leaf(leaf.into_jmt()));
                         }
@@ -93,13 +108,15 @@ impl Walk {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
-    /// On the same tree a block leads to the same root; to the same tree with the same versions too, unless it both sets
-    /// and deletes: `jmt` then moves a leaf up and down again, which here stays where it is. What is not stale is needed.
+    /// On the same tree a block leads to the same root; to the same tree with the same versions of branches too, unless it
+    /// both sets and deletes: `jmt` then moves a leaf up and down again, which here stays where it is. What is not stale is
+    /// needed. A leaf is of the height that gave it its value, wherever it has moved since.
     #[test]
     fn blocks_make_the_tree_of_jmt(blocks in prop::collection::vec(block(), 1..12)) {
         let dir = tempfile::tempdir().unwrap();
         let store = open(&dir, 1_000);
         let (mut nodes, mut state, mut rows) = (Nodes::default(), BTreeMap::new(), BTreeMap::new());
+        let mut since = BTreeMap::new();
         for (height, block) in (1..).zip(&blocks) {
             let mut changes: Changes =
                 block.iter().map(|(key, value)| (key.to_be_bytes().to_vec(), value.map(|value| vec![value]))).collect();
@@ -115,7 +132,16 @@ proptest! {
             let (root, batch) = Sha256Jmt::new(&nodes).put_value_set(leaves, height).unwrap();
             prop_assert_eq!(staged.app_hash(), root.0);
             for row in &staged.tree.stale {
-                prop_assert!(rows.remove(row).is_some(), "what is stale was there");
+                match valued_key(row) {
+                    Some(KeyHash(key)) => {
+                        let of = since.remove(&key).map(|height| value_row(&key, height));
+                        prop_assert_eq!(of.as_ref(), Some(row), "the value before");
+                    }
+                    None => prop_assert!(rows.remove(row).is_some(), "what is stale was there"),
+                }
+            }
+            for (key, _) in changes.iter().filter(|(_, value)| value.is_some()) {
+                prop_assert_eq!(since.insert(key_hash(key).0, height), None, "the value before is stale");
             }
             for made in &staged.tree.nodes {
                 prop_assert!(rows.insert(made.row.clone(), made.node.clone()).is_none(), "one row of each node");
@@ -123,6 +149,7 @@ proptest! {
             let mut ours = Walk::default();
             ours.enter(&rows, &node::row(&[0; 32], 0, height));
             prop_assert_eq!(&ours.used, &rows.keys().cloned().collect());
+            prop_assert_eq!(&ours.since, &since);
             if changes.values().all(Option::is_some) || changes.values().all(Option::is_none) {
                 for stale in &batch.stale_node_index_batch {
                     nodes.0.remove(&stale.node_key);
@@ -134,8 +161,15 @@ proptest! {
                     Node::Leaf(leaf) => Some(Leaf::of_jmt(leaf)),
                     _ => None,
                 };
-                let whole = nodes.0.iter().filter_map(|(key, of)| Some((node::row_of(key), node::encode(key, of, leaf)?)));
-                prop_assert_eq!(&ours.whole, &whole.collect());
+                let encoded = |(key, of): (&NodeKey, &Node)| {
+                    let (version, bytes) = (key.version(), node::encode(key, of, leaf)?);
+                    let bytes = match node::decode(&bytes, version, None)? {
+                        Stored::Branch(branch) => without_ages(branch, version),
+                        _ => bytes,
+                    };
+                    Some((node::row_of(key), bytes))
+                };
+                prop_assert_eq!(&ours.whole, &nodes.0.iter().filter_map(encoded).collect());
                 prop_assert_eq!(ours.nodes.len(), nodes.0.len());
             }
             nodes.0 = ours.nodes;
@@ -182,7 +216,7 @@ fn what_is_no_node_is_refused() {
     let Some(Stored::Branch(read)) = node::decode(&patch, 1 << 41, Some(&whole)) else { panic!("no branch") };
     assert!((0..16).all(|at| read.child(at) == patched.child(at)));
     for (bytes, version, base) in
-        [(&node::encode_leaf(&leaf), 1, None), (&whole, 1 << 40, None), (&patch, 1 << 41, Some(&whole))]
+        [(&node::encode_leaf(&leaf, 1, 1), 1, None), (&whole, 1 << 40, None), (&patch, 1 << 41, Some(&whole))]
     {
         assert!(node::decode(bytes, version, base).is_some());
         for end in 0..bytes.len() {
