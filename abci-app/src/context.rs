@@ -200,10 +200,11 @@ impl Context {
         }
     }
 
-    /// Emits an event. Attributes with an empty value are left out, since clients refuse them.
+    /// Emits an event. Attributes with an empty value are left out, since clients refuse them; but for a fee of nothing,
+    /// which the SDK shows so.
     pub fn emit<const N: usize>(&mut self, kind: &'static str, attributes: [(&'static str, String); N]) {
         if !self.silent {
-            let attributes = attributes.into_iter().filter(|(key, value)| !key.is_empty() && !value.is_empty());
+            let attributes = attributes.into_iter().filter(|(key, value)| !value.is_empty() || *key == "fee");
             self.events.push(Event { kind, attributes: attributes.collect(), indexed: true });
         }
     }

@@ -5,9 +5,12 @@
 
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use polylink_protocol::cosmos::cosmos::auth::v1beta1::Params;
+use polylink_protocol::cosmos::cosmos::crypto::multisig::v1beta1::MultiSignature;
 use polylink_protocol::keys::verify_secp256k1;
-use polylink_protocol::{Address, Amount, DENOM};
+use polylink_protocol::{Address, Amount, DENOM, Message as _};
 
 use super::decode::{ModeAndBytes, Signature, Signer, Tx, Verified};
 use super::{GAS_MAX, Mode};
@@ -27,15 +30,28 @@ pub fn run(ctx: &mut Context, state: &mut dyn StateWrite, tx: &Tx, mode: Mode) -
         return Err(TxError::TimeoutHeight { height: ctx.height, timeout: tx.timeout_height });
     }
     let rules = Arc::clone(&ctx.rules);
-    check_sizes(tx, &rules.auth)?;
+    check_memo(tx, &rules.auth)?;
     // A simulation has empty signatures where the transaction will have 64 bytes.
     let parts = tx.signers.iter().flat_map(|signer| signer.signature.parts());
     let unsigned = parts.filter(|(_, bytes)| bytes.is_empty()).count();
     ctx.charge(rules.auth.tx_size_cost_per_byte * (tx.len + 64 * unsigned) as u64)?;
     pay_fee(ctx, state, tx, mode)?;
-    for (index, signer) in tx.signers.iter().enumerate() {
+    let mut accounts = tx.signers.iter().map(|signer| with_key(state, signer)).collect::<Result<Vec<_>, _>>()?;
+    check_keys(&accounts, &rules.auth)?;
+    for signer in &tx.signers {
         ctx.charge(rules.auth.sig_verify_cost_secp256k1 * signer.signature.parts().len() as u64)?;
-        authorize(ctx, state, tx, signer, mode)?;
+    }
+    for (signer, account) in tx.signers.iter().zip(&accounts) {
+        authorize(ctx, tx, signer, account, mode)?;
+    }
+    for (index, (signer, account)) in tx.signers.iter().zip(&mut accounts).enumerate() {
+        let sequence = account.sequence;
+        account.sequence = sequence
+            .checked_add(1)
+            .ok_or_else(|| TxError::Unauthorized(format!("the sequences of {} are used up", signer.address)))?;
+        auth::set_account(state, &signer.address, account);
+        ctx.emit("tx", [("acc_seq", format!("{}/{sequence}", signer.address))]);
+        emit_signatures(ctx, &signer.signature);
         if index == 0 {
             // Later signers are events of their messages.
             ctx.emit("message", [("sender", signer.address.account())]);
@@ -44,17 +60,21 @@ pub fn run(ctx: &mut Context, state: &mut dyn StateWrite, tx: &Tx, mode: Mode) -
     Ok(())
 }
 
-/// What governance allows of memo and signatures, where that is less than the decoder takes.
-fn check_sizes(tx: &Tx, rules: &Params) -> Result<(), TxError> {
+/// What governance allows of a memo, where that is less than the decoder takes.
+fn check_memo(tx: &Tx, rules: &Params) -> Result<(), TxError> {
     let max = usize::try_from(rules.max_memo_characters).unwrap_or(usize::MAX);
     // A byte is a character at most.
     if tx.memo.len() > max && tx.memo.chars().count() > max {
         return Err(TxError::MemoTooLarge { len: tx.memo.chars().count(), max });
     }
-    let signatures: usize = tx.signers.iter().map(|signer| signer.signature.parts().len()).sum();
-    if signatures as u64 > rules.tx_sig_limit {
-        let limit = rules.tx_sig_limit;
-        return Err(TxError::TooManySignatures(format!("signatures: {signatures}, limit: {limit}")));
+    Ok(())
+}
+
+/// And of keys: each of a key that has several counts, whether it signs or not.
+fn check_keys(accounts: &[Account], rules: &Params) -> Result<(), TxError> {
+    let keys: usize = accounts.iter().map(|account| account.public_key.as_ref().map_or(1, PublicKey::len)).sum();
+    if keys as u64 > rules.tx_sig_limit {
+        return Err(TxError::TooManySignatures(format!("signatures: {keys}, limit: {}", rules.tx_sig_limit)));
     }
     Ok(())
 }
@@ -90,12 +110,14 @@ fn pay_fee(ctx: &mut Context, state: &mut dyn StateWrite, tx: &Tx, mode: Mode) -
     account_of(state, &payer)?;
     // A simulation comes without a fee. It moves a token one, so that the work of paying is in the gas it foretells.
     let token = mode == Mode::Simulate && paid.is_zero() && !balance(state, payer).is_zero();
+    // No coins have an empty text.
+    let said = if paid.is_zero() { String::new() } else { format!("{paid}{DENOM}") };
     let paid = if token { Amount(1) } else { paid };
     let first = ctx.events.len();
     transfer(ctx, state, payer, Pool::FeeCollector, paid)?;
     // A fee is found by who pays it.
     ctx.events[first..].iter_mut().for_each(|event| event.indexed = false);
-    ctx.emit("tx", [("fee", format!("{paid}{DENOM}")), ("fee_payer", payer.account())]);
+    ctx.emit("tx", [("fee", said), ("fee_payer", payer.account())]);
     Ok(())
 }
 
@@ -103,16 +125,10 @@ fn account_of(state: &dyn StateWrite, address: &Address) -> Result<Account, TxEr
     auth::account(state, address).ok_or_else(|| TxError::UnknownAddress(address.account()))
 }
 
-/// The key, the sequence, the signature, in the SDK's order; then the sequence rises.
-fn authorize(
-    ctx: &mut Context,
-    state: &mut dyn StateWrite,
-    tx: &Tx,
-    signer: &Signer,
-    mode: Mode,
-) -> Result<(), TxError> {
-    let mut account = account_of(state, &signer.address)?;
-    let key = match (account.public_key, &signer.public_key) {
+/// The account of a signer with its key: the one that it has signed with before, or else the transaction's.
+fn with_key(state: &dyn StateWrite, signer: &Signer) -> Result<Account, TxError> {
+    let account = account_of(state, &signer.address)?;
+    let public_key = match (account.public_key, &signer.public_key) {
         (Some(known), Some(given)) if known != *given => {
             return Err(TxError::InvalidPubkey(format!("not the key that {} has signed with before", signer.address)));
         }
@@ -122,13 +138,18 @@ fn authorize(
         }
         (None, given) => given.clone(),
     };
-    if key.is_none() && mode != Mode::Simulate {
+    Ok(Account { public_key, ..account })
+}
+
+/// The sequence, then the signature.
+fn authorize(ctx: &Context, tx: &Tx, signer: &Signer, account: &Account, mode: Mode) -> Result<(), TxError> {
+    if account.public_key.is_none() && mode != Mode::Simulate {
         return Err(TxError::InvalidPubkey(format!("{} has not signed before: its key must be given", signer.address)));
     }
     if signer.sequence != account.sequence {
         return Err(TxError::WrongSequence { expected: account.sequence, got: signer.sequence });
     }
-    if let Some(key) = &key
+    if let Some(key) = &account.public_key
         && mode != Mode::Simulate
         && !verify(tx, signer, key, &ctx.chain_id, account.number)?
     {
@@ -137,14 +158,23 @@ fn authorize(
             account.number, account.sequence, ctx.chain_id
         )));
     }
-    let sequence = account.sequence;
-    account.public_key = key;
-    account.sequence = sequence
-        .checked_add(1)
-        .ok_or_else(|| TxError::Unauthorized(format!("the sequences of {} are used up", signer.address)))?;
-    auth::set_account(state, &signer.address, &account);
-    ctx.emit("tx", [("acc_seq", format!("{}/{sequence}", signer.address))]);
     Ok(())
+}
+
+/// Each signature by which a transaction may be searched, in base64; of several keys, all of theirs together too.
+fn emit_signatures(ctx: &mut Context, signature: &Signature) {
+    if ctx.silent {
+        return;
+    }
+    let parts = signature.parts().iter().map(|(_, bytes)| bytes.clone());
+    let mut signatures: Vec<Vec<u8>> = parts.collect();
+    if matches!(signature, Signature::Multi { .. }) {
+        signatures.push(MultiSignature { signatures: signatures.clone() }.encode_to_vec());
+    }
+    // A simulation has empty ones.
+    for bytes in signatures.iter().filter(|bytes| !bytes.is_empty()) {
+        ctx.emit("tx", [("signature", BASE64.encode(bytes))]);
+    }
 }
 
 /// Whether a signer has signed with its key: with enough of them where it has several. What has verified is remembered:

@@ -101,9 +101,9 @@ impl Signature {
 pub struct Tx {
     /// The messages in order, at least one.
     pub messages: Vec<RoutedMessage>,
-    /// The signers in the order of their first message, at least one.
+    /// The signers in the order of their first message, then who pays the fee if none of them does; at least one.
     pub signers: Vec<Signer>,
-    /// The fee; its payer is the first signer.
+    /// The fee.
     pub fee: Fee,
     /// The memo.
     pub memo: String,
@@ -111,6 +111,8 @@ pub struct Tx {
     pub timeout_height: u64,
     /// Its bytes.
     pub len: usize,
+    /// Who answers for the fee, where it says so.
+    payer: Option<Address>,
     body: TxBody,
     body_bytes: Vec<u8>,
     auth_info_bytes: Vec<u8>,
@@ -141,8 +143,9 @@ fn decode_as(bytes: &[u8], simulated: bool) -> Result<Tx, TxError> {
     let auth_info: AuthInfo = parse("AuthInfo", &raw.auth_info_bytes)?;
     check_body(&body)?;
     let messages = route(&body)?;
-    let fee = check_fee(&auth_info, &messages)?;
-    let signers = signers(&auth_info, raw.signatures, &messages, simulated)?;
+    let fee = check_fee(&auth_info)?;
+    let payer = if fee.payer.is_empty() { None } else { Some(fee.payer.parse()?) };
+    let signers = signers(&auth_info, raw.signatures, &messages, payer, simulated)?;
     let mut modes = signers.iter().flat_map(|signer| signer.signature.parts()).map(|(mode, _)| *mode);
     let amino = modes.any(|mode| mode == SignMode::AminoJson);
     if amino && (non_critical || !body.non_critical_extension_options.is_empty()) {
@@ -157,6 +160,7 @@ fn decode_as(bytes: &[u8], simulated: bool) -> Result<Tx, TxError> {
         memo: body.memo.clone(),
         timeout_height: body.timeout_height,
         len: bytes.len(),
+        payer,
         body,
         body_bytes: raw.body_bytes,
         auth_info_bytes: raw.auth_info_bytes,
@@ -188,7 +192,7 @@ fn route(body: &TxBody) -> Result<Vec<RoutedMessage>, TxError> {
     body.messages.iter().map(routed).collect()
 }
 
-fn check_fee(auth_info: &AuthInfo, messages: &[RoutedMessage]) -> Result<Fee, TxError> {
+fn check_fee(auth_info: &AuthInfo) -> Result<Fee, TxError> {
     #[allow(deprecated, reason = "a set tip must be refused, not ignored")]
     if auth_info.tip.is_some() {
         return Err(TxError::NotSupported("tips".into()));
@@ -200,8 +204,8 @@ fn check_fee(auth_info: &AuthInfo, messages: &[RoutedMessage]) -> Result<Fee, Tx
     if !fee.granter.is_empty() {
         fee.granter.parse::<Address>()?;
     }
-    if !fee.payer.is_empty() && fee.payer.parse::<Address>()? != messages[0].signer {
-        return Err(TxError::NotSupported("another fee payer than the first signer".into()));
+    if !fee.payer.is_empty() {
+        fee.payer.parse::<Address>()?;
     }
     Ok(fee)
 }
@@ -210,12 +214,14 @@ fn signers(
     auth_info: &AuthInfo,
     signatures: Vec<Vec<u8>>,
     messages: &[RoutedMessage],
+    payer: Option<Address>,
     simulated: bool,
 ) -> Result<Vec<Signer>, TxError> {
     let mut addresses: Vec<Address> = Vec::new();
-    for message in messages {
-        if !addresses.contains(&message.signer) {
-            addresses.push(message.signer);
+    // Who pays signs too, after those whose messages they are.
+    for address in messages.iter().map(|message| message.signer).chain(payer) {
+        if !addresses.contains(&address) {
+            addresses.push(address);
         }
     }
     if signatures.is_empty() {
@@ -330,9 +336,9 @@ impl Tx {
         }
     }
 
-    /// Who answers for the fee: the first signer.
+    /// Who answers for the fee: a signer that it names, or the first.
     pub fn fee_payer(&self) -> Address {
-        self.signers[0].address
+        self.payer.unwrap_or(self.signers[0].address)
     }
 
     /// Who pays it by a grant, if somebody else does.

@@ -1,9 +1,13 @@
 //! Tests of the transaction path on a running chain: what is refused and with which code, what a failure costs, and the
 //! bytes that a hardware wallet signs.
 
+mod fees;
 mod fuzz;
 mod multisig;
+mod random;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use polylink_protocol::cosmos::Any;
 use polylink_protocol::cosmos::cosmos::bank::v1beta1::MsgSend;
 use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
@@ -155,7 +159,8 @@ fn refusals() -> Vec<(&'static str, Vec<u8>, u32, &'static str)> {
         ("fee below the minimum", alter(&|p| p.fee().amount = vec![coin(49_999)]), 13, "required: 50000uplk"),
         ("fee in another coin", alter(&|p| p.fee().amount[0].denom = "uatom".into()), 10, "uatom"),
         ("a fee granter that is none", alter(&|p| p.fee().granter = "x".into()), 7, "bech32"),
-        ("another fee payer", alter(&|p| p.fee().payer = key(2).address().account()), 37, "fee payer"),
+        ("a fee payer that is none", alter(&|p| p.fee().payer = "x".into()), 7, "bech32"),
+        ("a fee payer who has not signed", alter(&|p| p.fee().payer = key(2).address().account()), 4, "expected: 2"),
         ("gas limit above the ledger's", alter(&|p| p.fee().gas_limit = super::GAS_MAX + 1), 41, "gas limit"),
         ("gas for less than the ante chain", alter(&|p| p.fee().gas_limit = 1_000), 11, "out of gas"),
         ("no signature", alter(&|p| p.signatures = Some(vec![])), 15, "no signatures"),
@@ -274,7 +279,9 @@ fn running_out_of_gas_keeps_the_fee_and_rolls_back_the_message() {
 fn success_has_responses_and_events_as_wallets_expect_them() {
     use polylink_protocol::cosmos::cosmos::base::abci::v1beta1::TxMsgData;
     let mut chain = TestChain::start(&genesis(2));
-    let result = chain.send(1, vec![send(1, 2, 5)]);
+    let tx = chain.sign(1, vec![send(1, 2, 5)]);
+    let signature = TxRaw::decode(tx.as_slice()).unwrap().signatures.remove(0);
+    let result = chain.deliver(vec![tx]).remove(0);
     assert_eq!((result.code, result.log.as_str(), result.codespace.as_str()), (0, "", ""));
     let data = TxMsgData::decode(result.data).unwrap();
     assert_eq!(data.msg_responses[0].type_url, "/cosmos.bank.v1beta1.MsgSendResponse");
@@ -302,6 +309,7 @@ fn success_has_responses_and_events_as_wallets_expect_them() {
     let expected = [
         format!("tx.fee_payer={one}"),
         format!("tx.acc_seq={one}/0"),
+        format!("tx.signature={}", BASE64.encode(signature)),
         "message.action=/cosmos.bank.v1beta1.MsgSend".into(),
         format!("message.sender={one}"),
         "message.module=bank".into(),

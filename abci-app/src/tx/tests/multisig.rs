@@ -58,6 +58,15 @@ fn signed(chain: &TestChain, message: Any, by: &[u8], bits: u8, mode: i32, publi
     TxRaw { body_bytes, auth_info_bytes, signatures }.encode_to_vec()
 }
 
+/// A chain on which the shared account has coins, and a transaction of two of its keys.
+pub(super) fn paid(mut chain: TestChain) -> (TestChain, Vec<u8>) {
+    let (from_address, to_address) = (key(1).address().account(), shared().address().account());
+    let fund = any(&MsgSend { from_address, to_address, amount: vec![coin(1_000_000)] });
+    assert_eq!(chain.send(1, vec![fund]).code, 0);
+    let tx = signed(&chain, pay(5), &[1, 3], 0b1010_0000, 1, Some(shared().to_any()));
+    (chain, tx)
+}
+
 #[test]
 fn the_address_is_that_of_cosmjs() {
     // createMultisigThresholdPubkey(keys, 2, true) and pubkeyToAddress(…, "poly") of @cosmjs/amino 0.39.0.
