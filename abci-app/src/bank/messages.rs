@@ -6,7 +6,7 @@ use polylink_protocol::cosmos::cosmos::bank::v1beta1::{MsgMultiSend, MsgMultiSen
 use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
 use polylink_protocol::{Address, Amount};
 
-use super::{Pool, is_denom, is_send_enabled, transfer_coin};
+use super::{Pool, is_denom, is_send_enabled, receive, spend};
 use crate::context::Context;
 use crate::error::TxError;
 use crate::modules::Handle;
@@ -79,11 +79,16 @@ impl Handle for MsgSend {
     fn execute(&self, ctx: &mut Context, state: &mut dyn StateWrite) -> Result<MsgSendResponse, TxError> {
         check_enabled(ctx, &self.amount)?;
         let (from, to) = (self.signer()?, receiver(&self.to_address)?);
-        for coin in &self.amount {
-            transfer_coin(ctx, state, &from, &to, &coin.denom, coin.amount.parse()?)?;
-        }
+        let coins = amounts(&self.amount)?;
+        spend(ctx, state, &from, &coins)?;
+        receive(ctx, state, &from, &to, &coins)?;
         Ok(MsgSendResponse {})
     }
+}
+
+/// Coins with their amounts read.
+fn amounts(coins: &[Coin]) -> Result<Vec<(&str, Amount)>, TxError> {
+    coins.iter().map(|coin| Ok((coin.denom.as_str(), coin.amount.parse()?))).collect()
 }
 
 /// The sum of lists of coins, by denomination.
@@ -132,11 +137,12 @@ impl Handle for MsgMultiSend {
         for input in &self.inputs {
             check_enabled(ctx, &input.coins)?;
         }
-        for output in &self.outputs {
-            let to = receiver(&output.address)?;
-            for coin in &output.coins {
-                transfer_coin(ctx, state, &from, &to, &coin.denom, coin.amount.parse()?)?;
-            }
+        let to = self.outputs.iter().map(|output| receiver(&output.address)).collect::<Result<Vec<_>, _>>()?;
+        for input in &self.inputs {
+            spend(ctx, state, &from, &amounts(&input.coins)?)?;
+        }
+        for (output, to) in self.outputs.iter().zip(to) {
+            receive(ctx, state, &from, &to, &amounts(&output.coins)?)?;
         }
         Ok(MsgMultiSendResponse {})
     }

@@ -221,31 +221,51 @@ pub fn transfer(
     to: impl Into<Address>,
     amount: Amount,
 ) -> Result<(), TxError> {
-    transfer_coin(ctx, state, &from.into(), &to.into(), DENOM, amount)
+    if amount.is_zero() {
+        return Ok(());
+    }
+    let (from, to, coins) = (from.into(), to.into(), [(DENOM, amount)]);
+    spend(ctx, state, &from, &coins)?;
+    receive(ctx, state, &from, &to, &coins)
 }
 
-/// As [`transfer`], for any coin.
-pub fn transfer_coin(
+/// Coins of a message: denominations and amounts.
+type Coins<'a> = [(&'a str, Amount)];
+
+/// As events show them: `5uatom,7uplk`.
+fn text(coins: &Coins<'_>) -> String {
+    let coins: Vec<String> = coins.iter().map(|(denom, amount)| format!("{amount}{denom}")).collect();
+    coins.join(",")
+}
+
+/// Takes coins from an account, as far as they have vested. Emits `coin_spent`.
+fn spend(ctx: &mut Context, state: &mut dyn StateWrite, from: &Address, coins: &Coins<'_>) -> Result<(), TxError> {
+    for (denom, amount) in coins {
+        let locked = if *denom == DENOM { vesting::locked(state, from, ctx.time) } else { Amount::ZERO };
+        subtract(state, from, denom, *amount, locked)?;
+    }
+    if !ctx.silent {
+        ctx.emit("coin_spent", [("spender", from.account()), ("amount", text(coins))]);
+    }
+    Ok(())
+}
+
+/// Gives an account coins that `from` has spent. Emits `coin_received` and `transfer`.
+fn receive(
     ctx: &mut Context,
     state: &mut dyn StateWrite,
     from: &Address,
     to: &Address,
-    denom: &str,
-    amount: Amount,
+    coins: &Coins<'_>,
 ) -> Result<(), TxError> {
-    if amount.is_zero() {
-        return Ok(());
+    for (denom, amount) in coins {
+        add(state, to, denom, *amount)?;
     }
-    let locked = if denom == DENOM { vesting::locked(state, from, ctx.time) } else { Amount::ZERO };
-    subtract(state, from, denom, amount, locked)?;
-    add(state, to, denom, amount)?;
-    if ctx.silent {
-        return Ok(());
+    if !ctx.silent {
+        let (from, to, coins) = (from.account(), to.account(), text(coins));
+        ctx.emit("coin_received", [("receiver", to.clone()), ("amount", coins.clone())]);
+        ctx.emit("transfer", [("recipient", to), ("sender", from), ("amount", coins)]);
     }
-    let (from, to, coin) = (from.account(), to.account(), format!("{amount}{denom}"));
-    ctx.emit("coin_spent", [("spender", from.clone()), ("amount", coin.clone())]);
-    ctx.emit("coin_received", [("receiver", to.clone()), ("amount", coin.clone())]);
-    ctx.emit("transfer", [("recipient", to), ("sender", from), ("amount", coin)]);
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! Tests of the bank: the table of refusals, and that no breach of conservation goes unseen.
 
+mod random;
+
 use polylink_protocol::cosmos::cosmos::bank::v1beta1::MsgSend;
 use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
 
@@ -123,6 +125,20 @@ fn one_sends_to_many_or_to_none_of_them() {
         let error = result.unwrap_err();
         error.code()
     };
+    // It is spent once, and received by each.
+    let message = MsgMultiSend { inputs: vec![input(70)], outputs: vec![output(2, 30), output(3, 40)] };
+    let mut said = ctx();
+    message.execute(&mut said, &mut state()).unwrap();
+    let of = |kind: &str, key: &str| {
+        let events = said.events.iter().filter(|event| event.kind == kind).flat_map(|event| &event.attributes);
+        events.filter(|(found, _)| *found == key).map(|(_, value)| value.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (of("coin_spent", "spender"), of("coin_spent", "amount")),
+        (vec![address(1).account()], vec!["70uplk".into()])
+    );
+    assert_eq!(of("coin_received", "amount"), ["30uplk", "40uplk"]);
+    assert_eq!(of("transfer", "recipient"), [2, 3].map(|n| address(n).account()));
     assert_eq!(code(run(vec![], vec![output(2, 1)])), ("bank", 2));
     assert_eq!(code(run(vec![input(1)], vec![])), ("bank", 3));
     assert_eq!(code(run(vec![input(1)], vec![output(2, 2)])), ("bank", 4));

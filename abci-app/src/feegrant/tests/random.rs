@@ -12,14 +12,14 @@ use polylink_protocol::cosmos::{Any, Timestamp};
 use polylink_protocol::tx::any;
 use polylink_protocol::{Address, Amount, DENOM};
 use proptest::prelude::*;
-use proptest::strategy::ValueTree;
-use proptest::test_runner::{TestCaseError, TestRunner};
+use proptest::test_runner::TestCaseError;
 
 use crate::context::{BlockTime, Context};
 use crate::error::TxError;
 use crate::feegrant::{ALLOWANCE, BY_GRANTER, EXPIRY, MODULE, pay};
 use crate::modules::Handle;
 use crate::store::{MemoryState, Overlay, StateRead, StateWrite};
+use crate::tests::drawn;
 
 const ACCOUNTS: u8 = 4;
 const MESSAGES: [&str; 3] = ["/a.A", "/b.B", "/c.C"];
@@ -289,19 +289,8 @@ fn run(steps: &[Step]) -> Result<Run, TestCaseError> {
     Ok(run)
 }
 
-/// Together they do enough of everything that matters. They are drawn with the same seed every time: how seldom a kind of step
-/// succeeds by chance is no matter of the ledger's.
 #[test]
 fn sequences_do_some_of_everything() {
-    let mut runner = TestRunner::deterministic();
-    let mut seen = BTreeMap::<String, usize>::new();
-    for _ in 0..6 {
-        for (kind, times) in run(&sequences().new_tree(&mut runner).unwrap().current()).unwrap().seen {
-            *seen.entry(kind).or_default() += times;
-        }
-    }
-    for kind in ["grant", "pay", "pay 2", "pay 5", "pay 7", "revoke", "prune"] {
-        let times = seen.get(kind).copied().unwrap_or(0);
-        assert!(times >= 3, "{times} of {kind} in {seen:?}");
-    }
+    let kinds = ["grant", "pay", "pay 2", "pay 5", "pay 7", "revoke", "prune"];
+    drawn::all_of(&kinds, 6, sequences(), |steps| run(steps).map(|run| run.seen));
 }
