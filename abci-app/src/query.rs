@@ -23,10 +23,47 @@ use crate::tx::{self, Mode, Outcome};
 pub const STORE_PATH: &str = "/store/key";
 /// What a transaction would use.
 pub const SIMULATE_PATH: &str = "/cosmos.tx.v1beta1.Service/Simulate";
+/// A transaction by its hash.
+pub const GET_TX_PATH: &str = "/cosmos.tx.v1beta1.Service/GetTx";
 /// Gas prices, as clients with dynamic gas ask for them.
 pub const GAS_PRICES_PATH: &str = "/feemarket.feemarket.v1.Query/GasPrices";
 /// The gas price in one denomination.
 pub const GAS_PRICE_PATH: &str = "/feemarket.feemarket.v1.Query/GasPrice";
+
+/// The service of transactions. The state knows of none that is past: [`GET_TX_PATH`] is the node's to answer.
+const TX_SERVICE: &str = "/cosmos.tx.v1beta1.Service/";
+
+/// The node's index of transactions, which the SDK's service asks over RPC too. A query of the ledger waits for it, and others
+/// of the same connection with it: so it has a deadline, and is asked for single transactions only.
+pub trait Index: Send + Sync {
+    /// Answers an encoded `GetTxRequest` with an encoded `GetTxResponse`.
+    ///
+    /// # Errors
+    /// No such transaction, a request that is none, or a node that does not answer in time.
+    fn transaction(&self, request: &[u8]) -> Result<Vec<u8>, QueryError>;
+}
+
+/// What of the service of transactions the node answers; `None` for every other path.
+///
+/// # Errors
+/// Those of the index; a method that would have the node search, broadcast or read blocks while the ledger waits.
+pub fn of_node(index: Option<&dyn Index>, path: &str, data: &[u8]) -> Option<Result<Vec<u8>, QueryError>> {
+    let method = path.strip_prefix(TX_SERVICE)?;
+    match (path, index) {
+        (SIMULATE_PATH, _) => None,
+        (GET_TX_PATH, Some(index)) => Some(index.transaction(data)),
+        (GET_TX_PATH, None) => {
+            let reason =
+                format!("{path} (this ledger does not know its node's RPC: ask that for `tx`, or REST or gRPC)");
+            Some(Err(QueryError::UnknownPath(reason)))
+        }
+        _ if ["GetTxsEvent", "GetBlockWithTxs", "BroadcastTx"].contains(&method) => {
+            let reason = format!("{path} (no query of the ledger: ask the node's RPC, or REST or gRPC)");
+            Some(Err(QueryError::UnknownPath(reason)))
+        }
+        _ => None,
+    }
+}
 
 /// An answer.
 #[derive(Clone, Debug, Default, PartialEq)]

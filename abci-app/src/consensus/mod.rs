@@ -15,7 +15,7 @@ use polylink_protocol::cosmos::tendermint::types::{BlockParams, ConsensusParams,
 use polylink_protocol::{Address, Message};
 
 use crate::context::Context;
-use crate::error::{QueryError, TxError};
+use crate::error::{GenesisError, QueryError, TxError};
 use crate::gov::check_authority;
 use crate::modules::{Answer, Handle, MessageRoute, Module, QueryContext, QueryRoute, no_hook};
 use crate::store::{StateRead, StateWrite};
@@ -53,6 +53,26 @@ pub fn params(state: &dyn StateRead) -> Option<ConsensusParams> {
 pub fn block_gas_max(state: &dyn StateRead) -> u64 {
     let said = params(state).and_then(|params| params.block).and_then(|block| u64::try_from(block.max_gas).ok());
     said.filter(|gas| *gas > 0).unwrap_or(tx::BLOCK_GAS_MAX)
+}
+
+/// Whether evidence is taken for as long as stake that left can still be slashed, where the parameters say for how long.
+///
+/// # Errors
+/// How long it should be.
+pub fn check_age(state: &dyn StateRead) -> Result<(), GenesisError> {
+    let said = params(state).and_then(|params| params.evidence?.max_age_duration);
+    let unbonding = unbonding_seconds(state);
+    match said {
+        Some(age) if age.seconds < unbonding => {
+            let reason = format!("{} seconds are less than the unbonding time, {unbonding} seconds", age.seconds);
+            Err(GenesisError::invalid("consensus_params.evidence.max_age_duration", reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn unbonding_seconds(state: &dyn StateRead) -> i64 {
+    staking::params(state).unbonding_time.map_or(0, |time| time.seconds)
 }
 
 fn wrong(field: &str, what: &str) -> TxError {
@@ -115,7 +135,7 @@ impl Handle for proto::MsgUpdateParams {
 
     fn execute(&self, _: &mut Context, state: &mut dyn StateWrite) -> Result<Self::Response, TxError> {
         let (block, evidence, validator) = parts(self)?;
-        let unbonding = staking::params(state).unbonding_time.map_or(0, |time| time.seconds);
+        let unbonding = unbonding_seconds(state);
         if evidence.max_age_duration.as_ref().is_none_or(|age| age.seconds < unbonding) {
             let what = format!("at least the unbonding time, {unbonding} seconds, is expected");
             return Err(wrong("evidence.max_age_duration", &what));

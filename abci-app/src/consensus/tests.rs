@@ -1,5 +1,7 @@
 //! Tests of the parameters of consensus on a running chain: by governance alone, within bounds, and felt by proposals.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use polylink_protocol::cosmos::cosmos::base::v1beta1::Coin;
 use polylink_protocol::cosmos::cosmos::gov::v1::{MsgSubmitProposal, MsgVote, VoteOption};
 use polylink_protocol::cosmos::tendermint::google::protobuf::Duration;
@@ -14,7 +16,7 @@ use super::{BLOCK_BYTES_MIN, BLOCK_GAS_MIN, PARAMS, block_gas_max};
 use crate::context::{BlockTime, Context};
 use crate::gov::authority;
 use crate::modules::Handle;
-use crate::store::{MemoryState, StateRead, StateWrite};
+use crate::store::{MemoryState, StateRead, StateWrite, Store};
 use crate::testing::{GAS_LIMIT, TestChain, genesis, key};
 use crate::tx::BLOCK_GAS_MAX;
 
@@ -143,4 +145,34 @@ fn what_would_harm_the_chain_is_refused() {
     };
     assert!(unbond_for(1_000_001).unwrap_err().to_string().contains("the age of evidence, 1000000 seconds"));
     assert_eq!([unbond_for(1_000_000), unbond_for(60), unbond_for(1_000_000)], [Ok(()), Ok(()), Ok(())]);
+}
+
+/// What a chain says of `consensus_params` where it starts, with stake that unbonds for `unbonding` seconds.
+fn starts(age: Option<i64>, unbonding: u64) -> Result<(), String> {
+    use tendermint_proto::google::protobuf::Duration;
+    use tendermint_proto::v0_38::types as tm;
+    let dir = tempfile::tempdir().unwrap();
+    let app = crate::App::new(Store::open(dir.path(), crate::chain::SCHEMA_VERSION).unwrap(), 0);
+    let mut genesis = genesis(1);
+    genesis.staking.unbonding_seconds = unbonding;
+    let evidence = age.map(|seconds| tm::EvidenceParams {
+        max_age_num_blocks: 1,
+        max_age_duration: Some(Duration { seconds, nanos: 0 }),
+        max_bytes: 0,
+    });
+    let request = pb::RequestInitChain {
+        chain_id: "c-1".into(),
+        app_state_bytes: genesis.to_json().to_string().into(),
+        consensus_params: Some(tm::ConsensusParams { evidence, ..Default::default() }),
+        ..Default::default()
+    };
+    let started = catch_unwind(AssertUnwindSafe(|| app.init_chain(request)));
+    started.map(|_| ()).map_err(|said| said.downcast_ref::<String>().cloned().unwrap_or_default())
+}
+
+#[test]
+fn a_chain_does_not_start_with_evidence_younger_than_its_stake() {
+    assert_eq!([starts(None, 1_000), starts(Some(1_000), 1_000), starts(Some(1_001), 1_000)], [Ok(()), Ok(()), Ok(())]);
+    let said = starts(Some(999), 1_000).unwrap_err();
+    assert!(said.contains("evidence.max_age_duration: 999 seconds are less than the unbonding time, 1000"), "{said}");
 }

@@ -1,5 +1,7 @@
 //! Tests of upgrades on a running chain: it stops where it must, and goes on with the program that was planned.
 
+mod random;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use polylink_protocol::cosmos::Any;

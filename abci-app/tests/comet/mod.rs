@@ -37,6 +37,10 @@ impl Comet {
             .replace("{socket}", &socket.display().to_string())
             .replace("{block_time_ms}", &block_time_ms.to_string());
         std::fs::write(home.join("config/config.toml"), config).unwrap();
+        // Evidence is taken for as long as stake unbonds: CometBFT's own genesis has two days.
+        let genesis = home.join("config/genesis.json");
+        let text = std::fs::read_to_string(&genesis).unwrap().replace("\"172800000000000\"", "\"1814400000000000\"");
+        std::fs::write(&genesis, text).unwrap();
         Comet { binary, home: home.to_path_buf(), rpc_port, p2p_port, child: None }
     }
 

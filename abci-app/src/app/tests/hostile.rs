@@ -6,7 +6,7 @@ use tendermint_proto::v0_38::abci as pb;
 
 use polylink_protocol::DENOM;
 
-use crate::query::{GAS_PRICE_PATH, GAS_PRICES_PATH, SIMULATE_PATH, STORE_PATH};
+use crate::query::{GAS_PRICE_PATH, GAS_PRICES_PATH, GET_TX_PATH, Index, SIMULATE_PATH, STORE_PATH};
 use crate::router;
 use crate::store::MAX_KEY_BYTES;
 use crate::testing::{TestChain, genesis, key};
@@ -93,7 +93,7 @@ fn hostile() -> Vec<(String, Vec<u8>)> {
 }
 
 fn paths() -> Vec<&'static str> {
-    let own = [STORE_PATH, "/store", "/store/bank/key", SIMULATE_PATH, GAS_PRICE_PATH, GAS_PRICES_PATH];
+    let own = [STORE_PATH, "/store", "/store/bank/key", SIMULATE_PATH, GAS_PRICE_PATH, GAS_PRICES_PATH, GET_TX_PATH];
     own.into_iter().chain(router::query_paths()).collect()
 }
 
@@ -203,4 +203,38 @@ fn pruned_heights_are_refused() {
             assert!(code == 0 || answer.log.contains("heights 4 to 6"), "{}", answer.log);
         }
     }
+}
+
+/// An index that knows one transaction.
+struct One;
+
+impl Index for One {
+    fn transaction(&self, request: &[u8]) -> Result<Vec<u8>, crate::QueryError> {
+        if request == b"known" { Ok(vec![1, 2, 3]) } else { Err(crate::QueryError::NotFound("tx not found: x".into())) }
+    }
+}
+
+#[test]
+fn a_transaction_is_looked_up_where_the_node_can_be_asked() {
+    let chain = chain();
+    let ask = |method: &str, data: &'static [u8]| {
+        let path = format!("/cosmos.tx.v1beta1.Service/{method}");
+        chain.app().query(pb::RequestQuery { path, data: data.into(), ..Default::default() })
+    };
+    let code = |answer: &pb::ResponseQuery| (answer.codespace.clone(), answer.code);
+    let alone = ask("GetTx", b"known");
+    assert_eq!(code(&alone), ("sdk".into(), 6));
+    assert!(alone.log.contains("does not know its node's RPC"), "{}", alone.log);
+    chain.app().ask_for_transactions(Box::new(One));
+    let found = ask("GetTx", b"known");
+    assert_eq!((found.code, found.value.to_vec(), found.height), (0, vec![1, 2, 3], 3));
+    let unknown = ask("GetTx", b"unknown");
+    assert_eq!(code(&unknown), ("sdk".into(), 22));
+    assert_eq!(unknown.log, "rpc error: code = NotFound desc = tx not found: x: key not found");
+    for method in ["GetTxsEvent", "GetBlockWithTxs", "BroadcastTx"] {
+        let refused = ask(method, b"known");
+        check(method, &refused, 3);
+        assert!(refused.code == 6 && refused.log.contains("ask the node's RPC"), "{method}: {}", refused.log);
+    }
+    assert_eq!(code(&ask("Simulate", b"known")), ("sdk".into(), 18));
 }
