@@ -3,7 +3,7 @@
 use polylink_protocol::cosmos::cosmos::base::query::v1beta1::{PageRequest, PageResponse};
 
 use crate::error::QueryError;
-use crate::store::{Order, StateRead, prefix_end};
+use crate::store::{Order, PairIter, StateRead, prefix_end};
 
 /// Rows of a page where the request names no number.
 pub const LIMIT_DEFAULT: u64 = 100;
@@ -11,6 +11,8 @@ pub const LIMIT_DEFAULT: u64 = 100;
 pub const LIMIT_MAX: u64 = 1_000;
 /// Keys that are looked at for a page at most, kept or not; then the page ends early with a `next_key`.
 pub const KEYS_MAX: usize = 10_000;
+/// Keys that are looked at to pass over an offset, or to count a total, at most.
+pub const OFFSET_KEYS_MAX: usize = 100_000;
 
 /// One page of the pairs under `prefix`: `row` gets the key behind the prefix and the value, and may skip it with
 /// `None`. `key` is the `next_key` of the page before, or empty. Returns the rows and the next key, empty at the end.
@@ -21,21 +23,13 @@ pub fn page<T>(
     limit: u64,
     row: impl FnMut(&[u8], &[u8]) -> Option<T>,
 ) -> (Vec<T>, Vec<u8>) {
-    walk(state, prefix, key, limit, Order::Ascending, 0, row)
+    take(pairs(state, prefix, key, Order::Ascending), prefix, limit, row)
 }
 
-fn walk<T>(
-    state: &dyn StateRead,
-    prefix: &[u8],
-    key: &[u8],
-    limit: u64,
-    order: Order,
-    skip: u64,
-    mut row: impl FnMut(&[u8], &[u8]) -> Option<T>,
-) -> (Vec<T>, Vec<u8>) {
-    let limit = if limit == 0 { LIMIT_DEFAULT } else { limit.min(LIMIT_MAX) };
+/// What stands under `prefix`, from a key on.
+fn pairs<'a>(state: &'a dyn StateRead, prefix: &[u8], key: &[u8], order: Order) -> PairIter<'a> {
     let full: Vec<u8> = [prefix, key].concat();
-    let pairs = match order {
+    match order {
         Order::Ascending => state.iter_range(&full, prefix_end(prefix).as_deref(), order),
         Order::Descending if key.is_empty() => state.iter_range(prefix, prefix_end(prefix).as_deref(), order),
         Order::Descending => {
@@ -44,26 +38,32 @@ fn walk<T>(
             end.push(0);
             state.iter_range(prefix, Some(&end), order)
         }
-    };
-    let (mut rows, mut skip) = (Vec::new(), skip);
+    }
+}
+
+fn take<T>(
+    pairs: PairIter<'_>,
+    prefix: &[u8],
+    limit: u64,
+    mut row: impl FnMut(&[u8], &[u8]) -> Option<T>,
+) -> (Vec<T>, Vec<u8>) {
+    let limit = if limit == 0 { LIMIT_DEFAULT } else { limit.min(LIMIT_MAX) };
+    let mut rows = Vec::new();
     for (seen, (key, value)) in pairs.enumerate() {
         let tail = key.get(prefix.len()..).unwrap_or_default();
         if rows.len() as u64 >= limit || seen >= KEYS_MAX {
             return (rows, tail.to_vec());
         }
-        if let Some(row) = row(tail, &value) {
-            if skip > 0 {
-                skip -= 1;
-            } else {
-                rows.push(row);
-            }
-        }
+        rows.extend(row(tail, &value));
     }
     (rows, Vec::new())
 }
 
 /// A page as the Cosmos SDK's `PageRequest` asks for it: by key or offset, in either direction. The total is counted
-/// where asked for, and where no limit is named, up to [`KEYS_MAX`] keys; not for pages by key.
+/// where asked for, and where no limit is named, up to [`OFFSET_KEYS_MAX`] keys; not for pages by key.
+///
+/// # Errors
+/// Both a key and an offset; an offset that reaches over more than [`OFFSET_KEYS_MAX`] keys.
 pub fn cosmos<T>(
     state: &dyn StateRead,
     prefix: &[u8],
@@ -74,13 +74,26 @@ pub fn cosmos<T>(
     if request.offset > 0 && !request.key.is_empty() {
         return Err(QueryError::InvalidArgument("pagination: either offset or key is expected, got both".into()));
     }
+    let mut is_row = |(key, value): (Vec<u8>, Vec<u8>)| row(&key[prefix.len()..], &value).is_some();
     let total = if (request.count_total || request.limit == 0) && request.key.is_empty() {
-        state.iter_prefix(prefix).take(KEYS_MAX).filter(|(k, v)| row(&k[prefix.len()..], v).is_some()).count() as u64
+        let seen = state.iter_prefix(prefix).take(OFFSET_KEYS_MAX);
+        seen.map(&mut is_row).filter(|is_row| *is_row).count() as u64
     } else {
         0
     };
     let order = if request.reverse { Order::Descending } else { Order::Ascending };
-    let (rows, next_key) = walk(state, prefix, &request.key, request.limit, order, request.offset, row);
+    let mut pairs = pairs(state, prefix, &request.key, order);
+    let (mut left, mut seen) = (request.offset, 0);
+    while left > 0 {
+        if seen >= OFFSET_KEYS_MAX {
+            let reason =
+                format!("pagination: an offset reaches over {OFFSET_KEYS_MAX} keys at most: go on by next_key");
+            return Err(QueryError::InvalidArgument(reason));
+        }
+        let Some(pair) = pairs.next() else { break };
+        (seen, left) = (seen + 1, left - u64::from(is_row(pair)));
+    }
+    let (rows, next_key) = take(pairs, prefix, request.limit, row);
     Ok((rows, PageResponse { next_key, total }))
 }
 
@@ -135,6 +148,39 @@ mod tests {
         let both = PageRequest { offset: 2, key: vec![1], ..Default::default() };
         assert!(matches!(cosmos(&state(), &[7], Some(both), even), Err(QueryError::InvalidArgument(_))));
         assert_eq!(page_len(u64::MAX), 25);
+    }
+
+    #[test]
+    fn an_offset_is_passed_over_whole_or_refused() {
+        let mut state = MemoryState::default();
+        for n in 0..OFFSET_KEYS_MAX as u32 + 20 {
+            state.put([&[7], &n.to_be_bytes()[..]].concat(), n.to_be_bytes().to_vec());
+        }
+        let ask = |offset: u64, even: bool| {
+            let request = PageRequest { offset, limit: 3, ..Default::default() };
+            let row = |_: &[u8], v: &[u8]| {
+                (!even || v[3].is_multiple_of(2)).then(|| u32::from_be_bytes([v[0], v[1], v[2], v[3]]))
+            };
+            cosmos(&state, &[7], Some(request), row).map(|(rows, page)| (rows, page.next_key))
+        };
+        let next = |n: u32| n.to_be_bytes().to_vec();
+        assert_eq!(ask(12_345, false), Ok((vec![12_345, 12_346, 12_347], next(12_348))));
+        assert_eq!(ask(12_345, true), Ok((vec![24_690, 24_692, 24_694], next(24_695))));
+        let most = OFFSET_KEYS_MAX as u32;
+        assert_eq!(ask(most.into(), false), Ok((vec![most, most + 1, most + 2], next(most + 3))));
+        for refused in [ask(u64::from(most) + 1, false), ask(u64::from(most), true), ask(u64::MAX, false)] {
+            assert!(
+                matches!(&refused, Err(QueryError::InvalidArgument(said)) if said.contains("next_key")),
+                "{refused:?}"
+            );
+        }
+        let whole = cosmos(&state, &[7], None, |_, _| Some(())).unwrap();
+        assert_eq!((whole.0.len(), whole.1.total), (100, u64::from(most)));
+        let beyond =
+            cosmos(&super::tests::state(), &[7], Some(PageRequest { offset: 90, ..Default::default() }), |_, _| {
+                Some(())
+            });
+        assert_eq!(beyond, Ok((vec![], PageResponse { next_key: vec![], total: 25 })));
     }
 
     fn page_len(limit: u64) -> usize {
