@@ -145,7 +145,8 @@ fn every_path_answers_hostile_requests_with_a_code_and_a_log() {
 #[test]
 fn every_path_answers_any_height() {
     let chain = chain();
-    for path in paths() {
+    // The node answers by hash, whatever the height.
+    for path in paths().into_iter().filter(|path| *path != GET_TX_PATH) {
         for height in [-1, i64::MIN, 4, 1_000_000, i64::MAX] {
             for prove in [false, true] {
                 let request = pb::RequestQuery { path: path.into(), data: vec![1].into(), height, prove };
