@@ -13,7 +13,7 @@ use super::records::{
     after, delete_proposal, delete_votes, enqueue, is_open, next_id, params, proposal, set_proposal, set_vote,
     timestamp,
 };
-use super::{DEPOSIT_QUEUE, GovError, MESSAGES_MAX, METADATA_MAX, SUMMARY_MAX, authority};
+use super::{DEPOSIT_QUEUE, GovError, MESSAGES_MAX, METADATA_MAX, SUMMARY_MAX, authority, tally};
 use crate::context::Context;
 use crate::error::TxError;
 use crate::router;
@@ -169,6 +169,7 @@ pub(super) fn vote(
     let text =
         |option: &WeightedVoteOption| format!("option:{} weight:\"{}\"", option.option().as_str_name(), option.weight);
     let shown: Vec<String> = options.iter().map(text).collect();
+    tally::read_delegations(state, voter);
     let vote = Vote { proposal_id: id, voter: voter.account(), options, metadata: metadata.to_owned() };
     set_vote(state, voter, &vote);
     let attributes = [("voter", voter.account()), ("option", shown.join("\n")), ("proposal_id", id.to_string())];

@@ -17,6 +17,9 @@ use crate::modules::{Answer, QueryContext};
 use crate::paging;
 use crate::store::StateRead;
 
+/// Votes that a query counts at most.
+pub(super) const COUNTED_MAX: usize = 10_000;
+
 pub(super) fn find(state: &dyn StateRead, id: u64) -> Result<Proposal, QueryError> {
     if id == 0 {
         return Err(QueryError::InvalidArgument("proposal id can not be 0".into()));
@@ -89,6 +92,10 @@ pub(super) fn deposits(
 pub(super) fn result(state: &dyn StateRead, id: u64) -> Result<TallyResult, QueryError> {
     let found = find(state, id)?;
     if found.status() == ProposalStatus::VotingPeriod {
+        if state.iter_prefix(&of_proposal(VOTE, id)).nth(COUNTED_MAX).is_some() {
+            let reason = format!("over {COUNTED_MAX} votes are not counted for a query: ask when the voting is over");
+            return Err(QueryError::InvalidArgument(reason));
+        }
         let counted = tally::count(state, id).map_err(|error| QueryError::InvalidArgument(error.to_string()))?;
         return Ok(counted.result());
     }

@@ -91,9 +91,9 @@ pub(super) fn set_vote(state: &mut dyn StateWrite, voter: &Address, vote: &Vote)
 }
 
 /// The votes on a proposal, in the order of the voters' addresses.
-pub(super) fn votes(state: &dyn StateRead, id: u64) -> Vec<(Address, Vote)> {
+pub(super) fn votes(state: &dyn StateRead, id: u64) -> impl Iterator<Item = (Address, Vote)> {
     let rows = state.iter_prefix(&of_proposal(VOTE, id));
-    rows.filter_map(|(key, value)| Some((account(&key)?, Vote::decode(value.as_slice()).ok()?))).collect()
+    rows.filter_map(|(key, value)| Some((account(&key)?, Vote::decode(value.as_slice()).ok()?)))
 }
 
 pub(super) fn delete_votes(state: &mut dyn StateWrite, id: u64) {

@@ -1,4 +1,8 @@
 //! Counting: how much stake is behind each option, and what follows (`x/gov/keeper/tally.go`).
+//!
+//! Invariant: the count reads no more than the votes have read: who votes pays for his delegations ([`read_delegations`]).
+//! It is one block's work all the same, as in the SDK: as much as all votes on the proposal were, without their signatures
+//! and fees.
 
 use std::collections::BTreeMap;
 
@@ -119,6 +123,11 @@ pub(super) fn count(state: &dyn StateRead, id: u64) -> Result<Tally, TxError> {
         tally.add(power, &candidate.vote).ok_or_else(overflow)?;
     }
     Ok(tally)
+}
+
+/// Reads what a count will read for a vote, so that who votes pays for it.
+pub(super) fn read_delegations(state: &dyn StateRead, voter: &Address) {
+    let _ = staking::delegations_of(state, voter, usize::MAX);
 }
 
 /// All bonded stake.

@@ -1,5 +1,6 @@
 //! Tests of governance on a running chain. Random sequences against a model are in [`random`].
 
+mod bound;
 mod random;
 mod rules;
 
