@@ -4,26 +4,28 @@
 //! number of made-up inputs. *Invariant*: no input makes one panic, loop or take memory out of proportion to its length;
 //! whatever messages do, money is conserved and the modules' invariants hold.
 
+mod choices;
+
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use polylink_protocol::market::profile_digest;
-use polylink_protocol::market_v1::ModelProfile;
-use polylink_protocol::tiqe::VrfKey;
+use polylink_protocol::cosmos::cosmos::tx::v1beta1::SimulateRequest;
 use polylink_protocol::{DENOM, Digest, Message as _};
 use tendermint_abci::Application;
 
-use crate::bank::Pool;
+use crate::chain::SCHEMA_VERSION;
 use crate::context::{BlockTime, Context};
 use crate::error::TxError;
 use crate::gas::Metered;
-use crate::modules::{MODULES, QueryContext};
-use crate::store::{Layer, MemoryState, Overlay, StateRead, probe_chunk};
+use crate::modules::MODULES;
+use crate::store::{Changes, Layer, MemoryState, Overlay, StateRead, Store, StoreError, probe_chunk};
 use crate::testing::{CHAIN_ID, GENESIS_SECONDS, genesis, key};
 use crate::tx::decode::{SignMode, decode_simulated};
-use crate::tx::schema::{self, Kind};
+use crate::tx::schema;
 use crate::tx::{self, Mode};
-use crate::{bank, distribution, router, server, staking};
+use crate::{bank, distribution, query, router, server, staking};
+use choices::Choices;
 
 /// A target.
 pub type Target = fn(&[u8]);
@@ -148,238 +150,84 @@ pub fn chunk(data: &[u8]) {
     let _ = probe_chunk(data, [7; 32]);
 }
 
-/// Answers a query: the first byte names the path, the others are the request, or what one is made of.
-pub fn query(data: &[u8]) {
+/// Heights of the store that [`query`] asks: what blocks have left, and one after it.
+const NEWEST: u64 = BLOCKS_BEHIND + 1;
+
+/// A store with [`STATE`] in a folder of its own, which goes with it.
+struct Kept(Store);
+
+impl Kept {
+    fn new() -> Result<Self, StoreError> {
+        static FOLDERS: AtomicU64 = AtomicU64::new(0);
+        let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("polylink-fuzz-{}-{number}", std::process::id()));
+        let kept = Kept(Store::open(folder, SCHEMA_VERSION)?);
+        let all = STATE.0.iter().map(|(key, value)| (key.clone(), Some(value.clone()))).collect();
+        let last: Changes = BTreeMap::from([(vec![0xff], Some(vec![1]))]);
+        for (changes, height) in [(all, BLOCKS_BEHIND), (last, NEWEST)] {
+            kept.0.commit(kept.0.stage(changes, height)?)?;
+        }
+        Ok(kept)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(self.0.path());
+    }
+}
+
+thread_local! {
+    static KEPT: Kept = Kept::new().expect("a store in a fresh temporary folder opens");
+}
+
+/// Paths that no module has.
+const OTHER_PATHS: [&str; 8] = [
+    query::STORE_PATH,
+    query::SIMULATE_PATH,
+    query::SIMULATE_PATH,
+    query::GAS_PRICE_PATH,
+    query::GAS_PRICES_PATH,
+    query::GET_TX_PATH,
+    "/store/bank/key",
+    "/app/version",
+];
+
+/// Answers a query: the first bytes name the path, the others are the request, or what one is made of. Returns the path where
+/// it was answered.
+pub fn asked(data: &[u8]) -> Option<&'static str> {
     let mut choices = Choices(data);
-    let paths: Vec<&str> = router::query_paths().collect();
+    let others = OTHER_PATHS.repeat(2);
+    let paths: Vec<&'static str> = router::query_paths().chain(others).collect();
     let path = paths[choices.below(paths.len())];
-    let Some(route) = router::query(path) else { return };
-    let request = if choices.below(4) == 0 { choices.rest(256).to_vec() } else { choices.blind() };
-    let ctx =
-        QueryContext { chain_id: CHAIN_ID.into(), height: BLOCKS_BEHIND, epoch: BLOCKS_BEHIND / 20, epoch_blocks: 20 };
-    if let Ok(answer) = (route.answer)(&request, &ctx, &*STATE) {
-        assert!(answer.len() <= ANSWER_BYTES_MAX, "{path} answers {} bytes", answer.len());
+    let height = [0, 0, 0, NEWEST, BLOCKS_BEHIND, NEWEST + 1, 1, u64::MAX][choices.below(8)];
+    let prove = choices.below(4) == 0;
+    let request = match path {
+        _ if choices.below(4) == 0 => choices.rest(256).to_vec(),
+        query::SIMULATE_PATH => SimulateRequest { tx_bytes: choices.unsigned(), ..Default::default() }.encode_to_vec(),
+        query::GAS_PRICE_PATH => [&[0x0a, DENOM.len() as u8][..], DENOM.as_bytes()].concat(),
+        _ if path.starts_with("/store/") => {
+            let at = choices.below(65_536) % STATE.0.len();
+            STATE.0.keys().nth(at).cloned().unwrap_or_default()
+        }
+        _ => choices.blind(),
+    };
+    let snapshot = KEPT.with(|kept| kept.0.snapshot());
+    if let Some(answer) = query::of_node(None, path, &request) {
+        assert!(answer.is_err(), "no node is asked");
+        return None;
     }
+    let answer = query::run(&snapshot, path, &request, height, prove).ok()?;
+    let proof = answer.proof.as_ref().map_or(0, |proof| proof.encode().len());
+    let length = answer.value.len() + proof;
+    assert!(length <= ANSWER_BYTES_MAX, "{path} answers {length} bytes");
+    assert!(answer.height > 0, "{path}: clients take 0 for no answer");
+    Some(path)
 }
 
-/// Decisions taken from bytes; once they are used up, always the first.
-struct Choices<'a>(&'a [u8]);
-
-impl<'a> Choices<'a> {
-    fn byte(&mut self) -> u8 {
-        let Some((first, rest)) = self.0.split_first() else { return 0 };
-        self.0 = rest;
-        *first
-    }
-
-    /// One of `count`, at most 65,536.
-    fn below(&mut self, count: usize) -> usize {
-        let low = usize::from(self.byte());
-        let choice = if count > 256 { low << 8 | usize::from(self.byte()) } else { low };
-        choice % count.max(1)
-    }
-
-    fn rest(&mut self, most: usize) -> &'a [u8] {
-        let (taken, rest) = self.0.split_at(self.0.len().min(most));
-        self.0 = rest;
-        taken
-    }
-
-    fn text(&mut self) -> String {
-        let n = self.byte() % 8;
-        let address = key(if n == 7 { 200 } else { n + 1 }).address();
-        match self.below(20) {
-            0..=4 => address.account(),
-            5..=7 => address.valoper(),
-            8 => address.valcons(),
-            9 | 10 => DENOM.into(),
-            11 => u64::from(self.byte()).to_string(),
-            12 => (u64::from(self.byte()) * 1_000_000).to_string(),
-            13 => u128::MAX.to_string(),
-            14 => "-1".into(),
-            15 => "1000000000000000000".into(),
-            16 => "0.05".into(),
-            17 => "9".repeat(usize::from(self.byte())),
-            18 => String::from_utf8_lossy(self.rest(32)).into_owned(),
-            _ => String::new(),
-        }
-    }
-
-    /// What a field of this name mostly holds; now and then something else.
-    fn fitting(&mut self, name: &str) -> String {
-        let is = |words: &[&str]| words.iter().any(|word| name.contains(word));
-        let account = key(self.byte() % 3 + 1).address();
-        match self.below(10) {
-            0 => self.text(),
-            _ if name == "authority" => Pool::Gov.address().account(),
-            _ if is(&["provider"]) => account.account(),
-            _ if is(&["title", "summary", "metadata", "details"]) => "about something".into(),
-            _ if name == "weight" => ["1", "1000000000000000000"][self.below(2)].into(),
-            _ if is(&["validator"]) && !is(&["delegator"]) => {
-                key(if self.below(4) == 0 { 1 } else { 200 }).address().valoper()
-            }
-            _ if is(&["denom"]) => DENOM.into(),
-            _ if is(&["amount", "bond", "deposit", "price", "cap", "min_self", "reserve"]) => {
-                (self.number() % 2_000_000_000).to_string()
-            }
-            _ if is(&["rate", "share"]) => (u64::from(self.byte()) * 1_000_000_000_000_000).to_string(),
-            _ if is(&["endpoint"]) => "https://one.example:8443".into(),
-            _ if is(&["id", "name", "moniker", "dtype", "numerics", "quantization"]) => "polylink/one@1".into(),
-            _ => account.account(),
-        }
-    }
-
-    fn number(&mut self) -> u64 {
-        let choices = [0, 1, 2, 3, 20, 1_000, u64::from(u32::MAX), i64::MAX as u64, u64::MAX];
-        match self.below(16) {
-            choice if choice < choices.len() => choices[choice],
-            _ => u64::from(self.byte()),
-        }
-    }
-
-    /// A number that a field of this name mostly holds.
-    fn fitting_number(&mut self, name: &str) -> u64 {
-        let small = u64::from(self.byte());
-        match name {
-            _ if self.below(8) == 0 => self.number(),
-            "proposal_id" | "session" | "trial" | "report" => small % 8,
-            "option" => small % 4 + 1,
-            "epoch" => small % (2 + BLOCKS_BEHIND / 20),
-            "expiry_epoch" => BLOCKS_BEHIND / 20 + small,
-            "tickets" => small % 4 + 1,
-            "royalty_bps" | "window" | "prompt" | "cached_prompt" | "completion" => small,
-            "context_length" | "capacity_tokens_per_epoch" => 1_000 * (small + 1),
-            _ => self.number(),
-        }
-    }
-
-    fn bytes(&mut self) -> Vec<u8> {
-        let length = [0, 1, 20, 33, 64, 80].get(self.below(24)).copied().unwrap_or(32);
-        vec![self.byte(); length]
-    }
-
-    /// Bytes that a field of this name mostly holds.
-    fn fitting_bytes(&mut self, name: &str) -> Vec<u8> {
-        let choice = self.byte() % 3;
-        match name {
-            _ if self.below(8) == 0 => self.bytes(),
-            "profile_digest" | "profiles" => profile_digest(&profile(choice)).to_vec(),
-            "tls_key" | "x25519_key" => vec![choice + 1; 32],
-            _ if name.ends_with("_key") => VrfKey::from_bytes(&[choice + 1; 32]).public_key().to_vec(),
-            _ => self.bytes(),
-        }
-    }
-
-    /// A message of a known type, its fields filled with what passes for them.
-    fn message(&mut self, name: &str, depth: usize) -> Vec<u8> {
-        if name == "polylink.market.v1.ModelProfile" && self.below(4) > 0 {
-            return profile(self.byte() % 3).encode_to_vec();
-        }
-        let mut out = Vec::new();
-        for field in schema::of(name).unwrap_or_default() {
-            let times = if field.repeated { self.below(8).div_ceil(5) } else { usize::from(self.below(24) != 0) };
-            for _ in 0..times {
-                match field.kind {
-                    Kind::Text | Kind::Dec => put_bytes(&mut out, field.number, self.fitting(field.name).as_bytes()),
-                    Kind::Bytes => put_bytes(&mut out, field.number, &self.fitting_bytes(field.name)),
-                    Kind::Long | Kind::ZigZagLong => {
-                        put_number(&mut out, field.number, self.fitting_number(field.name))
-                    }
-                    Kind::Int => {
-                        put_number(&mut out, field.number, self.fitting_number(field.name) & u64::from(u32::MAX));
-                    }
-                    Kind::Bool => put_number(&mut out, field.number, u64::from(self.byte() & 1)),
-                    Kind::Float => {
-                        put_key(&mut out, field.number, 5);
-                        out.extend([self.byte(), self.byte(), self.byte(), self.byte()]);
-                    }
-                    Kind::Message(name) if depth > 0 => {
-                        put_bytes(&mut out, field.number, &self.message(name, depth - 1));
-                    }
-                    Kind::Any if depth > 0 => put_bytes(&mut out, field.number, &self.any(depth - 1)),
-                    Kind::Message(_) | Kind::Any => {}
-                }
-            }
-        }
-        out
-    }
-
-    fn any(&mut self, depth: usize) -> Vec<u8> {
-        let nested = schema::AMINO_KEYS.iter().chain(schema::AMINO_NESTED).map(|(name, _)| *name);
-        let names: Vec<&str> = nested.chain(router::type_urls().map(schema::full_name)).collect();
-        // Half of them what governance may do.
-        let is_governed = |url: &&str| router::message(url).is_some_and(|route| route.governed);
-        let governed: Vec<&str> = router::type_urls().filter(is_governed).map(schema::full_name).collect();
-        let from = if self.below(2) == 0 { governed } else { names };
-        let name = from[self.below(from.len())];
-        let mut out = Vec::new();
-        put_bytes(&mut out, 1, format!("/{name}").as_bytes());
-        put_bytes(&mut out, 2, &self.message(name, depth));
-        out
-    }
-
-    /// A message of an unknown type: its first fields hold something, a page request among it.
-    fn blind(&mut self) -> Vec<u8> {
-        let mut out = Vec::new();
-        for number in 1..=4 {
-            match self.below(6) {
-                0 => put_number(&mut out, number, self.number()),
-                1 | 2 => put_bytes(&mut out, number, self.text().as_bytes()),
-                3 => put_bytes(&mut out, number, &self.bytes()),
-                4 => {
-                    let mut page = Vec::new();
-                    put_bytes(&mut page, 1, &self.bytes());
-                    put_number(&mut page, 2, self.number());
-                    put_number(&mut page, 3, self.number());
-                    put_number(&mut page, 4, u64::from(self.byte() & 1));
-                    put_number(&mut page, 5, u64::from(self.byte() & 1));
-                    put_bytes(&mut out, number, &page);
-                }
-                _ => {}
-            }
-        }
-        out
-    }
-}
-
-/// One of three profiles.
-fn profile(number: u8) -> ModelProfile {
-    let digest = vec![number + 1; 32];
-    ModelProfile {
-        id: format!("polylink/one@{number}"),
-        config_digest: digest.clone(),
-        tokenizer_digest: digest.clone(),
-        chat_template_digest: digest.clone(),
-        generation_config_digest: digest.clone(),
-        weights_digest: digest,
-        weight_quantization: "none".into(),
-        compute_dtype: "f32".into(),
-        kv_dtype: "f32".into(),
-        numerics: "exact-1".into(),
-    }
-}
-
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn put_key(out: &mut Vec<u8>, number: u32, wire_type: u8) {
-    put_varint(out, u64::from(number) << 3 | u64::from(wire_type));
-}
-
-fn put_number(out: &mut Vec<u8>, number: u32, value: u64) {
-    put_key(out, number, 0);
-    put_varint(out, value);
-}
-
-fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
-    put_key(out, number, 2);
-    put_varint(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
+/// As [`asked`].
+pub fn query(data: &[u8]) {
+    let _ = asked(data);
 }
 
 /// Inputs that make sense, to be altered: by target.

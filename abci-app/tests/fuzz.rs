@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use polylink_abci_app::fuzzing::{TARGETS, executed, seeds};
+use polylink_abci_app::fuzzing::{TARGETS, asked, executed, seeds};
 
 /// Inputs of a target; the variable `POLYLINK_FUZZ_INPUTS` says another number.
 const INPUTS: u64 = 1_500;
@@ -89,6 +89,28 @@ fn made_up_messages_reach_the_handlers() {
     }
     println!("succeeded: {reached:?}");
     assert!(reached.len() >= 20, "{reached:?}");
+}
+
+/// And what is asked is answered: by most paths of the modules, by simulations, the store and the fee market.
+#[test]
+fn made_up_queries_are_answered() {
+    let mut random = Random(2);
+    let mut answered = BTreeMap::new();
+    for _ in 0..4 * INPUTS {
+        if let Some(path) = asked(&random.bytes(400)) {
+            *answered.entry(path).or_insert(0) += 1;
+        }
+    }
+    println!("answered: {answered:?}");
+    for path in ["/store/key", "/store/bank/key", "/cosmos.tx.v1beta1.Service/Simulate"] {
+        assert!(answered.get(path).is_some_and(|times| *times >= 10), "{path}: {answered:?}");
+    }
+    assert!(
+        ["GasPrice", "GasPrices"]
+            .iter()
+            .all(|of| answered.contains_key(format!("/feemarket.feemarket.v1.Query/{of}").as_str()))
+    );
+    assert!(answered.len() >= 40, "{} paths: {answered:?}", answered.len());
 }
 
 /// A length that is only announced allocates nothing.
