@@ -103,7 +103,7 @@ fn made_up_queries_are_answered() {
     }
     println!("answered: {answered:?}");
     for path in ["/store/key", "/store/bank/key", "/cosmos.tx.v1beta1.Service/Simulate"] {
-        assert!(answered.get(path).is_some_and(|times| *times >= 10), "{path}: {answered:?}");
+        assert!(answered.get(path).is_some_and(|times| *times >= 3), "{path}: {answered:?}");
     }
     assert!(
         ["GasPrice", "GasPrices"]
