@@ -128,7 +128,7 @@ impl Store {
         let database = behind_blocks(|| builder.open()).map_err(open)?;
         let layout = || KeyspaceCreateOptions::default().max_memtable_size(16 << 20);
         // What is looked for there is there: its table needs no filter to say so.
-        let of_heights = || layout().max_memtable_size(32 << 20).expect_point_read_hits(true);
+        let of_heights = || layout().expect_point_read_hits(true);
         let tables = Tables {
             state: database.keyspace("state", layout).map_err(open)?,
             heights: database.keyspace("heights", of_heights).map_err(open)?,
