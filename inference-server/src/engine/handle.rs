@@ -310,6 +310,10 @@ fn check_parameters(request: &GenerateRequest, vocabulary: usize) -> Result<(), 
     if let Some(bias) = sampling.logit_bias.iter().find(|bias| !known(bias.token)) {
         return wrong("logit_bias", format!("token {} is not in the vocabulary of {vocabulary}", bias.token));
     }
+    // Before `min_tokens` a step suppresses them: one that the vocabulary lacks would fail it for everybody.
+    if let Some(token) = sampling.stop_token_ids.iter().find(|token| !known(**token)) {
+        return wrong("stop_token_ids", format!("token {token} is not in the vocabulary of {vocabulary}"));
+    }
     if sampling.logit_bias.iter().any(|bias| !bias.bias.is_finite()) {
         return wrong("logit_bias", "finite values are expected".into());
     }

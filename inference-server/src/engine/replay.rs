@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use polylink_kernels::{
     Backend, BackendError, DrawInputs, ForwardStep, Limits, SampleScratch, SequenceRows, Solo, Span, Step, StepOutput,
-    TokenInput, replay_margin,
+    TEMPERATURE_MIN, TokenInput, replay_margin,
 };
 use polylink_protocol::market::SKETCH_BYTES;
 use polylink_protocol::market_v1::Sampling;
@@ -117,7 +117,12 @@ impl Replayer {
     pub fn replay(&mut self, request: &ReplayRequest<'_>) -> Result<Vec<ReplayedToken>, ReplayError> {
         let mut replayed = Vec::with_capacity(request.completion_ids.len());
         let params = sample_params(request.sampling, request.seed, request.choice);
-        let ends = end_tokens(request.sampling, &self.end_tokens);
+        if params.temperature != 0.0 && params.temperature < TEMPERATURE_MIN {
+            return Err(ReplayError::Transcript(format!("no engine takes a temperature of {}", params.temperature)));
+        }
+        // What is beyond the vocabulary is never drawn: no engine takes it, and whoever shows it must not stop a judge by it.
+        let mut ends = end_tokens(request.sampling, &self.end_tokens);
+        ends.retain(|token| (*token as usize) < self.vocabulary);
         let mut bias: Vec<(u32, f32)> =
             request.sampling.logit_bias.iter().map(|bias| (bias.token, bias.bias)).collect();
         bias.retain(|(token, _)| (*token as usize) < self.vocabulary);

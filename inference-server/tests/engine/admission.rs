@@ -29,6 +29,10 @@ fn requests_that_cannot_be_served_are_refused_by_name() {
         (with(Sampling { n: 17, ..sampling() }), "n:"),
         (with(Sampling { logit_bias: vec![LogitBias { token: 5000, bias: 1.0 }], ..sampling() }), "logit_bias"),
         (with(Sampling { grammar_digest: vec![1], ..sampling() }), "grammar"),
+        (
+            with(Sampling { stop_token_ids: vec![3, u32::MAX], min_tokens: 5, ..sampling() }),
+            "stop_token_ids: token 429",
+        ),
     ];
     for (request, expected) in table {
         let error = engine.submit(request).unwrap_err();

@@ -143,6 +143,15 @@ fn a_replay_finds_the_same_tokens_and_sketches_and_sees_every_change() {
         assert_eq!((replayed.margin, replayed.drawn, replayed.sketch), (0.0, token.id, token.sketch));
     }
 
+    let mut beyond = sampling.clone();
+    beyond.stop_token_ids.push(u32::MAX);
+    let with_it = replayer.replay(&ReplayRequest { sampling: &beyond, ..honest.clone() }).unwrap();
+    assert!(with_it.iter().all(|token| token.margin == 0.0), "a stop token that is none changes nothing");
+
+    let frozen = polylink_protocol::market_v1::Sampling { temperature: 1e-40, ..sampling.clone() };
+    let refused = replayer.replay(&ReplayRequest { sampling: &frozen, ..honest.clone() }).unwrap_err();
+    assert!(refused.to_string().contains("temperature"), "{refused}");
+
     let other_seed = replayer.replay(&ReplayRequest { seed: &[78; 32], ..honest.clone() }).unwrap();
     assert!(other_seed.iter().any(|token| token.margin > 0.0), "another seed draws other tokens");
     let mut forged = ids.clone();
