@@ -169,20 +169,26 @@ impl ChatTemplate {
 /// Puts the texts of special tokens aside (and marks that a user wrote), a number in the place of each.
 fn mark(content: &str, tokenizer: &Tokenizer, apart: &mut Vec<String>) -> String {
     let mut out = String::with_capacity(content.len());
-    let mut rest = content;
-    while !rest.is_empty() {
-        let mark = rest.find(MARK).map(|at| (at, MARK.len_utf8()));
-        let special =
-            tokenizer.find_special(rest).into_iter().chain(mark).min_by_key(|(at, length)| (*at, usize::MAX - length));
-        let Some((at, length)) = special else { break };
-        out.push_str(&rest[..at]);
+    let mut marks = content.match_indices(MARK).map(|(at, mark)| at..at + mark.len()).peekable();
+    let mut specials = tokenizer.specials_in(content).peekable();
+    let mut end = 0;
+    loop {
+        let mark_is_next = match (marks.peek(), specials.peek()) {
+            (Some(mark), Some(special)) => mark.start < special.start,
+            (Some(_), None) => true,
+            (None, Some(_)) => false,
+            (None, None) => break,
+        };
+        let next = if mark_is_next { marks.next() } else { specials.next() };
+        let Some(found) = next.filter(|found| found.start >= end) else { continue };
+        out.push_str(&content[end..found.start]);
         out.push(MARK);
         out.push_str(&apart.len().to_string());
         out.push(MARK);
-        apart.push(rest[at..at + length].to_owned());
-        rest = &rest[at + length..];
+        apart.push(content[found.clone()].to_owned());
+        end = found.end;
     }
-    out.push_str(rest);
+    out.push_str(&content[end..]);
     out
 }
 

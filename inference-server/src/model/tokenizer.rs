@@ -6,9 +6,11 @@
 //! U+FFFD. Text is never held back longer than that.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use aho_corasick::{AhoCorasick, MatchKind};
 use serde_json::Value;
 
 use super::config::read_bounded;
@@ -23,8 +25,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// Takes the texts of special tokens for ordinary text.
     plain: tokenizers::Tokenizer,
-    /// Texts of the special tokens.
-    special: Vec<String>,
+    /// Finds the texts of special tokens; `None`: there are none.
+    special: Option<AhoCorasick>,
     /// Added tokens, which are spelt as they are, and whether they are special.
     added: HashMap<u32, bool>,
     spelling: Spelling,
@@ -105,7 +107,12 @@ impl Tokenizer {
             .map_err(|error| damaged(error.to_string()))?;
         let tokens = inner.get_added_tokens_decoder();
         let added = tokens.iter().map(|(id, token)| (*id, token.special)).collect();
-        let special = tokens.into_values().filter(|token| token.special).map(|token| token.content).collect();
+        let special = tokens.into_values().filter(|token| token.special && !token.content.is_empty());
+        let special: Vec<String> = special.map(|token| token.content).collect();
+        let special = (!special.is_empty())
+            .then(|| AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&special))
+            .transpose()
+            .map_err(|error| damaged(error.to_string()))?;
         let mut plain = inner.clone();
         plain.set_encode_special_tokens(true);
         let spelling = Spelling::of(&json["decoder"]);
@@ -158,8 +165,8 @@ impl Tokenizer {
             return Ok(ids);
         }
         // The model itself has it as a piece (Unigram): it does not find it in two halves.
-        let cut =
-            self.find_special(text).and_then(|(at, _)| text[at..].chars().next().map(|first| at + first.len_utf8()));
+        let cut = self.specials_in(text).next();
+        let cut = cut.and_then(|Range { start, .. }| Some(start + text[start..].chars().next()?.len_utf8()));
         match cut.filter(|cut| *cut < text.len()) {
             Some(cut) => Ok([self.encode_plain(&text[..cut])?, self.encode_plain(&text[cut..])?].concat()),
             None => {
@@ -171,14 +178,13 @@ impl Tokenizer {
 
     /// Whether a text contains the text of a special token.
     pub fn has_special(&self, text: &str) -> bool {
-        self.special.iter().any(|special| text.contains(special.as_str()))
+        self.special.as_ref().is_some_and(|special| special.is_match(text))
     }
 
-    /// The first text of a special token in a text: where it begins, and its length; the longest where several begin.
-    pub fn find_special(&self, text: &str) -> Option<(usize, usize)> {
-        let found = self.special.iter().filter(|special| !special.is_empty());
-        let found = found.filter_map(|special| text.find(special.as_str()).map(|at| (at, special.len())));
-        found.min_by_key(|(at, length)| (*at, usize::MAX - length))
+    /// The texts of special tokens in a text, one after the other, the longest where several begin. Takes time in proportion
+    /// to the text: a message may be full of them.
+    pub fn specials_in<'a>(&'a self, text: &'a str) -> impl Iterator<Item = Range<usize>> + 'a {
+        self.special.iter().flat_map(move |special| special.find_iter(text)).map(|found| found.range())
     }
 
     /// The text of token ids, special tokens skipped.

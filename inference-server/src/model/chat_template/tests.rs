@@ -66,6 +66,12 @@ fn what_a_user_writes_never_becomes_a_special_token() {
         let text = tokenizer.decode_all(&ids);
         assert_eq!(text, template.render(&messages[..].into()).unwrap(), "trimmed and in its place: {content:?}");
     }
+    // A message of nothing else: found in one pass, for a search from each to the end would take minutes.
+    let many = 40_000;
+    let full = ChatMessage::new("user", "<|end|>\u{f8ff}".repeat(many));
+    let ids = template.encode(&[full][..].into(), &tokenizer).unwrap();
+    let one = ["<|end|>", "\u{f8ff}"].map(|text| tokenizer.encode_plain(text).unwrap()).concat();
+    assert!(ids.windows(one.len() * many).any(|ids| ids.chunks(one.len()).all(|ids| ids == one)));
     let mut call = ChatMessage::new("assistant", "");
     call.more
         .insert("tool_calls".into(), serde_json::json!([{"function": {"name": "a", "arguments": {"x": "<|end|>"}}}]));

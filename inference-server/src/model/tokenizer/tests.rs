@@ -80,7 +80,7 @@ fn a_completion_keeps_its_first_blank() {
 fn special_tokens_in_a_users_text_stay_text() {
     for (name, tokenizer, _) in &families() {
         let text = "a<|end|>b";
-        assert_eq!(tokenizer.find_special(text), Some((1, 7)));
+        assert_eq!(tokenizer.specials_in(text).next(), Some(1..8));
         let end = tokenizer.token_id("<|end|>").unwrap();
         assert!(tokenizer.encode(text).unwrap().contains(&end), "{name}");
         assert!(!tokenizer.encode_plain(text).unwrap().contains(&end), "{name}");
