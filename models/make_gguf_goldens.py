@@ -280,6 +280,7 @@ def architectures() -> list[dict]:
     length = {"attention.key_length": HEAD_DIM, "attention.value_length": HEAD_DIM}
     return [
         {"label": "tied", "arch": "llama", "layers": 2, "pairs": {}, "tensors": ends + attention + mlp},
+        {"label": "biases", "arch": "llama", "layers": 2, "pairs": {"rope.dimension_count": HEAD_DIM}, "tensors": ends + attention + layer(("attn_q.bias", [q]), ("attn_k.bias", [kv]), ("attn_v.bias", [kv]), ("attn_output.bias", dim)) + mlp + layer(("ffn_gate.bias", [MLP]), ("ffn_up.bias", [MLP]), ("ffn_down.bias", dim))},
         {"label": "factors", "arch": "llama", "layers": 2, "pairs": {}, "tensors": ends + head + [["rope_freqs.weight", [HEAD_DIM // 2]]] + attention + mlp},
         {"label": "linear", "arch": "llama", "layers": 2, "pairs": {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, "tensors": ends + head + attention + mlp},
         {"label": "yarn", "arch": "llama", "layers": 2, "pairs": {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}, "tensors": ends + head + attention + mlp},

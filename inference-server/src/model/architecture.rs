@@ -8,9 +8,12 @@
 use polylink_kernels::{Activation, RopeSpec};
 use serde_json::Value;
 
-use super::config::{flag, positive, refuse_unless, set, size, size_or, token_ids, wrong};
+use super::config::{flag, positive, refuse_unless, set, size, size_or, size_within, token_ids, with_unnamed, wrong};
 use super::error::ModelError;
 use super::rope;
+
+/// Most layers, and most experts of one.
+const LAYERS_MAX: u64 = 4_096;
 
 /// Which projections of attention have biases.
 #[derive(Clone, Copy, PartialEq)]
@@ -306,7 +309,7 @@ impl Architecture {
             Mixture::None => return Ok((None, vec![false; layers])),
             Mixture::Mixtral => {
                 let mixture = MixtureConfig {
-                    experts: size(config, "num_local_experts")?,
+                    experts: size_within(config, "num_local_experts", LAYERS_MAX)?,
                     top_k: size(config, "num_experts_per_tok")?,
                     normalise: true,
                     intermediate_size: size(config, "intermediate_size")?,
@@ -318,7 +321,7 @@ impl Architecture {
             Mixture::Qwen3 => {
                 let experts = if set(config, "num_experts") { "num_experts" } else { "num_local_experts" };
                 let mixture = MixtureConfig {
-                    experts: size(config, experts)?,
+                    experts: size_within(config, experts, LAYERS_MAX)?,
                     top_k: size(config, "num_experts_per_tok")?,
                     normalise: flag(config, "norm_topk_prob", false)?,
                     intermediate_size: size(config, "moe_intermediate_size")?,
@@ -404,10 +407,11 @@ impl DecoderConfig {
         let text = text_config(config)?;
         let config = text.as_ref().unwrap_or(config);
         let architecture = Architecture::of(config)?;
+        let config = &with_unnamed(architecture.name, config);
         architecture.refuse_others(config)?;
         let (hidden_size, heads) = (size(config, "hidden_size")?, size(config, "num_attention_heads")?);
         let head_dim = size_or(config, "head_dim", hidden_size / heads)?;
-        let num_hidden_layers = size(config, "num_hidden_layers")?;
+        let num_hidden_layers = size_within(config, "num_hidden_layers", LAYERS_MAX)?;
         let windows = architecture.windows(config, num_hidden_layers)?;
         let Ropes { specs: ropes, tables, reach: context_length, long_beyond } =
             architecture.ropes(config, head_dim, &windows)?;

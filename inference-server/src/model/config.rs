@@ -7,11 +7,33 @@ use serde_json::Value;
 use super::error::ModelError;
 
 /// Largest value of any size, so that products of two stay far from overflow.
-const SIZE_MAX: u64 = 1 << 24;
+pub(super) const SIZE_MAX: u64 = 1 << 24;
 
 /// Whether a field is there and not null.
 pub(super) fn set(config: &Value, field: &str) -> bool {
     !config[field].is_null()
+}
+
+/// A configuration with what the classes of `transformers` take where a field is not there at all; null is a value.
+pub(super) fn with_unnamed(architecture: &str, config: &Value) -> Value {
+    let unnamed: &[(&str, u32)] = match architecture {
+        "Gemma2ForCausalLM" => {
+            &[("sliding_window", 4_096), ("attn_logit_softcapping", 50), ("final_logit_softcapping", 30)]
+        }
+        "MistralForCausalLM"
+        | "Qwen2ForCausalLM"
+        | "Qwen3ForCausalLM"
+        | "Qwen3MoeForCausalLM"
+        | "Gemma3ForCausalLM" => &[("sliding_window", 4_096)],
+        _ => &[],
+    };
+    let mut config = config.clone();
+    if let Some(fields) = config.as_object_mut() {
+        for (field, value) in unnamed {
+            fields.entry(*field).or_insert((*value).into());
+        }
+    }
+    config
 }
 
 /// The error that a field is wrong.
@@ -32,9 +54,14 @@ pub(super) fn refuse_unless(
 
 /// A size of at least 1.
 pub(super) fn size(config: &Value, field: &str) -> Result<usize, ModelError> {
+    size_within(config, field, SIZE_MAX)
+}
+
+/// A size of 1 to `max`.
+pub(super) fn size_within(config: &Value, field: &str, max: u64) -> Result<usize, ModelError> {
     match config[field].as_u64() {
-        Some(value) if (1..=SIZE_MAX).contains(&value) => Ok(value as usize),
-        _ => Err(wrong(field, &format!("a number of 1 to {SIZE_MAX} is expected, {} was found", config[field]))),
+        Some(value) if (1..=max).contains(&value) => Ok(value as usize),
+        _ => Err(wrong(field, &format!("a number of 1 to {max} is expected, {} was found", config[field]))),
     }
 }
 

@@ -122,20 +122,15 @@ fn pair_digest(first: &[u8], second: &[u8]) -> Digest {
     Digest::of(&[Digest::of(first).0, Digest::of(second).0].concat())
 }
 
-/// The template of `tokenizer_config.json` (a text, or a list of named ones), or `chat_template.jinja`.
+/// The template of `chat_template.jinja`, or of `tokenizer_config.json` (a text, or a list of named ones): the file goes first, as
+/// in transformers.
 fn template_text(folder: &Path, tokenizer_config: &Value) -> Result<Option<String>, ModelError> {
-    let field = &tokenizer_config["chat_template"];
-    if let Some(text) = field.as_str() {
-        return Ok(Some(text.to_owned()));
-    }
-    let named = field.as_array().into_iter().flatten().find(|template| template["name"] == "default");
-    if let Some(text) = named.and_then(|template| template["template"].as_str()) {
-        return Ok(Some(text.to_owned()));
-    }
     let file = folder.join("chat_template.jinja");
-    if !file.exists() {
-        return Ok(None);
+    if file.exists() {
+        let text = String::from_utf8(read_bounded(&file, 1 << 20)?);
+        return text.map(Some).map_err(|error| ModelError::Damaged { file, reason: error.to_string() });
     }
-    let text = String::from_utf8(read_bounded(&file, 1 << 20)?);
-    text.map(Some).map_err(|error| ModelError::Damaged { file, reason: error.to_string() })
+    let field = &tokenizer_config["chat_template"];
+    let named = field.as_array().into_iter().flatten().find(|template| template["name"] == "default");
+    Ok(field.as_str().or_else(|| named?["template"].as_str()).map(str::to_owned))
 }

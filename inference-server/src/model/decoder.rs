@@ -42,61 +42,77 @@ fn attention_widths(config: &DecoderConfig) -> (usize, usize) {
     (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim)
 }
 
-/// Names and shapes of all tensors of the model.
-pub(crate) fn tensors(config: &DecoderConfig, weights: &Weights) -> Vec<(String, Vec<usize>)> {
-    let (hidden, head_dim) = (config.hidden_size, config.head_dim);
-    let mut all = vec![(EMBEDDING.into(), vec![config.vocab_size, hidden]), (FINAL_NORM.into(), vec![hidden])];
+/// Checks that all tensors of the model are there with their shapes, and no bias that would be left out.
+///
+/// # Errors
+/// The first one that is not as the configuration says.
+pub(crate) fn check(config: &DecoderConfig, weights: &Weights) -> Result<(), ModelError> {
+    let hidden = config.hidden_size;
+    weights.expect(EMBEDDING, &[config.vocab_size, hidden])?;
+    weights.expect(FINAL_NORM, &[hidden])?;
     if !is_tied(config, weights) {
-        all.push((HEAD.into(), vec![config.vocab_size, hidden]));
+        weights.expect(HEAD, &[config.vocab_size, hidden])?;
     }
-    for (layer, kind) in config.layers.iter().enumerate() {
-        let mut add = |name: &str, shape: &[usize]| all.push((layer_tensor(layer, name), shape.to_vec()));
-        let (before_mlp, after) = norm_names(config);
-        for norm in ["input_layernorm.weight", before_mlp].into_iter().chain(after.into_iter().flatten()) {
-            add(norm, &[hidden]);
+    for layer in 0..config.layers.len() {
+        let tensors = layer_tensors(config, layer);
+        for (name, shape) in &tensors {
+            weights.expect(name, shape)?;
         }
-        if config.head_norms {
-            add("self_attn.q_norm.weight", &[head_dim]);
-            add("self_attn.k_norm.weight", &[head_dim]);
+        weights.refuse_other_biases(&layer_tensor(layer, ""), |bias| tensors.iter().any(|(name, _)| name == bias))?;
+    }
+    Ok(())
+}
+
+/// Names and shapes of a layer's tensors.
+fn layer_tensors(config: &DecoderConfig, layer: usize) -> Vec<(String, Vec<usize>)> {
+    let (hidden, head_dim, kind) = (config.hidden_size, config.head_dim, config.layers[layer]);
+    let mut all = Vec::new();
+    let mut add = |name: &str, shape: &[usize]| all.push((layer_tensor(layer, name), shape.to_vec()));
+    let (before_mlp, after) = norm_names(config);
+    for norm in ["input_layernorm.weight", before_mlp].into_iter().chain(after.into_iter().flatten()) {
+        add(norm, &[hidden]);
+    }
+    if config.head_norms {
+        add("self_attn.q_norm.weight", &[head_dim]);
+        add("self_attn.k_norm.weight", &[head_dim]);
+    }
+    let (q, kv) = attention_widths(config);
+    if config.fused {
+        add("self_attn.qkv_proj.weight", &[q + 2 * kv, hidden]);
+    }
+    for (name, width) in [("q", q), ("k", kv), ("v", kv)].into_iter().filter(|_| !config.fused) {
+        add(&format!("self_attn.{name}_proj.weight"), &[width, hidden]);
+        if config.qkv_bias {
+            add(&format!("self_attn.{name}_proj.bias"), &[width]);
         }
-        let (q, kv) = attention_widths(config);
-        if config.fused {
-            add("self_attn.qkv_proj.weight", &[q + 2 * kv, hidden]);
-        }
-        for (name, width) in [("q", q), ("k", kv), ("v", kv)].into_iter().filter(|_| !config.fused) {
-            add(&format!("self_attn.{name}_proj.weight"), &[width, hidden]);
-            if config.qkv_bias {
-                add(&format!("self_attn.{name}_proj.bias"), &[width]);
+    }
+    add("self_attn.o_proj.weight", &[hidden, q]);
+    if config.output_bias {
+        add("self_attn.o_proj.bias", &[hidden]);
+    }
+    let mlp = config.intermediate_size;
+    match &config.mixture {
+        Some(mixture) if kind.mixture => {
+            add(&format!("{}.gate.weight", mixture.prefix), &[mixture.experts, hidden]);
+            for expert in 0..mixture.experts {
+                let [gate, up, down] = expert_names(mixture, expert);
+                add(&gate, &[mixture.intermediate_size, hidden]);
+                add(&up, &[mixture.intermediate_size, hidden]);
+                add(&down, &[hidden, mixture.intermediate_size]);
             }
+            return all;
         }
-        add("self_attn.o_proj.weight", &[hidden, q]);
-        if config.output_bias {
-            add("self_attn.o_proj.bias", &[hidden]);
+        _ if config.fused => add("mlp.gate_up_proj.weight", &[2 * mlp, hidden]),
+        _ => {
+            add("mlp.gate_proj.weight", &[mlp, hidden]);
+            add("mlp.up_proj.weight", &[mlp, hidden]);
         }
-        let mlp = config.intermediate_size;
-        match &config.mixture {
-            Some(mixture) if kind.mixture => {
-                add(&format!("{}.gate.weight", mixture.prefix), &[mixture.experts, hidden]);
-                for expert in 0..mixture.experts {
-                    let [gate, up, down] = expert_names(mixture, expert);
-                    add(&gate, &[mixture.intermediate_size, hidden]);
-                    add(&up, &[mixture.intermediate_size, hidden]);
-                    add(&down, &[hidden, mixture.intermediate_size]);
-                }
-                continue;
-            }
-            _ if config.fused => add("mlp.gate_up_proj.weight", &[2 * mlp, hidden]),
-            _ => {
-                add("mlp.gate_proj.weight", &[mlp, hidden]);
-                add("mlp.up_proj.weight", &[mlp, hidden]);
-            }
-        }
-        add("mlp.down_proj.weight", &[hidden, mlp]);
-        if config.mlp_bias {
-            add("mlp.gate_proj.bias", &[mlp]);
-            add("mlp.up_proj.bias", &[mlp]);
-            add("mlp.down_proj.bias", &[hidden]);
-        }
+    }
+    add("mlp.down_proj.weight", &[hidden, mlp]);
+    if config.mlp_bias {
+        add("mlp.gate_proj.bias", &[mlp]);
+        add("mlp.up_proj.bias", &[mlp]);
+        add("mlp.down_proj.bias", &[hidden]);
     }
     all
 }

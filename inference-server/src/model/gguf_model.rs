@@ -61,8 +61,32 @@ impl<'a> Description<'a> {
                 Ok(values[0].clone())
             }
             Some(Value::Array(_)) => Err(wrong(&key, "another value for each layer is not built")),
+            // A float that is no number.
+            Some(Value::Null) => Err(wrong(&key, "a finite number is expected")),
             Some(value) => Ok(value.clone()),
         }
+    }
+
+    /// Refuses what would change the model and is not built; other keys that are not read say nothing of its values.
+    fn refuse_others(&self, head_dim: u64) -> Result<(), ModelError> {
+        let refuse = |key: &str, good: &dyn Fn(&Value) -> bool| match self.own(key)? {
+            value if value.is_null() || good(&value) => Ok(()),
+            value => Err(wrong(&format!("{}.{key}", self.architecture), format!("{value} is not built"))),
+        };
+        let one = |value: &Value| value.as_f64() == Some(1.0);
+        refuse("attention.causal", &|value| value == true)?;
+        for key in ["attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias"] {
+            refuse(key, &|value| value.as_f64() == Some(0.0))?;
+        }
+        for key in ["logit_scale", "residual_scale", "embedding_scale", "expert_weights_scale"] {
+            refuse(key, &|value| one(value) || value.as_f64() == Some(0.0))?;
+        }
+        // Softmax is the first of llama.cpp's kinds of gates.
+        refuse("expert_gating_func", &one)?;
+        if self.architecture != "phi3" {
+            refuse("rope.dimension_count", &|value| *value == head_dim)?;
+        }
+        Ok(())
     }
 
     fn size(&self, key: &str) -> Result<u64, ModelError> {
@@ -99,6 +123,7 @@ impl<'a> Description<'a> {
         })?;
         let (hidden, heads, head_dim) =
             (self.size("embedding_length")?, self.size("attention.head_count")?, self.head_dim()?);
+        self.refuse_others(head_dim)?;
         let positions = self.size("context_length")?;
         let name = ARCHITECTURES.iter().find(|(name, _)| *name == self.architecture).map(|(_, name)| *name);
         let name = if self.architecture == "llama" && self.mixture { Some("MixtralForCausalLM") } else { name };
@@ -127,7 +152,11 @@ impl<'a> Description<'a> {
         }
         let window = self.own("attention.sliding_window")?;
         match self.architecture.as_str() {
-            "llama" if self.mixture => {
+            "llama" if !self.mixture => {
+                set("attention_bias", self.tensor("blk.0.attn_q.bias").is_some().into());
+                set("mlp_bias", self.tensor("blk.0.ffn_up.bias").is_some().into());
+            }
+            "llama" => {
                 set("num_local_experts", self.size("expert_count")?.into());
                 set("num_experts_per_tok", self.size("expert_used_count")?.into());
             }
@@ -146,11 +175,15 @@ impl<'a> Description<'a> {
                 // The largest model of each family divides by another width.
                 let largest = if self.architecture == "gemma2" { 46 } else { 62 };
                 set("query_pre_attn_scalar", if layers == largest { hidden / heads } else { head_dim }.into());
-                set("sliding_window", window);
                 if self.architecture == "gemma2" {
-                    set("attn_logit_softcapping", self.own("attn_logit_softcapping")?);
-                    set("final_logit_softcapping", self.own("final_logit_softcapping")?);
+                    // The first files of the family do not name what all of it has.
+                    let or = |value: Value, missing: Value| if value.is_null() { missing } else { value };
+                    set("sliding_window", or(window, 4_096.into()));
+                    for (key, missing) in [("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)] {
+                        set(key, or(self.own(key)?, missing.into()));
+                    }
                 } else {
+                    set("sliding_window", window);
                     let local = self.own("rope.freq_base_swa")?;
                     set("rope_local_base_freq", if local.is_null() { 10_000.into() } else { local });
                 }

@@ -96,8 +96,10 @@ impl LoadedModel {
             let reason = if expanded { reason.into() } else { format!("{reason} and --dtype") };
             return Err(ModelError::Config { field: "quantization".into(), reason });
         }
-        for (name, shape) in decoder::tensors(&config, &weights) {
-            weights.expect(&name, &shape)?;
+        decoder::check(&config, &weights)?;
+        if let Some(token) = generation.eos_token_ids.iter().find(|token| **token as usize >= config.vocab_size) {
+            let reason = format!("generation_config.json names {token}, vocab_size is {}", config.vocab_size);
+            return Err(ModelError::Config { field: "eos_token_id".into(), reason });
         }
         let named_there = !generation.eos_token_ids.is_empty();
         let end_tokens = if named_there { generation.eos_token_ids.clone() } else { config.eos_token_ids.clone() };

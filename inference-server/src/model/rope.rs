@@ -8,9 +8,9 @@ use std::f64::consts::PI;
 
 use polylink_kernels::{RopeGrowth, RopeSpec};
 use polylink_protocol::exact_math::{exp_f64, ln_f64};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::config::{flag, positive, refuse_unless, set, size_or, wrong};
+use super::config::{SIZE_MAX, flag, positive, refuse_unless, set, size_or, wrong};
 use super::error::ModelError;
 
 /// What the variants need to know of the model.
@@ -34,10 +34,11 @@ pub(super) struct Rope {
     pub long_beyond: Option<usize>,
 }
 
-/// The object that describes RoPE, under its old or its new name.
+/// The object that describes RoPE, under its old or its new name; what is there and no object is refused by [`parse`].
 pub(super) fn parameters(config: &Value) -> &Value {
     let old = &config["rope_scaling"];
-    if old.as_object().is_some_and(|old| !old.is_empty()) { old } else { &config["rope_parameters"] }
+    let absent = old.is_null() || old.as_object().is_some_and(Map::is_empty);
+    if absent { &config["rope_parameters"] } else { old }
 }
 
 /// A positive number that must be there.
@@ -72,6 +73,8 @@ pub(super) fn parse(config: &Value, parameters: &Value, shape: &Shape) -> Result
         growth: None,
         long: None,
     };
+    // The saturating cast keeps an absurd factor a number.
+    let stretched = |positions: usize, factor: f64| ((positions as f64 * factor) as usize).min(SIZE_MAX as usize);
     let mut long_beyond = None;
     let (spec, reach) = match kind {
         "default" => (fixed(base.frequencies().collect(), 1.0), shape.positions),
@@ -86,11 +89,13 @@ pub(super) fn parse(config: &Value, parameters: &Value, shape: &Shape) -> Result
             }
             let growth = RopeGrowth { base: theta, factor, trained: shape.positions };
             let spec = RopeSpec { growth: Some(growth), ..fixed(base.frequencies().collect(), 1.0) };
-            (spec, (shape.positions as f64 * factor) as usize)
+            (spec, stretched(shape.positions, factor))
         }
         "yarn" => {
             let (frequencies, scale) = base.yarn(parameters, original)?;
-            (fixed(frequencies, scale), shape.positions)
+            // Some name the length that it was trained for, some the stretched one.
+            let factor = number(parameters, "factor")?;
+            (fixed(frequencies, scale), shape.positions.max(stretched(original, factor)))
         }
         "llama3" => (fixed(base.llama3(parameters, original)?, 1.0), shape.positions),
         "longrope" => {
@@ -261,11 +266,22 @@ mod tests {
     fn growing_ones_begin_where_the_trained_length_ends() {
         let rope = parsed(json!({"type": "dynamic", "factor": 4.0})).unwrap();
         assert_eq!(rope.reach, 16_384);
+        assert_eq!(parsed(json!({"type": "dynamic", "factor": 1e29})).unwrap().reach, 1 << 24, "absurd, and a number");
         let growth = rope.spec.growth.unwrap();
         assert_eq!(growth.frequencies(4095, 16), rope.spec.frequencies, "the last one within");
         let far = growth.frequencies(16_383, 16);
         let stretched = 10_000.0 * 13f64.powf(32.0 / 30.0);
         assert!((f64::from(far[15]) / stretched.powf(-30.0 / 32.0) - 1.0).abs() < 1e-6);
+    }
+
+    /// Some files name the length that YaRN stretches to, and some (as Qwen's pages say it is switched on) only the trained one.
+    #[test]
+    fn yarn_reaches_as_far_as_it_stretches() {
+        let reach = |original: usize, factor: f64| {
+            let parameters = json!({"type": "yarn", "factor": factor, "original_max_position_embeddings": original});
+            parsed(parameters).unwrap().reach
+        };
+        assert_eq!((reach(1024, 4.0), reach(4096, 4.0), reach(512, 2.0)), (4096, 16_384, 4096));
     }
 
     #[test]

@@ -96,6 +96,21 @@ impl Weights {
         Ok(place)
     }
 
+    /// Refuses biases below a prefix that nobody asks for: an answer without them would be another model's. Zeros, which some
+    /// quantisers write for every matrix, change nothing.
+    pub(crate) fn refuse_other_biases(&self, prefix: &str, asked: impl Fn(&str) -> bool) -> Result<(), ModelError> {
+        let below = self.tensors.range(prefix.to_owned()..).take_while(|(name, _)| name.starts_with(prefix));
+        for (name, place) in below.filter(|(name, _)| name.ends_with(".bias") && !asked(name)) {
+            let mut data = Vec::new();
+            self.read(name, place, &mut data)?;
+            if data.iter().any(|byte| *byte != 0) {
+                let reason = "it is there and not zero, and config.json asks for no such bias".into();
+                return Err(ModelError::Tensor { tensor: name.clone(), reason });
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }

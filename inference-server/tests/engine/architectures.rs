@@ -177,6 +177,11 @@ fn what_an_architecture_does_not_have_is_refused_by_field() {
         ("qwen2", "rope_scaling", json!({"type": "mrope"}), "mrope was found"),
         ("llama", "quantization_config", json!({"quant_method": "none"}), "quantization_config"),
         ("qwen3", "attention_bias", json!(true), "self_attn.q_proj.bias"),
+        ("llama_biases", "attention_bias", json!(false), "self_attn.k_proj.bias: it is there and not zero"),
+        ("llama_biases", "mlp_bias", json!(false), "mlp.down_proj.bias: it is there and not zero"),
+        ("llama", "rope_scaling", json!("yarn"), "an object is expected"),
+        ("llama", "num_hidden_layers", json!(1 << 24), "num_hidden_layers: a number of 1 to 4096"),
+        ("mixtral", "num_local_experts", json!(1 << 24), "num_local_experts: a number of 1 to 4096"),
     ] {
         let golden = goldens.iter().find(|golden| golden.name == name).unwrap();
         let folder = golden.write(FileType::Bf16);

@@ -57,6 +57,42 @@ fn what_is_not_built_is_refused_by_field() {
         let refusal = refusal(copy.path());
         assert!(refusal.contains(expected), "{expected:?} is not in {refusal}");
     }
+    // A step that suppresses it would fail for all.
+    let copy = copy();
+    fs::write(copy.path().join("generation_config.json"), r#"{"eos_token_id": [2, 2048]}"#).unwrap();
+    let refusal = refusal(copy.path());
+    assert!(refusal.contains("eos_token_id: generation_config.json names 2048"), "{refusal}");
+}
+
+/// Some quantisers write a bias of zeros for every matrix.
+#[test]
+fn a_bias_of_zeros_changes_nothing_and_another_is_refused() {
+    let add = |bias: u8| {
+        let copy = copy();
+        let file = copy.path().join("model.safetensors");
+        let bytes = fs::read(&file).unwrap();
+        let (length, rest) = bytes.split_at(8);
+        let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+        let mut header: serde_json::Value = serde_json::from_slice(header).unwrap();
+        let offsets = [data.len(), data.len() + 4];
+        header["model.layers.1.mlp.up_proj.bias"] =
+            serde_json::json!({"dtype": "BF16", "shape": [2], "data_offsets": offsets});
+        let header = header.to_string().into_bytes();
+        let length = (header.len() as u64).to_le_bytes();
+        fs::write(file, [&length[..], &header, data, &[0, 0, 0, bias]].concat()).unwrap();
+        LoadedModel::open(copy.path(), Precision::F32).map(drop).map_err(|error| error.to_string())
+    };
+    assert_eq!(add(0), Ok(()));
+    assert!(add(0x3f).unwrap_err().contains("model.layers.1.mlp.up_proj.bias: it is there and not zero"));
+}
+
+#[test]
+fn a_template_in_a_file_of_its_own_goes_first() {
+    let copy = copy();
+    fs::write(copy.path().join("chat_template.jinja"), "{{ messages[0].content }}").unwrap();
+    let model = LoadedModel::open(copy.path(), Precision::F32).unwrap();
+    let ids = model.encode_chat(&[ChatMessage::new("user", "hi there")]).unwrap();
+    assert_eq!(ids, model.tokenizer().encode_plain("hi there").unwrap());
 }
 
 #[test]

@@ -190,6 +190,34 @@ fn a_file_is_served_with_its_template_and_a_profile_of_its_own() {
     assert_eq!((&*floats.weight_quantization, &*floats.compute_dtype), ("none", "f32"));
 }
 
+/// As llama.cpp takes them: what ends an answer by its text, and what the first files of Gemma 2 left out.
+#[test]
+fn what_a_file_does_not_say_is_what_llama_cpp_takes() {
+    let mut pairs = llama_pairs("llama");
+    for (key, value) in &mut pairs {
+        if let ("tokenizer.ggml.tokens", Value::Texts(tokens)) = (key.as_str(), value) {
+            tokens[260] = "<|im_end|>".into();
+            tokens[261] = "<|endoftext|>".into();
+            tokens[262] = "<|end_of_text|>".into();
+        }
+    }
+    let (_folder, path, _) = file(&pairs, &llama_tensors("F32", false));
+    assert_eq!(opened(&path).end_tokens(), [258, 260, 261, 262]);
+
+    let mut tensors = llama_tensors("F32", false);
+    tensors.retain(|(name, ..)| name != "output.weight");
+    for layer in 0..2 {
+        for name in ["post_attention_norm", "post_ffw_norm"] {
+            tensors.push((format!("blk.{layer}.{name}.weight"), "F32", vec![256]));
+        }
+    }
+    let (_folder, path, _) = file(&llama_pairs("gemma2"), &tensors);
+    let model = opened(&path);
+    let config = model.config();
+    assert_eq!((config.attention_soft_cap, config.logit_soft_cap), (Some(50.0), Some(30.0)));
+    assert_eq!((config.layers[0].window, config.layers[1].window), (Some(4_096), None));
+}
+
 #[test]
 fn what_is_wrong_with_a_file_is_said_by_name() {
     let refusal = |pairs: &Pairs, tensors: &Tensors, precision| {
@@ -214,6 +242,11 @@ fn what_is_wrong_with_a_file_is_said_by_name() {
         ("llama.block_count", Value::Number(3), "model.layers.2."),
         ("llama.rope.scaling.type", Value::Text("odd".into()), "odd was found"),
         ("llama.attention.value_length", Value::Number(32), "value_length"),
+        ("llama.rope.dimension_count", Value::Number(32), "llama.rope.dimension_count: 32 is not built"),
+        ("llama.attention.causal", Value::Flag(false), "llama.attention.causal: false is not built"),
+        ("llama.logit_scale", Value::Float(0.5), "llama.logit_scale: 0.5 is not built"),
+        ("llama.rope.freq_base", Value::Float(f32::NAN), "llama.rope.freq_base: a finite number"),
+        ("llama.block_count", Value::Number(1 << 24), "num_hidden_layers"),
     ] {
         let reason = changed(key, value);
         assert!(reason.contains(expected), "{key}: {expected:?} is not in {reason}");
@@ -221,6 +254,9 @@ fn what_is_wrong_with_a_file_is_said_by_name() {
     let mut odd = tensors.clone();
     odd.push(("blk.0.attn_sinks.weight".into(), "F32", vec![4]));
     assert!(refusal(&pairs, &odd, Precision::F32).contains("blk.0.attn_sinks.weight"));
+    let mut biased = tensors.clone();
+    biased.push(("blk.1.ffn_down.bias".into(), "F32", vec![256]));
+    assert!(refusal(&pairs, &biased, Precision::F32).contains("mlp.down_proj.bias: it is there and not zero"));
     let mut missing = tensors.clone();
     missing.remove(4);
     assert!(refusal(&pairs, &missing, Precision::F32).contains("self_attn.q_proj"));

@@ -38,6 +38,8 @@ fn mistral_and_mixtral() {
     };
     let first = with("MistralForCausalLM", json!({"sliding_window": 4096, "rope_theta": 10000.0}));
     assert!(first.layers.iter().all(|layer| layer.window == Some(4096)));
+    let unnamed = with("MistralForCausalLM", json!({}));
+    assert!(unnamed.layers.iter().all(|layer| layer.window == Some(4096)), "as the class has it");
     let later = with("MistralForCausalLM", json!({"sliding_window": null, "attention_dropout": 0.0}));
     assert!(later.layers.iter().all(|layer| layer.window.is_none()));
     let mixtral = with(
@@ -75,19 +77,21 @@ fn qwen() {
 
 #[test]
 fn gemma() {
-    let gemma2 = parse(
-        "Gemma2ForCausalLM",
-        json!({"attention_bias": false, "attn_logit_softcapping": 50.0, "cache_implementation": "hybrid",
+    let mut fields = json!({"attention_bias": false, "attn_logit_softcapping": 50.0, "cache_implementation": "hybrid",
             "final_logit_softcapping": 30.0, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh",
             "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2304, "intermediate_size": 9216,
             "max_position_embeddings": 8192, "num_attention_heads": 8, "num_hidden_layers": 26,
             "num_key_value_heads": 4, "query_pre_attn_scalar": 256, "rope_theta": 10000.0, "sliding_window": 4096,
-            "vocab_size": 256000}),
-    );
+            "vocab_size": 256000});
+    let gemma2 = parse("Gemma2ForCausalLM", fields.clone());
     assert_eq!((gemma2.attention_soft_cap, gemma2.logit_soft_cap), (Some(50.0), Some(30.0)));
     assert_eq!((gemma2.layers[0].window, gemma2.layers[1].window), (Some(4096), None));
     assert_eq!((gemma2.embedding_scale, gemma2.attention_scale), (48.0, 0.0625));
     assert!(gemma2.tie_word_embeddings && gemma2.post_norms && gemma2.norm_plus_one);
+    for field in ["attn_logit_softcapping", "final_logit_softcapping", "sliding_window"] {
+        fields.as_object_mut().unwrap().remove(field);
+    }
+    assert_eq!(parse("Gemma2ForCausalLM", fields), gemma2, "what is not named is what the class has");
     let gemma3 = parse(
         "Gemma3ForCausalLM",
         json!({"attention_bias": false, "attn_logit_softcapping": null, "final_logit_softcapping": null,
