@@ -130,6 +130,18 @@ pub struct EngineInfo {
     pub backend: String,
 }
 
+impl EngineInfo {
+    /// Tokens of a sequence that has the whole cache for itself.
+    pub fn tokens_held(&self) -> usize {
+        tokens_held(self.kv_blocks, self.block_tokens)
+    }
+}
+
+/// As [`EngineInfo::tokens_held`]; the last token is never computed.
+pub(super) fn tokens_held(kv_blocks: usize, block_tokens: usize) -> usize {
+    kv_blocks * block_tokens + 1
+}
+
 /// Why an engine does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {

@@ -8,7 +8,7 @@ use polylink_kernels::{
     Backend, BackendError, CpuBackend, CpuOptions, KvLayout, KvSpec, Limits, ReferenceBackend, Solo,
 };
 
-use super::config::{BackendKind, EngineConfig, EngineError, EngineInfo, KvCacheSize, Speculation};
+use super::config::{BackendKind, EngineConfig, EngineError, EngineInfo, KvCacheSize, Speculation, tokens_held};
 use super::core::Core;
 use super::draft_model::DraftModel;
 use super::handle::{EngineHandle, Shared};
@@ -187,15 +187,25 @@ pub(super) fn build(model: &LoadedModel, config: &EngineConfig) -> Result<Built,
     let backend = match &config.split {
         Some(settings) => {
             limits.kv_blocks = kv_blocks(config.kv_cache, layout, None)?;
+            limits.positions = positions.min(tokens_held(limits.kv_blocks, layout.block_tokens));
             tensor_split::lead(model, &split, settings, limits, layout.block_tokens, backend)?
         }
         None => {
             let program = model.load(&split, 0, &mut *backend)?;
             limits.kv_blocks = kv_blocks(config.kv_cache, layout, backend.cache_room(&program, &limits))?;
+            limits.positions = positions.min(tokens_held(limits.kv_blocks, layout.block_tokens));
             backend.build(program, limits, Box::new(Solo))?;
             backend
         }
     };
+    if limits.positions < positions {
+        let (context, cached) = (positions, limits.positions - 1);
+        tracing::warn!(
+            context,
+            cached,
+            "the KV cache holds fewer tokens than the model's context: longer requests are refused"
+        );
+    }
     let info = EngineInfo {
         context_length: positions,
         long_beyond: model.config().long_beyond,
@@ -235,7 +245,7 @@ pub(super) fn drafter(
         slots: config.max_running,
         // As many positions as the model's own cache has.
         kv_blocks: (info.kv_blocks * info.block_tokens).div_ceil(block_tokens),
-        positions: info.context_length.min(draft.context_length()),
+        positions: draft.context_length().min(info.context_length).min(info.tokens_held()),
     };
     let program = draft.load(&split, 0, &mut *backend)?;
     backend.build(program, limits, Box::new(Solo))?;

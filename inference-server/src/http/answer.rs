@@ -114,7 +114,10 @@ impl Shape {
 
     fn token_object(&self, id: u32, logprob: f32) -> Value {
         let text = self.tokenizer.token_text(id);
-        json!({"bytes": text.as_bytes(), "token": text, "logprob": logprob})
+        // Those of a piece of a character, too: its text alone is U+FFFD.
+        let bytes = self.tokenizer.token_bytes(id).filter(|bytes| !bytes.is_empty());
+        let bytes = bytes.unwrap_or_else(|| text.clone().into_bytes());
+        json!({"bytes": bytes, "token": text, "logprob": logprob})
     }
 
     /// OpenAI's logprobs of some tokens: lists for chat, parallel arrays for completions.

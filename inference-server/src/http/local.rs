@@ -17,6 +17,7 @@ use super::error::ApiError;
 use super::front::{Answer, Answerer, Caller, ModelCard, unix_seconds, unknown_model};
 use super::metrics::engine_families;
 use super::request::{AnswerRequest, Kind, Prompt};
+use super::sampling::usable_temperature;
 use super::tools::Dialect;
 use crate::engine::{EngineHandle, EngineStatus, GenerateRequest, RequestStream, TextEvent, TextStream};
 use crate::model::{ChatTemplate, GenerationDefaults, LoadedModel, Tokenizer};
@@ -59,7 +60,7 @@ impl TextModel {
         let (mut sampling, unset) = (request.sampling.clone(), request.unset);
         let within = |value: Option<f32>, low: f32, high: f32| value.filter(|value| (low..=high).contains(value));
         if let Some(temperature) = within(self.defaults.temperature, 0.0, 2.0).filter(|_| unset.temperature) {
-            sampling.temperature = temperature;
+            sampling.temperature = usable_temperature(temperature);
         }
         if let Some(top_p) = within(self.defaults.top_p, f32::MIN_POSITIVE, 1.0).filter(|_| unset.top_p) {
             sampling.top_p = top_p;
@@ -163,7 +164,12 @@ impl LocalAnswerer {
         let tools = request.take_tools(self.text.dialect(&request)?);
         let scored = request.scored_prompt();
         let prompt_token_ids = encode(self.text.clone(), request.prompt, request.add_special_tokens).await?;
-        let max_tokens = self.text.max_tokens(prompt_token_ids.len(), sampling.max_tokens)?;
+        let mut max_tokens = self.text.max_tokens(prompt_token_ids.len(), sampling.max_tokens)?;
+        if sampling.max_tokens == 0 {
+            // Nobody asked for so many: as many as the cache can hold.
+            let room = self.engine.info().tokens_held().saturating_sub(prompt_token_ids.len());
+            max_tokens = max_tokens.min(room.max(1) as u32);
+        }
         sampling.max_tokens = if request.prompt_only { 0 } else { max_tokens };
         let seed = match request.seed {
             Some(seed) => seed,

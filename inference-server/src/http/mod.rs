@@ -13,6 +13,7 @@ mod grammar;
 pub mod local;
 pub mod metrics;
 mod openapi;
+mod patience;
 pub mod request;
 mod sampling;
 pub mod server;

@@ -1,5 +1,6 @@
 //! Sampling parameters from OpenAI's (and vLLM's additional) fields.
 
+use polylink_kernels::TEMPERATURE_MIN;
 use polylink_protocol::digest::Hasher;
 use polylink_protocol::market_v1::{LogitBias, Sampling};
 use serde_json::Value;
@@ -21,6 +22,11 @@ pub fn client_seed(seed: i64) -> [u8; 32] {
     Hasher::new("polylink/client-seed/v1").u64(seed as u64).finish().0
 }
 
+/// Temperatures that are hardly above 0 mean "as good as greedy": the lowest that can be divided by.
+pub(crate) fn usable_temperature(temperature: f32) -> f32 {
+    if temperature > 0.0 { temperature.max(TEMPERATURE_MIN) } else { temperature }
+}
+
 /// Reads every field that changes which tokens come out. `max_tokens` is the caller's.
 pub(crate) fn sampling(fields: &mut Fields, max_tokens: u32) -> Result<Sampling, ApiError> {
     let min_tokens = fields.integer("min_tokens", 0, i64::from(u32::MAX))?.unwrap_or(0) as u32;
@@ -33,8 +39,9 @@ pub(crate) fn sampling(fields: &mut Fields, max_tokens: u32) -> Result<Sampling,
     // −1 is how vLLM and others write "off".
     let top_k = fields.integer("top_k", -1, i64::from(u32::MAX))?.unwrap_or(0).max(0) as u32;
     Ok(Sampling {
-        temperature: fields.number("temperature", 0.0, 2.0)?.unwrap_or(1.0),
-        top_p: fields.number("top_p", f64::from(f32::MIN_POSITIVE), 1.0)?.unwrap_or(1.0),
+        temperature: fields.number("temperature", 0.0, 2.0)?.map_or(1.0, usable_temperature),
+        // 0 leaves the likeliest token alone, as the least positive number does.
+        top_p: fields.number("top_p", 0.0, 1.0)?.unwrap_or(1.0).max(f32::MIN_POSITIVE),
         top_k,
         min_p: fields.number("min_p", 0.0, 1.0)?.unwrap_or(0.0),
         repetition_penalty: fields.number("repetition_penalty", 0.01, 10.0)?.unwrap_or(1.0),

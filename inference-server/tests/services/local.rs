@@ -89,6 +89,37 @@ async fn every_shape_of_an_answer() {
     server.stop(Duration::from_secs(1)).await;
 }
 
+/// Whoever names no limit gets what there is room for; whoever names one that can never be held is told so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_without_a_limit_of_its_own_fits_a_small_cache() {
+    let config = EngineConfig { threads: 1, kv_cache: KvCacheSize::Blocks(4), ..EngineConfig::default() };
+    let (server, base) = start_over(Engine::start(model(), config).unwrap(), FrontLimits::default()).await;
+    let url = format!("{base}/v1/chat/completions");
+    let mut body =
+        json!({"model": "pico", "messages": [{"role": "user", "content": "What is 2 plus 3?"}], "ignore_eos": true});
+    let answer = post(&url, None, &body).await.json();
+    assert_eq!(answer["choices"][0]["finish_reason"], "length", "{answer}");
+    assert_eq!(answer["usage"]["total_tokens"], 4 * 16 + 1, "the last token is never computed");
+    body["max_tokens"] = json!(200);
+    assert_eq!(post(&url, None, &body).await.error().1, "context_length_exceeded");
+    server.stop(Duration::from_secs(1)).await;
+}
+
+/// OpenAI's `bytes` are there so that characters of several tokens can be put together.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_piece_of_a_character_has_its_own_bytes() {
+    let (server, base) = start(FrontLimits::default()).await;
+    let model = model();
+    let tokenizer = model.tokenizer();
+    let piece = (0..2048).find(|id| tokenizer.token_bytes(*id) == Some(vec![0xc3])).expect("a byte of its own");
+    let body = json!({"model": "pico", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1,
+        "logprobs": true, "logit_bias": {piece.to_string(): 100}});
+    let answer = post(&format!("{base}/v1/chat/completions"), None, &body).await.json();
+    let token = &answer["choices"][0]["logprobs"]["content"][0];
+    assert_eq!((token["token"].as_str(), &token["bytes"]), (Some("\u{fffd}"), &json!([0xc3])));
+    server.stop(Duration::from_secs(1)).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_are_answered_and_a_client_that_leaves_frees_its_place() {
     let limits = FrontLimits { answers_max: 1, body_bytes_max: 1_000 };

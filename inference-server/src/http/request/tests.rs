@@ -63,12 +63,20 @@ fn what_a_request_leaves_open_is_known() {
     assert_eq!(request.unset, expected);
 }
 
+/// What clients send for "greedy": the engine divides by the one, and keeps at least one token of the other.
+#[test]
+fn hardly_any_randomness_is_the_least_that_can_be_computed() {
+    let sampling = chat(json!({"temperature": 1e-8, "top_p": 0})).unwrap().sampling;
+    assert_eq!((sampling.temperature, sampling.top_p), (polylink_kernels::TEMPERATURE_MIN, f32::MIN_POSITIVE));
+    assert_eq!(chat(json!({"temperature": 0})).unwrap().sampling.temperature, 0.0);
+}
+
 #[test]
 fn a_wrong_value_is_answered_with_its_field() {
     for (body, param) in [
         (json!({"temperature": 3}), "temperature"),
         (json!({"temperature": "hot"}), "temperature"),
-        (json!({"top_p": 0}), "top_p"),
+        (json!({"top_p": -0.1}), "top_p"),
         (json!({"top_k": -2}), "top_k"),
         (json!({"min_p": 1.5}), "min_p"),
         (json!({"presence_penalty": 3}), "presence_penalty"),
