@@ -167,9 +167,6 @@ fn text_models(names: &[String]) -> Result<Vec<GatewayModel>, CliError> {
             _ => (None, models::resolve(name)),
         };
         let (model, profile) = models::open(&folder, Precision::F32, id)?;
-        if model.chat_template().is_none() {
-            return Err(CliError::value("--model", format!("{name} has no chat template")));
-        }
         let text = TextModel::of(&model);
         // Only the profile's word on how it is computed differs: the files are the same.
         let precisions = std::iter::once(Precision::F32).chain(model.other_precisions().iter().copied());

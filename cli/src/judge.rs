@@ -91,7 +91,10 @@ pub async fn run(args: &JudgeArgs, home: &Path) -> Result<(), CliError> {
             };
             let engine = Engine::start(model.clone(), config).map_err(|e| wrong(&e))?;
             let name = profile.id.split('@').next().unwrap_or_default().to_owned();
-            let text = text_model(&model, &engine)?;
+            if model.chat_template().is_none() {
+                return Err(CliError::value("--llm-model", format!("{} has no chat template", folder.display())));
+            }
+            let text = text_model(&model, &engine);
             let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
             let server = serve_local(engine.clone(), text, name.clone(), any_port).await?;
             let url = format!("http://{}/v1", server.address());

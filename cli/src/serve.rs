@@ -214,11 +214,8 @@ fn engine(args: &ServeArgs, model: LoadedModel) -> Result<EngineHandle, CliError
 }
 
 /// The text side of a model.
-pub fn text_model(model: &LoadedModel, engine: &EngineHandle) -> Result<TextModel, CliError> {
-    if model.chat_template().is_none() {
-        return Err(CliError::value("model", "its tokenizer_config.json has no chat_template"));
-    }
-    Ok(TextModel { context_length: engine.info().context_length as u32, ..TextModel::of(model) })
+pub fn text_model(model: &LoadedModel, engine: &EngineHandle) -> TextModel {
+    TextModel { context_length: engine.info().context_length as u32, ..TextModel::of(model) }
 }
 
 /// Serves an engine's OpenAI endpoint; the second value stops it.
@@ -250,7 +247,7 @@ pub async fn run(args: &ServeArgs, home: &Path) -> Result<(), CliError> {
     if args.local {
         let engine = engine(args, model.clone())?;
         let name = own_profile.id.split('@').next().unwrap_or_default().to_owned();
-        let text = text_model(&model, &engine)?;
+        let text = text_model(&model, &engine);
         let server = serve_local(engine.clone(), text, name.clone(), args.listen).await?;
         println!("http://{}/v1 serves {name}", server.address());
         shutdown::requested().await?;

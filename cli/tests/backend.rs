@@ -1,10 +1,13 @@
-//! What computes, on a machine without a GPU: the binary starts, with and without the feature `cuda`, and says what is missing.
+//! `polylink serve` by itself. What computes, on a machine without a GPU: the binary starts, with and without the feature
+//! `cuda`, and says what is missing; which models it serves, and how it ends.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
 use common::{Running, command, text};
-use std::io::{BufRead, BufReader, Read};
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -56,6 +59,46 @@ fn left_open_the_cpu_computes_and_says_why() {
     } else {
         assert!(!said.contains("CUDA"), "a program without kernels has nothing to say of them: {said}");
     }
+}
+
+/// A model that was never taught to talk continues texts.
+#[test]
+fn a_model_without_a_chat_template_is_served() {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(common::models().join("pico")).unwrap().map(Result::unwrap) {
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    std::fs::write(folder.path().join("tokenizer_config.json"), "{}").unwrap();
+    let path = folder.path().display().to_string();
+    let mut serve = command(&["serve", "--local", "--model", &path, "--listen", "127.0.0.1:0", "--threads", "1"]);
+    let mut running = Running(serve.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+    let mut ready = String::new();
+    BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    assert!(ready.contains("serves polylink/"), "{ready}");
+}
+
+/// SIGTERM: what is under way is finished and sent, nothing new is taken, and the process ends in order.
+#[test]
+fn a_server_that_is_asked_to_end_finishes_its_answers() {
+    let mut serve = command(&["serve", "--local", "--model", "pico", "--listen", "127.0.0.1:0", "--threads", "1"]);
+    let mut running = Running(serve.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+    let mut ready = String::new();
+    BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    let address = ready.strip_prefix("http://").and_then(|rest| rest.split_once("/v1")).unwrap().0;
+    let mut answer = TcpStream::connect(address).unwrap();
+    let body = r#"{"model": "polylink/pico", "prompt": "What", "max_tokens": 900, "ignore_eos": true, "n": 16,
+        "stream": true}"#;
+    write!(answer, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let mut received = vec![0; 512];
+    answer.read_exact(&mut received).unwrap();
+    let pid = Pid::from_raw(i32::try_from(running.0.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    answer.read_to_end(&mut received).unwrap();
+    let received = text(&received);
+    assert_eq!(received.matches("\"finish_reason\":\"length\"").count(), 16, "all of it");
+    assert!(received.contains("data: [DONE]"));
+    assert!(running.0.wait().unwrap().success());
+    assert!(TcpStream::connect(address).is_err());
 }
 
 /// `bench/gpu.sh` on a machine that lacks something: it says what, and ends in failure before anything runs.
