@@ -115,12 +115,15 @@ impl EngineThread {
             _ => (FailureCode::EngineFailed, false),
         };
         tracing::error!(code = code.as_str(), %error, "engine step failed");
+        let reason = format!("{error}; trying to recover");
+        if rebuild {
+            // Whoever is told of the failure and asks for the status sees this one.
+            self.shared.status.send_replace(EngineStatus::Unavailable(reason.clone()));
+        }
         self.core.fail_all(code, &error.to_string());
         if !rebuild {
             return;
         }
-        let reason = format!("{error}; trying to recover");
-        self.shared.status.send_replace(EngineStatus::Unavailable(reason.clone()));
         while !self.stopping && !self.draining {
             match (self.rebuild)() {
                 Ok(backend) => {

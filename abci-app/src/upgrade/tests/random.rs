@@ -29,7 +29,7 @@ const LONG: &str = concat!(
     "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
 );
 /// Where a migration counts how often it ran.
-const RUNS: u8 = 0xfe;
+const RUNS: u8 = b'\xfe';
 
 const fn migration(name: &'static str) -> Migration {
     let run = match name.as_bytes()[0] {
